@@ -1,0 +1,282 @@
+"""Every setting of Talaria: one frozen model a stage, and the only place where a default lives.
+
+A field's description is its documentation: `docs/configuration.md` and the trigger form are made from it.
+`NotInKey` marks a setting that changes how fast or where a stage runs but not what it produces, so it takes no
+part in the store's key (see store.py).
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import ConfigError
+
+
+class _NotInKey:
+    """Marker for settings that leave a stage's output unchanged."""
+
+
+NotInKey = _NotInKey()
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def key_fields(self) -> dict[str, Any]:
+        """The settings that decide the output, as JSON values."""
+        left_out = {name for name, field in type(self).model_fields.items() if NotInKey in field.metadata}
+        return self.model_dump(mode="json", exclude=left_out)
+
+
+class Download(Section):
+    source: Literal["hub", "local", "sample"] = Field("hub", description="Where the conversations come from.")
+    repo: str = Field("teknium/OpenHermes-2.5", description="Data set on the Hugging Face hub (source: hub).")
+    revision: str = Field("main", description="Branch, tag or commit; the commit it resolves to is recorded.")
+    files: str = Field("*", description="Glob of the data files to take from the repository or folder.")
+    sha256: str | None = Field(None, description="Expected digest of the one data file; a mismatch stops the run.")
+    path: Path | None = Field(None, description="File or folder to read (source: local).")
+    rows: int = Field(6000, ge=1, description="Conversations to generate (source: sample).")
+    seed: int = Field(0, description="Seed of the generator (source: sample).")
+
+    @model_validator(mode="after")
+    def _local_needs_path(self) -> Download:
+        if self.source == "local" and self.path is None:
+            raise ValueError("download.path is needed when download.source is local")
+        return self
+
+
+class Convert(Section):
+    on_bad_row: Literal["error", "drop"] = Field("error", description="What to do with a row that cannot be converted.")
+    function: str | None = Field(None, description="'module:name' of your own LazyFrame -> LazyFrame step, run first.")
+    drop_duplicates: bool = Field(False, description="Drop rows whose messages equal an earlier row's. Off, as in the reference.")
+    drop_empty_answers: bool = Field(False, description="Drop rows with an empty assistant message. Off, as in the reference.")
+    rows: int | None = Field(None, ge=1, description="Take only the first N rows.")
+
+
+class Shape(Section):
+    """Size of a Qwen3 model made from random weights (base.source: random)."""
+
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    head_dim: int = 32
+
+
+class Base(Section):
+    source: Literal["hub", "local", "random"] = Field("hub", description="Where the base model comes from.")
+    repo: str = Field("Qwen/Qwen3-4B-Base", description="Model on the Hugging Face hub (source: hub).")
+    revision: str = Field("main", description="Branch, tag or commit; the commit it resolves to is recorded.")
+    path: Path | None = Field(None, description="Folder of the model (source: local).")
+    tokenizer: Path | None = Field(None, description="Tokenizer folder (source: random); absent: one is trained on the messages.")
+    vocab_size: int = Field(2048, ge=300, description="Size of the tokenizer that is trained (source: random).")
+    shape: Shape = Field(Shape(), description="Size of the model (source: random).")
+    seed: int = Field(0, description="Seed of the random weights (source: random).")
+
+    @model_validator(mode="after")
+    def _local_needs_path(self) -> Base:
+        if self.source == "local" and self.path is None:
+            raise ValueError("base.path is needed when base.source is local")
+        return self
+
+
+class Tokenize(Section):
+    max_tokens: int = Field(9216, ge=8, description="Longest conversation kept, in tokens.")
+    on_long: Literal["drop", "truncate"] = Field("drop", description="What to do with a longer conversation.")
+    validation_fraction: float = Field(
+        0.0, ge=0, lt=1, description="Share held out, chosen by a hash of the content: stable when rows are added, no duplicate in both."
+    )
+    supervise_newline: bool = Field(True, description="Count the line break after <|im_end|> in the loss, as the reference does.")
+    backend: Annotated[Literal["auto", "fastokens", "tokenizers"], NotInKey] = Field(
+        "auto", description="Encoder; both give the same ids, fastokens is about 50 times faster."
+    )
+    workers: Annotated[int, NotInKey] = Field(0, ge=0, description="Encoder threads; 0: one a core.")
+    shards: Annotated[int, NotInKey] = Field(1, ge=1, description="Row ranges that Airflow spreads over its workers.")
+    shard_rows: int = Field(100_000, ge=1, description="Rows of the parquet per Arrow file.")
+
+
+class Lora(Section):
+    rank: int = Field(0, ge=0, description="0: full-parameter training.")
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: str = Field("all-linear", description="Modules that get an adapter, as peft names them.")
+
+
+class Train(Section):
+    epochs: int = Field(3, ge=1)
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimiser steps, whatever epochs says.")
+    global_batch: int = Field(128, ge=1, description="Conversations per optimiser step.")
+    max_tokens_per_device: int = Field(9216, ge=8, description="Most tokens in a micro-batch on one rank.")
+    lr: float = Field(1e-5, gt=0)
+    min_lr: float = Field(1e-6, ge=0)
+    warmup_fraction: float = Field(0.1, ge=0, le=1, description="Share of the steps with a linearly rising learning rate.")
+    weight_decay: float = Field(0.1, ge=0, description="On matrices only; none on 1-D parameters.")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    clip: float = Field(1.0, gt=0, description="Largest global gradient norm.")
+    reduction: Literal["token", "sample"] = Field("token", description="Mean over supervised tokens, or over conversations.")
+    seed: int = Field(42, ge=0, description="Epoch e's order is a permutation from (seed, e) alone.")
+    precision: Literal["mixed", "fp32", "bf16", "fp8"] = Field(
+        "mixed", description="mixed: fp32 masters and Adam state, bf16 compute. bf16: everything bf16. fp8: mixed with fp8 linears."
+    )
+    lora: Lora = Lora()
+    patience: int | None = Field(None, ge=1, description="Stop after this many evaluations without a better held-out loss.")
+    eval_every: int | None = Field(None, ge=1, description="Steps between held-out losses; absent: each epoch's end only.")
+    save_every: int = Field(1000, ge=1, description="Steps between checkpoints; one is also saved at each epoch's end.")
+    keep_last: Annotated[int, NotInKey] = Field(2, ge=1, description="Checkpoints kept for resuming.")
+    keep_epochs: bool = Field(False, description="Export a model at each epoch's end, each a version of its own.")
+    keep_best: bool = Field(False, description="Export the model with the lowest held-out loss.")
+    prefetch: Annotated[int, NotInKey] = Field(2, ge=1, description="Steps prepared ahead by the background thread.")
+    num_processes: Annotated[int, NotInKey] = Field(0, ge=0, description="Ranks on this machine; 0: one a GPU, or 1 on CPU.")
+    num_machines: Annotated[int, NotInKey] = Field(1, ge=1)
+    sharding: Annotated[Literal["auto", "replicate", "shard", "hybrid"], NotInKey] = Field(
+        "auto", description="auto: shard over the ranks of a node, replicate over nodes; replicate on CPU."
+    )
+    shard_size: Annotated[int, NotInKey] = Field(0, ge=0, description="Ranks per shard group (hybrid); 0: a node's ranks.")
+    activation_checkpointing: Annotated[Literal["auto", "off", "selective", "full"], NotInKey] = "auto"
+    compile: Annotated[Literal["auto", "on", "off"], NotInKey] = Field("auto", description="torch.compile each layer; auto: on GPU.")
+    hang_timeout: Annotated[float, NotInKey] = Field(600.0, gt=0, description="Seconds without progress until all ranks stop.")
+    stop_grace: Annotated[float, NotInKey] = Field(300.0, gt=0, description="Seconds that ranks get to save after SIGTERM.")
+
+
+class Evaluate(Section):
+    prompts: int = Field(64, ge=0, description="Held-out prompts to answer; exact match is reported.")
+    max_new_tokens: int = Field(128, ge=1)
+    batch_tokens: Annotated[int, NotInKey] = Field(9216, ge=8, description="Most tokens in a held-out batch.")
+
+
+class Registry(Section):
+    model: str | None = Field(None, description="Registered model's name; absent: the configuration's name.")
+    experiment: str = Field("talaria", description="MLflow experiment.")
+
+
+class Promote(Section):
+    margin: float = Field(0.0, ge=0, description="Held-out loss must be lower than base's and champion's by more than this.")
+    approval: bool = Field(False, description="Ask a person before the champion alias moves (Airflow only).")
+
+
+class Schedule(Section):
+    cron: str | None = Field(None, description="Cron expression for scheduled retraining (UTC).")
+    on_new_revision: bool = Field(False, description="Start a run when the data set's revision on the hub changes.")
+    poll_seconds: float = Field(300.0, gt=0, description="Seconds between looks at the hub.")
+    skip_unchanged: bool = Field(True, description="Skip a scheduled run whose data, model and settings the champion already has.")
+
+
+class Config(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and, by default, of the model.")
+    download: Download = Download()
+    convert: Convert = Convert()
+    base: Base = Base()
+    tokenize: Tokenize = Tokenize()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    registry: Registry = Registry()
+    promote: Promote = Promote()
+    schedule: Schedule = Schedule()
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting under its dotted name, as it is logged to MLflow."""
+        return dict(_flatten(self.model_dump(mode="json")))
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> typing.Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def load(path: str | Path, overrides: typing.Mapping[str, Any] | typing.Iterable[str] = ()) -> Config:
+    """Read a YAML file and apply overrides (`{"train.lr": 1e-4}` or `["train.lr=1e-4"]`).
+
+    Raises ConfigError, one sentence that names the file and the setting.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where else ""
+        raise ConfigError(f"{path}: not valid YAML{line}: {getattr(error, 'problem', None) or error}.") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected settings like 'name: my-run', found {type(tree).__name__}.")
+    tree.setdefault("name", path.stem)
+    for name, value in _pairs(overrides):
+        _assign(tree, name, value)
+    return parse(tree, str(path))
+
+
+def parse(tree: Any, origin: str) -> Config:
+    """Validate a nested mapping; `origin` is named in the error."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {_sentence(error)}") from None
+
+
+def _pairs(overrides: typing.Mapping[str, Any] | typing.Iterable[str]) -> typing.Iterator[tuple[str, Any]]:
+    if isinstance(overrides, typing.Mapping):
+        yield from overrides.items()
+        return
+    for text in overrides:
+        name, found, value = text.partition("=")
+        if not found:
+            raise ConfigError(f"override {text!r}: expected KEY=VALUE, for example train.lr=1e-5.")
+        yield name.strip(), _scalar(value)
+
+
+def _scalar(text: str) -> Any:
+    """A value as YAML reads it; pydantic turns '1e-5' into the number everybody means."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, leaf = dotted.split(".")
+    for parent in parents:
+        child = tree.setdefault(parent, {})
+        if child is None:
+            child = tree[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {dotted}: {parent} holds a value, not settings.")
+        tree = child
+    tree[leaf] = value
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    dotted = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(dotted, known_settings(), n=1)
+        return f"unknown setting {dotted}" + (f"; did you mean {near[0]}?" if near else "; see docs/configuration.md.")
+    reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").rstrip(".")
+    if first["type"] == "value_error":
+        return f"{reason}."
+    more = len(error.errors()) - 1
+    also = f" (and {more} more)" if more else ""
+    return f"{dotted}: should be {reason}, got {first['input']!r}{also}."
+
+
+def known_settings(model: type[Section] = Config, prefix: str = "") -> list[str]:
+    """Dotted names of every setting."""
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            names += known_settings(kind, f"{prefix}{name}.")
+        else:
+            names.append(f"{prefix}{name}")
+    return names

@@ -1,0 +1,187 @@
+"""Content-addressed stage outputs: `<store>/<stage>/<key>/`, whole or absent, reused when the key exists.
+
+A key is the sha256 of everything that decides an output: stage name and version, the settings that the stage reads,
+a fingerprint of what it takes from outside, and the keys of its inputs. The stage writes into `<store>/.work/<stage>-<key>-*`;
+the folder is fsynced, gets its manifest.json and is renamed into place, so a crash leaves all of it or nothing and two runs
+racing for one key do not meet: the second finds the place taken and drops its own copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+MANIFEST = "manifest.json"
+_VERSIONS_OF = ("polars", "pyarrow", "datasets", "tokenizers", "fastokens", "torch", "transformers", "accelerate")
+
+
+@dataclass(frozen=True)
+class Output:
+    """A finished stage output."""
+
+    path: Path
+    key: str
+    facts: dict[str, Any]
+    seconds: float
+    reused: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """What travels through XCom: where the data is and what it is, never the data."""
+        return {"path": str(self.path), "key": self.key, "facts": self.facts, "seconds": self.seconds, "reused": self.reused}
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def output_key(stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str], outside: Any = None) -> str:
+    """The key of a stage's output. `inputs`: name -> key; `outside`: fingerprint of what comes from outside the store."""
+    return digest({"stage": stage, "version": version, "settings": settings, "inputs": inputs, "outside": outside})
+
+
+class Store:
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).absolute()
+
+    def place(self, stage: str, key: str) -> Path:
+        return self.root / stage / key[:32]
+
+    def work(self, stage: str, key: str) -> Path:
+        """A folder for a stage that keeps its progress over crashes (training); published by `publish`."""
+        return self.root / ".work" / f"{stage}-{key[:32]}"
+
+    def find(self, stage: str, key: str) -> Output | None:
+        """The finished output of this key, or None."""
+        place = self.place(stage, key)
+        try:
+            manifest = json.loads((place / MANIFEST).read_text())
+        except FileNotFoundError:
+            return None
+        return Output(place, key, manifest["facts"], manifest["seconds"], reused=True)
+
+    def run(
+        self,
+        stage: str,
+        key: str,
+        write: Callable[[Path], dict[str, Any]],
+        *,
+        described_by: Mapping[str, Any],
+        resumable: bool = False,
+        force: bool = False,
+    ) -> Output:
+        """Reuse the output of `key`, or make it: `write(folder)` fills an empty folder and returns its facts.
+
+        `resumable` keeps the working folder after a failure and hands it, as it was left, to the next attempt.
+        `force` makes the output again and replaces the old one.
+        Raises UserError when the disk is full.
+        """
+        found = None if force else self.find(stage, key)
+        if found:
+            return found
+        work = self.work(stage, key)
+        if not resumable:
+            (self.root / ".work").mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(prefix=f"{work.name}-", dir=work.parent))
+        work.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        try:
+            facts = write(work)
+            return self.publish(stage, key, work, facts, time.monotonic() - start, described_by, replace=force)
+        except OSError as error:
+            if error.errno == 28:
+                raise UserError(f"{self.root}: the disk is full while stage {stage} writes; free space or move the store.") from error
+            raise
+        finally:
+            if not resumable:
+                shutil.rmtree(work, ignore_errors=True)
+
+    def publish(
+        self,
+        stage: str,
+        key: str,
+        work: Path,
+        facts: dict[str, Any],
+        seconds: float,
+        described_by: Mapping[str, Any],
+        *,
+        replace: bool = False,
+    ) -> Output:
+        """Give a filled working folder its manifest and move it into place in one rename."""
+        files = {str(path.relative_to(work)): path for path in sorted(work.rglob("*")) if path.is_file()}
+        manifest = {
+            "stage": stage,
+            "key": key,
+            **described_by,
+            "facts": facts,
+            "seconds": round(seconds, 3),
+            "versions": dict(_versions()),
+            "files": {name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for name, path in files.items()},
+        }
+        write_atomically(work / MANIFEST, json.dumps(manifest, indent=1))
+        for path in files.values():
+            _fsync(path)
+        _fsync(work)
+        place = self.place(stage, key)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if replace and place.exists():
+            aside = Path(tempfile.mkdtemp(dir=self.root / ".work"))
+            place.rename(aside / "old")
+            shutil.rmtree(aside)
+        try:
+            work.rename(place)
+        except OSError:
+            found = self.find(stage, key)
+            if found is None:
+                raise
+            shutil.rmtree(work, ignore_errors=True)  # another run won the race with the same content
+            return found
+        _fsync(place.parent)
+        return Output(place, key, facts, manifest["seconds"])
+
+    def outputs(self) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+        """Every finished output: (stage, folder, manifest)."""
+        for path in sorted(self.root.glob(f"[!.]*/*/{MANIFEST}")):
+            with contextlib.suppress(FileNotFoundError):  # pruned meanwhile
+                yield path.parent.parent.name, path.parent, json.loads(path.read_text())
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Readers see the old text or the new one, never a part; the text survives a power cut."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in _VERSIONS_OF:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            yield name, importlib.metadata.version(name)
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
