@@ -212,9 +212,14 @@ def load(path: str | Path, overrides: typing.Mapping[str, Any] | typing.Iterable
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected settings like 'name: my-run', found {type(tree).__name__}.")
     tree.setdefault("name", path.stem)
+    return override(tree, overrides, str(path))
+
+
+def override(tree: dict[str, Any], overrides: typing.Mapping[str, Any] | typing.Iterable[str], origin: str) -> Config:
+    """Validate a nested mapping after setting some of its values; `origin` is named in errors."""
     for name, value in _pairs(overrides):
         _assign(tree, name, value)
-    return parse(tree, str(path))
+    return parse(tree, origin)
 
 
 def parse(tree: Any, origin: str) -> Config:
@@ -270,13 +275,16 @@ def _sentence(error: ValidationError) -> str:
     return f"{dotted}: should be {reason}, got {first['input']!r}{also}."
 
 
-def known_settings(model: type[Section] = Config, prefix: str = "") -> list[str]:
+def known_settings() -> list[str]:
     """Dotted names of every setting."""
-    names: list[str] = []
+    return [name for name, _, _ in documentation()]
+
+
+def documentation(model: type[Section] = Config, prefix: str = "") -> typing.Iterator[tuple[str, Any, str]]:
+    """Every setting: dotted name, default, meaning."""
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Section):
-            names += known_settings(kind, f"{prefix}{name}.")
+            yield from documentation(kind, f"{prefix}{name}.")
         else:
-            names.append(f"{prefix}{name}")
-    return names
+            yield f"{prefix}{name}", "(required)" if field.is_required() else field.default, field.description or ""

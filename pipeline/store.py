@@ -41,6 +41,10 @@ class Output:
         """What travels through XCom: where the data is and what it is, never the data."""
         return {"path": str(self.path), "key": self.key, "facts": self.facts, "seconds": self.seconds, "reused": self.reused}
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Output:
+        return cls(Path(value["path"]), value["key"], value.get("facts", {}), value.get("seconds", 0.0), value.get("reused", False))
+
 
 def digest(value: Any) -> str:
     """sha256 of a JSON value in canonical form."""
