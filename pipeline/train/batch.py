@@ -1,0 +1,96 @@
+"""A micro-batch: conversations laid end to end, with no padding between them.
+
+Hidden state `positions[j]` (an index into the T packed tokens) predicts `targets[j]`; only supervised targets are listed, so
+nothing downstream ever looks at an unsupervised position. A conversation's first token has no predecessor and is never a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    input_ids: Tensor
+    """int64[T]"""
+    position_ids: Tensor
+    """int64[T], restarting at 0 with each conversation"""
+    cu_seqlens: Tensor
+    """int32[n + 1], where conversations begin and end"""
+    max_seqlen: int
+    """The longest conversation, perhaps rounded up a little so that kernels see few different values."""
+    positions: Tensor
+    """int64[S], ascending indices into T of the hidden states that predict a supervised target"""
+    targets: Tensor
+    """int64[S]"""
+    weights: Tensor | None
+    """float32[S], or None where each target weighs 1"""
+    rows: npt.NDArray[np.int64]
+    """int64[n], rows of the parquet; stays on the host"""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> MicroBatch:
+        return replace(self, **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.tensors().items()})
+
+    def pin(self) -> MicroBatch:
+        """The same batch in page-locked memory, from which copies to a GPU run beside its work."""
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "cu_seqlens": self.cu_seqlens,
+            "positions": self.positions,
+            "targets": self.targets,
+            "weights": self.weights,
+        }
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each conversation."""
+        edges = self.cu_seqlens.tolist()
+        return [end - start for start, end in zip(edges, edges[1:], strict=False)]
+
+
+def pack(
+    input_ids: npt.NDArray[np.int32],
+    supervised: npt.NDArray[np.bool_],
+    lengths: Sequence[int] | npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
+    *,
+    per_sample: bool = False,
+) -> MicroBatch:
+    """Build a micro-batch on the host from conversations already laid end to end.
+
+    input_ids, supervised: [T]; lengths, rows: [n], with sum(lengths) == T.
+    `per_sample` gives each conversation the same weight in the sum: its targets weigh 1 / (their number).
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    edges = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=edges[1:])
+    starts = np.repeat(edges[:-1], lengths)
+    is_target = supervised.astype(bool, copy=True)
+    is_target[edges[:-1][lengths > 0]] = False
+    target_at = np.flatnonzero(is_target)
+    weights = None
+    if per_sample:
+        owner = np.searchsorted(edges, target_at, side="right") - 1
+        weights = torch.from_numpy((1.0 / np.bincount(owner, minlength=len(lengths))[owner]).astype(np.float32))
+    ids = input_ids.astype(np.int64)
+    return MicroBatch(
+        input_ids=torch.from_numpy(ids),
+        position_ids=torch.from_numpy(np.arange(len(ids), dtype=np.int64) - starts),
+        cu_seqlens=torch.from_numpy(edges.astype(np.int32)),
+        max_seqlen=int(lengths.max(initial=0)),
+        positions=torch.from_numpy(target_at - 1),
+        targets=torch.from_numpy(ids[target_at]),
+        weights=weights,
+        rows=np.asarray(rows, dtype=np.int64),
+    )
