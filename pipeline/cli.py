@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer._click.exceptions import ClickException, NoArgsIsHelpError
 
 from pipeline import config as settings
 from pipeline.errors import UserError
@@ -31,12 +31,21 @@ DEFAULT_STORE = Path(".talaria/store")
 def main() -> None:
     """Entry point: runs the command and turns a user's mistake into one line and exit code 2."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except UserError as error:
-        print(f"talaria: {error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:
-        sys.exit(1)
+        sys.exit(_refuse(str(error)))
+    except NoArgsIsHelpError:
+        sys.exit(2)  # typer has printed the help
+    except ClickException as error:
+        context = getattr(error, "ctx", None)
+        sys.exit(_refuse(f"{error.format_message()} See `{context.command_path if context else 'talaria'} --help`."))
+    except KeyboardInterrupt:
+        sys.exit(_refuse("interrupted.", code=130))
+
+
+def _refuse(sentence: str, code: int = 2) -> int:
+    print(f"talaria: {sentence}", file=sys.stderr)
+    return code
 
 
 def say(text: str) -> None:
@@ -69,7 +78,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run every stage, from the data set to the promoted model; what is there already is reused."""
-    from pipeline.whole import run_all
+    from pipeline.stages import run_all
 
     finish(run_all(settings.load(config, set_), store, force=force, on_line=say), as_json)
 
@@ -149,12 +158,6 @@ def train(
     finish(launch(settings.load(config, set_), tokens, model, output, on_line=say), as_json)
 
 
-def _forward(module: str, name: str) -> Callable[..., Any]:
-    from pipeline.stages import resolve
-
-    return resolve(f"{module}:{name}")
-
-
 @app.command()
 def inspect(
     tokens: Annotated[Path, typer.Argument(help="Folder that `talaria tokenize` made.")],
@@ -173,7 +176,7 @@ def inspect(
 
 
 @app.command()
-def settings_list() -> None:
+def config() -> None:
     """List every setting with its default and meaning."""
     for name, default, meaning in settings.documentation():
         print(f"{name:36} {default!s:24} {meaning}")
