@@ -175,11 +175,17 @@ def inspect(
         page.show(tokens, row, split)
 
 
-@app.command()
-def config() -> None:
+@app.command("config")
+def list_settings(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the table of docs/configuration.md.")] = False,
+) -> None:
     """List every setting with its default and meaning."""
     for name, default, meaning in settings.documentation():
-        print(f"{name:36} {default!s:24} {meaning}")
+        shown = "–" if default is None else str(default)
+        if markdown:
+            print(f"| `{name}` | `{shown}` | {meaning} |")
+        else:
+            print(f"{name:36} {shown:24} {meaning}")
 
 
 if __name__ == "__main__":

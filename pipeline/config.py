@@ -62,12 +62,12 @@ class Convert(Section):
 class Shape(Section):
     """Size of a Qwen3 model made from random weights (base.source: random)."""
 
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 2
-    head_dim: int = 32
+    hidden_size: int = Field(128, ge=8, description="Width of the residual stream.")
+    intermediate_size: int = Field(384, ge=8, description="Width of the MLP.")
+    num_hidden_layers: int = Field(4, ge=1, description="Decoder layers.")
+    num_attention_heads: int = Field(4, ge=1, description="Query heads.")
+    num_key_value_heads: int = Field(2, ge=1, description="Key and value heads; divides the query heads.")
+    head_dim: int = Field(32, ge=2, description="Width of a head.")
 
 
 class Base(Section):
@@ -91,7 +91,7 @@ class Tokenize(Section):
     max_tokens: int = Field(9216, ge=8, description="Longest conversation kept, in tokens.")
     on_long: Literal["drop", "truncate"] = Field("drop", description="What to do with a longer conversation.")
     validation_fraction: float = Field(
-        0.0, ge=0, lt=1, description="Share held out, chosen by a hash of the content: stable when rows are added, no duplicate in both."
+        0.0, ge=0, lt=1, description="Share held out, chosen by a hash of the content: stable, no duplicate in both."
     )
     supervise_newline: bool = Field(True, description="Count the line break after <|im_end|> in the loss, as the reference does.")
     backend: Annotated[Literal["auto", "fastokens", "tokenizers"], NotInKey] = Field(
@@ -104,28 +104,28 @@ class Tokenize(Section):
 
 class Lora(Section):
     rank: int = Field(0, ge=0, description="0: full-parameter training.")
-    alpha: float = Field(32.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    alpha: float = Field(32.0, gt=0, description="The adapter's output is scaled by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter.")
     targets: str = Field("all-linear", description="Modules that get an adapter, as peft names them.")
 
 
 class Train(Section):
-    epochs: int = Field(3, ge=1)
+    epochs: int = Field(3, ge=1, description="Times every conversation is trained.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimiser steps, whatever epochs says.")
     global_batch: int = Field(128, ge=1, description="Conversations per optimiser step.")
     max_tokens_per_device: int = Field(9216, ge=8, description="Most tokens in a micro-batch on one rank.")
-    lr: float = Field(1e-5, gt=0)
-    min_lr: float = Field(1e-6, ge=0)
+    lr: float = Field(1e-5, gt=0, description="Peak learning rate, reached at the end of warm-up.")
+    min_lr: float = Field(1e-6, ge=0, description="Learning rate at the end of the cosine.")
     warmup_fraction: float = Field(0.1, ge=0, le=1, description="Share of the steps with a linearly rising learning rate.")
     weight_decay: float = Field(0.1, ge=0, description="On matrices only; none on 1-D parameters.")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    eps: float = Field(1e-8, gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam: decay of the first moment.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Adam: decay of the second moment.")
+    eps: float = Field(1e-8, gt=0, description="Adam: added to the denominator.")
     clip: float = Field(1.0, gt=0, description="Largest global gradient norm.")
     reduction: Literal["token", "sample"] = Field("token", description="Mean over supervised tokens, or over conversations.")
     seed: int = Field(42, ge=0, description="Epoch e's order is a permutation from (seed, e) alone.")
     precision: Literal["mixed", "fp32", "bf16", "fp8"] = Field(
-        "mixed", description="mixed: fp32 masters and Adam state, bf16 compute. bf16: everything bf16. fp8: mixed with fp8 linears."
+        "mixed", description="mixed: fp32 masters and Adam state, bf16 compute. bf16: all bf16. fp8: mixed, fp8 linears."
     )
     lora: Lora = Lora()
     patience: int | None = Field(None, ge=1, description="Stop after this many evaluations without a better held-out loss.")
@@ -136,20 +136,24 @@ class Train(Section):
     keep_best: bool = Field(False, description="Export the model with the lowest held-out loss.")
     prefetch: Annotated[int, NotInKey] = Field(2, ge=1, description="Steps prepared ahead by the background thread.")
     num_processes: Annotated[int, NotInKey] = Field(0, ge=0, description="Ranks on this machine; 0: one a GPU, or 1 on CPU.")
-    num_machines: Annotated[int, NotInKey] = Field(1, ge=1)
+    num_machines: Annotated[int, NotInKey] = Field(1, ge=1, description="Machines that train together.")
     sharding: Annotated[Literal["auto", "replicate", "shard", "hybrid"], NotInKey] = Field(
         "auto", description="auto: shard over the ranks of a node, replicate over nodes; replicate on CPU."
     )
     shard_size: Annotated[int, NotInKey] = Field(0, ge=0, description="Ranks per shard group (hybrid); 0: a node's ranks.")
-    activation_checkpointing: Annotated[Literal["auto", "off", "selective", "full"], NotInKey] = "auto"
-    compile: Annotated[Literal["auto", "on", "off"], NotInKey] = Field("auto", description="torch.compile each layer; auto: on GPU.")
+    activation_checkpointing: Annotated[Literal["auto", "off", "selective", "full"], NotInKey] = Field(
+        "auto", description="Recompute activations in the backward pass; auto: as little as fits in memory."
+    )
+    compile: Annotated[Literal["auto", "on", "off"], NotInKey] = Field(
+        "auto", description="torch.compile each layer; auto: on GPU."
+    )
     hang_timeout: Annotated[float, NotInKey] = Field(600.0, gt=0, description="Seconds without progress until all ranks stop.")
     stop_grace: Annotated[float, NotInKey] = Field(300.0, gt=0, description="Seconds that ranks get to save after SIGTERM.")
 
 
 class Evaluate(Section):
     prompts: int = Field(64, ge=0, description="Held-out prompts to answer; exact match is reported.")
-    max_new_tokens: int = Field(128, ge=1)
+    max_new_tokens: int = Field(128, ge=1, description="Longest answer, in tokens.")
     batch_tokens: Annotated[int, NotInKey] = Field(9216, ge=8, description="Most tokens in a held-out batch.")
 
 
@@ -167,7 +171,9 @@ class Schedule(Section):
     cron: str | None = Field(None, description="Cron expression for scheduled retraining (UTC).")
     on_new_revision: bool = Field(False, description="Start a run when the data set's revision on the hub changes.")
     poll_seconds: float = Field(300.0, gt=0, description="Seconds between looks at the hub.")
-    skip_unchanged: bool = Field(True, description="Skip a scheduled run whose data, model and settings the champion already has.")
+    skip_unchanged: bool = Field(
+        True, description="Skip a scheduled run whose data, model and settings the champion already has."
+    )
 
 
 class Config(Section):
@@ -265,7 +271,7 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     dotted = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(dotted, known_settings(), n=1)
+        near = difflib.get_close_matches(dotted, [name for name, _, _ in documentation()], n=1)
         return f"unknown setting {dotted}" + (f"; did you mean {near[0]}?" if near else "; see docs/configuration.md.")
     reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").rstrip(".")
     if first["type"] == "value_error":
@@ -273,11 +279,6 @@ def _sentence(error: ValidationError) -> str:
     more = len(error.errors()) - 1
     also = f" (and {more} more)" if more else ""
     return f"{dotted}: should be {reason}, got {first['input']!r}{also}."
-
-
-def known_settings() -> list[str]:
-    """Dotted names of every setting."""
-    return [name for name, _, _ in documentation()]
 
 
 def documentation(model: type[Section] = Config, prefix: str = "") -> typing.Iterator[tuple[str, Any, str]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
@@ -53,9 +52,7 @@ def inputs_of(stage: Stage, config: Config) -> tuple[str, ...]:
     return stage.inputs
 
 
-def run_stage(
-    name: str, config: Config, store: Store, upstream: Mapping[str, Output], *, force: bool = False
-) -> Output:
+def run_stage(name: str, config: Config, store: Store, upstream: Mapping[str, Output], *, force: bool = False) -> Output:
     """Run one stage in the store, or reuse what an earlier run with the same key left there."""
     stage = STAGES[name]
     inputs = {name: upstream[name] for name in inputs_of(stage, config)}

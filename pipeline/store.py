@@ -43,7 +43,9 @@ class Output:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Output:
-        return cls(Path(value["path"]), value["key"], value.get("facts", {}), value.get("seconds", 0.0), value.get("reused", False))
+        return cls(
+            Path(value["path"]), value["key"], value.get("facts", {}), value.get("seconds", 0.0), value.get("reused", False)
+        )
 
 
 def digest(value: Any) -> str:
@@ -111,7 +113,9 @@ class Store:
             return self.publish(stage, key, work, facts, time.monotonic() - start, described_by, replace=force)
         except OSError as error:
             if error.errno == 28:
-                raise UserError(f"{self.root}: the disk is full while stage {stage} writes; free space or move the store.") from error
+                raise UserError(
+                    f"{self.root}: the disk is full while stage {stage} writes; free space or move the store."
+                ) from error
             raise
         finally:
             if not resumable:
