@@ -56,19 +56,32 @@ def run_stage(name: str, config: Config, store: Store, upstream: Mapping[str, Ou
     """Run one stage in the store, or reuse what an earlier run with the same key left there."""
     stage = STAGES[name]
     inputs = {name: upstream[name] for name in inputs_of(stage, config)}
-    settings = {section: getattr(config, section).key_fields() for section in stage.reads}
-    input_keys = {name: output.key for name, output in inputs.items()}
-    outside = resolve(stage.fingerprint)(config) if stage.fingerprint else None
-    key = output_key(name, stage.version, settings, input_keys, outside)
+    key, described_by = describe(stage, config, {name: output.key for name, output in inputs.items()})
     folders = {name: output.path for name, output in inputs.items()}
     return store.run(
         name,
         key,
         lambda out_dir: resolve(stage.function)(config, folders, out_dir),
-        described_by={"settings": settings, "inputs": input_keys, "outside": outside},
+        described_by=described_by,
         resumable=stage.resumable,
         force=force,
     )
+
+
+def describe(stage: Stage, config: Config, input_keys: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+    """A stage's key, and everything that the key stands for."""
+    settings = {section: getattr(config, section).key_fields() for section in stage.reads}
+    outside = resolve(stage.fingerprint)(config) if stage.fingerprint else None
+    key = output_key(stage.name, stage.version, settings, input_keys, outside)
+    return key, {"settings": settings, "inputs": dict(input_keys), "outside": outside}
+
+
+def planned_keys(config: Config) -> dict[str, str]:
+    """Stage -> the key that a run of this configuration would have now. Asks the hub for its commits, runs nothing."""
+    keys: dict[str, str] = {}
+    for stage in STAGES.values():
+        keys[stage.name], _ = describe(stage, config, {name: keys[name] for name in inputs_of(stage, config)})
+    return keys
 
 
 def resolve(dotted: str) -> Callable[..., Any]:
