@@ -79,8 +79,9 @@ def run(
 ) -> None:
     """Run every stage, from the data set to the promoted model; what is there already is reused."""
     from pipeline.stages import run_all
+    from pipeline.store import Store
 
-    finish(run_all(settings.load(config, set_), store, force=force, on_line=say), as_json)
+    finish(run_all(settings.load(config, set_), Store(store), force=force, on_line=say), as_json)
 
 
 @app.command()

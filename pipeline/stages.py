@@ -28,6 +28,8 @@ class Stage:
     fingerprint: str | None = None
     """Function Config -> JSON value that pins what comes from outside the store (a commit, a digest)."""
     resumable: bool = False
+    unlisted: tuple[str, ...] = ()
+    """Folders that the manifest leaves out, since they carry digests of their own."""
 
 
 STAGES: dict[str, Stage] = {
@@ -38,7 +40,9 @@ STAGES: dict[str, Stage] = {
         Stage("base", 1, ("base",), ("convert",), "pipeline.base:run", "pipeline.base:fingerprint"),
         Stage("tokenize", 1, ("tokenize",), ("convert", "base"), "pipeline.tokens.encode:run"),
         Stage("report", 1, (), ("download", "convert", "tokenize"), "pipeline.data.report:run"),
-        Stage("train", 1, ("train",), ("tokenize", "base"), "pipeline.train.launch:run", resumable=True),
+        Stage(
+            "train", 1, ("train",), ("tokenize", "base"), "pipeline.train.launch:run", resumable=True, unlisted=("checkpoints/",)
+        ),
         Stage("evaluate", 1, ("evaluate",), ("train", "tokenize", "base"), "pipeline.evaluate:run"),
     )
 }
@@ -52,36 +56,55 @@ def inputs_of(stage: Stage, config: Config) -> tuple[str, ...]:
     return stage.inputs
 
 
+def key_of(stage: Stage, config: Config, input_keys: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+    """The key of a stage's output, and what it stands for (kept in the manifest)."""
+    settings = {section: getattr(config, section).key_fields() for section in stage.reads}
+    outside = resolve(stage.fingerprint)(config) if stage.fingerprint else None
+    inputs = {name: input_keys[name] for name in inputs_of(stage, config)}
+    described = {"settings": settings, "inputs": inputs, "outside": outside}
+    return output_key(stage.name, stage.version, settings, inputs, outside), described
+
+
+def planned_keys(config: Config) -> dict[str, str]:
+    """Stage -> the key that a run of this configuration would have now. Asks the hub for revisions, runs nothing."""
+    keys: dict[str, str] = {}
+    for name, stage in STAGES.items():
+        keys[name], _ = key_of(stage, config, keys)
+    return keys
+
+
 def run_stage(name: str, config: Config, store: Store, upstream: Mapping[str, Output], *, force: bool = False) -> Output:
     """Run one stage in the store, or reuse what an earlier run with the same key left there."""
     stage = STAGES[name]
-    inputs = {name: upstream[name] for name in inputs_of(stage, config)}
-    key, described_by = describe(stage, config, {name: output.key for name, output in inputs.items()})
-    folders = {name: output.path for name, output in inputs.items()}
+    key, described = key_of(stage, config, {name: output.key for name, output in upstream.items()})
+    folders = {name: upstream[name].path for name in inputs_of(stage, config)}
     return store.run(
         name,
         key,
         lambda out_dir: resolve(stage.function)(config, folders, out_dir),
-        described_by=described_by,
+        described_by=described,
         resumable=stage.resumable,
+        unlisted=stage.unlisted,
         force=force,
     )
 
 
-def describe(stage: Stage, config: Config, input_keys: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
-    """A stage's key, and everything that the key stands for."""
-    settings = {section: getattr(config, section).key_fields() for section in stage.reads}
-    outside = resolve(stage.fingerprint)(config) if stage.fingerprint else None
-    key = output_key(stage.name, stage.version, settings, input_keys, outside)
-    return key, {"settings": settings, "inputs": dict(input_keys), "outside": outside}
+def run_all(config: Config, store: Store, *, force: bool = False, on_line: Callable[[str], None] = print) -> dict[str, Any]:
+    """The whole way without Airflow: every stage, then register and promote. Returns each one's facts."""
+    from pipeline.promotion import promote
+    from pipeline.registry import register
+    from pipeline.tracking import tracking_uri
 
-
-def planned_keys(config: Config) -> dict[str, str]:
-    """Stage -> the key that a run of this configuration would have now. Asks the hub for its commits, runs nothing."""
-    keys: dict[str, str] = {}
-    for stage in STAGES.values():
-        keys[stage.name], _ = describe(stage, config, {name: keys[name] for name in inputs_of(stage, config)})
-    return keys
+    outputs: dict[str, Output] = {}
+    for name in STAGES:
+        outputs[name] = output = run_stage(name, config, store, outputs, force=force)
+        on_line(f"{name:9} {'reused' if output.reused else f'{output.seconds:.1f} s'}  {output.path}")
+    uri = tracking_uri(store.root)
+    registered = register(config, {name: output.path for name, output in outputs.items()}, uri=uri)
+    on_line(f"register  {'reused' if registered['reused'] else 'done'}  {registered['model']} version {registered['candidate']}")
+    promoted = promote(registered["model"], registered["candidate"], margin=config.promote.margin, uri=uri)
+    on_line(f"promote   {promoted['reason']}")
+    return {name: output.facts for name, output in outputs.items()} | {"register": registered, "promote": promoted}
 
 
 def resolve(dotted: str) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ class Store:
             manifest = json.loads((place / MANIFEST).read_text())
         except FileNotFoundError:
             return None
+        with contextlib.suppress(OSError):  # a read-only store is no reason to fail
+            os.utime(place / MANIFEST)  # the time of the last use, for pruning
         return Output(place, key, manifest["facts"], manifest["seconds"], reused=True)
 
     def run(
@@ -92,11 +95,13 @@ class Store:
         described_by: Mapping[str, Any],
         resumable: bool = False,
         force: bool = False,
+        unlisted: tuple[str, ...] = (),
     ) -> Output:
         """Reuse the output of `key`, or make it: `write(folder)` fills an empty folder and returns its facts.
 
         `resumable` keeps the working folder after a failure and hands it, as it was left, to the next attempt.
         `force` makes the output again and replaces the old one.
+        `unlisted` names folders that the manifest leaves out, since they carry digests of their own.
         Raises UserError when the disk is full.
         """
         found = None if force else self.find(stage, key)
@@ -110,7 +115,8 @@ class Store:
         start = time.monotonic()
         try:
             facts = write(work)
-            return self.publish(stage, key, work, facts, time.monotonic() - start, described_by, replace=force)
+            seconds = time.monotonic() - start
+            return self.publish(stage, key, work, facts, seconds, described_by, replace=force, unlisted=unlisted)
         except OSError as error:
             if error.errno == 28:
                 raise UserError(
@@ -131,9 +137,13 @@ class Store:
         described_by: Mapping[str, Any],
         *,
         replace: bool = False,
+        unlisted: tuple[str, ...] = (),
     ) -> Output:
         """Give a filled working folder its manifest and move it into place in one rename."""
         files = {str(path.relative_to(work)): path for path in sorted(work.rglob("*")) if path.is_file()}
+        files = {name: path for name, path in files.items() if not name.startswith(unlisted)} if unlisted else files
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # hashing releases the interpreter lock
+            digests = dict(zip(files, pool.map(file_digest, files.values()), strict=True))
         manifest = {
             "stage": stage,
             "key": key,
@@ -141,7 +151,7 @@ class Store:
             "facts": facts,
             "seconds": round(seconds, 3),
             "versions": dict(_versions()),
-            "files": {name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for name, path in files.items()},
+            "files": {name: {"bytes": path.stat().st_size, "sha256": digests[name]} for name, path in files.items()},
         }
         write_atomically(work / MANIFEST, json.dumps(manifest, indent=1))
         for path in files.values():
