@@ -1,72 +1,28 @@
-"""`talaria`: the pipeline without Airflow, one command for the whole way and one for each stage.
-
-Exit codes: 0 done; 2 bad usage, configuration or input (one line on stderr); 1 anything else.
-"""
+"""The commands that go from a data set to a trained model."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer._click.exceptions import ClickException, NoArgsIsHelpError
 
 from pipeline import config as settings
+from pipeline.cli.app import (
+    DEFAULT_STORE,
+    AsJson,
+    ConfigFile,
+    MaybeConfig,
+    OutputPath,
+    Overrides,
+    StoreDir,
+    app,
+    finish,
+    load,
+    say,
+)
 from pipeline.errors import UserError
-
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML configuration, for example configs/tiny.yaml.")]
-MaybeConfig = Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="YAML configuration; absent: the defaults.")]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated.")]
-StoreDir = Annotated[Path, typer.Option("--store", envvar="TALARIA_STORE", help="Folder of all stage outputs.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as one JSON object on stdout.")]
-OutputPath = Annotated[Path, typer.Option("--output", help="Where the result goes.")]
-DEFAULT_STORE = Path(".talaria/store")
-
-
-def main() -> None:
-    """Entry point: runs the command and turns a user's mistake into one line and exit code 2."""
-    try:
-        sys.exit(app(standalone_mode=False))
-    except UserError as error:
-        sys.exit(_refuse(str(error)))
-    except NoArgsIsHelpError:
-        sys.exit(2)  # typer has printed the help
-    except ClickException as error:
-        context = getattr(error, "ctx", None)
-        sys.exit(_refuse(f"{error.format_message()} See `{context.command_path if context else 'talaria'} --help`."))
-    except KeyboardInterrupt:
-        sys.exit(_refuse("interrupted.", code=130))
-
-
-def _refuse(sentence: str, code: int = 2) -> int:
-    print(f"talaria: {sentence}", file=sys.stderr)
-    return code
-
-
-def say(text: str) -> None:
-    """Progress and remarks go to stderr; stdout is for results."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def finish(facts: dict[str, Any], as_json: bool) -> None:
-    """Print a stage's facts: JSON, or a line each."""
-    if as_json:
-        print(json.dumps(facts))
-        return
-    for name, value in facts.items():
-        print(f"{name}: {json.dumps(value) if isinstance(value, dict | list) else value}")
-
-
-def load(path: Path | None, overrides: list[str]) -> settings.Config:
-    """The configuration of a command whose CONFIG may be left out."""
-    if path is not None:
-        return settings.load(path, overrides)
-    return settings.override({"name": "talaria"}, overrides, "command line")
 
 
 @app.command()
@@ -187,8 +143,3 @@ def list_settings(
             print(f"| `{name}` | `{shown}` | {meaning} |")
         else:
             print(f"{name:36} {shown:24} {meaning}")
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("PYTHONUNBUFFERED", "1")
-    main()

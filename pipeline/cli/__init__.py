@@ -1,0 +1,6 @@
+"""`talaria`: the pipeline on the command line."""
+
+from pipeline.cli import models, stages
+from pipeline.cli.app import main
+
+__all__ = ["main", "models", "stages"]

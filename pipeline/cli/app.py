@@ -1,0 +1,69 @@
+"""What all commands share: the app, its options, and how a mistake ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer._click.exceptions import ClickException, NoArgsIsHelpError
+
+from pipeline import config as settings
+from pipeline.errors import UserError
+
+HELP = """The pipeline without Airflow: one command for the whole way and one for each stage.
+
+Exit codes: 0 done; 2 bad usage, configuration or input (one line on stderr); 1 anything else.
+"""
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML configuration, for example configs/tiny.yaml.")]
+MaybeConfig = Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="YAML configuration; absent: the defaults.")]
+Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated.")]
+StoreDir = Annotated[Path, typer.Option("--store", envvar="TALARIA_STORE", help="Folder of all stage outputs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as one JSON object on stdout.")]
+OutputPath = Annotated[Path, typer.Option("--output", help="Where the result goes.")]
+DEFAULT_STORE = Path(".talaria/store")
+
+
+def main() -> None:
+    """Entry point: runs the command and turns a user's mistake into one line and exit code 2."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except UserError as error:
+        sys.exit(_refuse(str(error)))
+    except NoArgsIsHelpError:
+        sys.exit(2)  # typer has printed the help
+    except ClickException as error:
+        context = getattr(error, "ctx", None)
+        sys.exit(_refuse(f"{error.format_message()} See `{context.command_path if context else 'talaria'} --help`."))
+    except KeyboardInterrupt:
+        sys.exit(_refuse("interrupted.", code=130))
+
+
+def _refuse(sentence: str, code: int = 2) -> int:
+    print(f"talaria: {sentence}", file=sys.stderr)
+    return code
+
+
+def say(text: str) -> None:
+    """Progress and remarks go to stderr; stdout is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def finish(facts: dict[str, Any], as_json: bool) -> None:
+    """Print a stage's facts: JSON, or a line each."""
+    if as_json:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        print(f"{name}: {json.dumps(value) if isinstance(value, dict | list) else value}")
+
+
+def load(path: Path | None, overrides: list[str]) -> settings.Config:
+    """The configuration of a command whose CONFIG may be left out."""
+    if path is not None:
+        return settings.load(path, overrides)
+    return settings.override({"name": "talaria"}, overrides, "command line")
