@@ -1,0 +1,51 @@
+# Everything starts here. Needs Python 3.11 or later, make and pip; nothing outside this folder is changed.
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+STACK  := $(VENV)/.installed-production
+LOCAL  := $(BIN)/python -m pipeline.local
+
+# More for pytest, for example: make test PYTEST_ARGS='-k convert -x'
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv up demo down test test-stack lint
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## Make .venv with the locked versions
+
+up: $(STAMP) ## Start Airflow and MLflow on free loopback ports; everything is kept under .talaria/
+	@$(LOCAL) up
+
+demo: $(STAMP) ## Train, evaluate, register and promote a tiny model through the DAG `sft`
+	@$(LOCAL) demo
+
+down: ## Stop everything that `make up` and `make demo` started
+	@if [ -x $(BIN)/python ]; then $(LOCAL) down; else echo "Nothing to stop: there is no $(VENV)."; fi
+
+test: $(STAMP) ## Run the tests that need nothing but this clone
+	@$(BIN)/pytest -m "not stack" $(PYTEST_ARGS)
+
+test-stack: $(STACK) ## Run the tests of the production stack (PostgreSQL, Redis, Celery)
+	@$(BIN)/pytest -m stack $(PYTEST_ARGS)
+
+lint: $(STAMP) ## Check style, imports and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+$(STAMP): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Talaria needs Python 3.11 or later, found $$($(PYTHON) --version 2>&1); try: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the locked dependencies into $(VENV) (about 2 GB, a few minutes the first time)..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[train,airflow,dev]'
+	@touch $@
+
+$(STACK): $(STAMP)
+	@echo "Adding the production dependencies to $(VENV)..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[train,airflow,production,dev]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Airflow and MLflow on one machine, without containers: `make up`, `make demo`, `make down`."""

@@ -1,0 +1,70 @@
+"""The few calls to Airflow's REST API that `up` and `demo` need."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+
+def is_up(url: str) -> bool:
+    """Whether something answers there with success."""
+    try:
+        return httpx.get(url, timeout=5, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+class AirflowApi:
+    """A logged-in client; raises httpx.HTTPError when a call fails."""
+
+    def __init__(self, url: str, user: str, password: str) -> None:
+        self._http = httpx.Client(base_url=url, timeout=30, trust_env=False)
+        token = self._json("POST", "/auth/token", json={"username": user, "password": password})["access_token"]
+        self._http.headers["Authorization"] = f"Bearer {token}"
+
+    def __enter__(self) -> AirflowApi:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._http.close()
+
+    def ensure_pool(self, name: str, slots: int, description: str) -> None:
+        """Make the pool if it is absent; its size stays as it is if somebody has changed it."""
+        if self._http.get(f"/api/v2/pools/{name}").status_code == httpx.codes.NOT_FOUND:
+            self._json("POST", "/api/v2/pools", json={"name": name, "slots": slots, "description": description})
+
+    def import_errors(self) -> list[dict[str, Any]]:
+        return list(self._json("GET", "/api/v2/importErrors")["import_errors"])
+
+    def has_dag(self, dag_id: str) -> bool:
+        return self._http.get(f"/api/v2/dags/{dag_id}").is_success
+
+    def unpause(self, dag_id: str) -> None:
+        self._json("PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": False})
+
+    def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        return dict(self._json("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}"))
+
+    def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """The run's task instances, mapped ones one by one."""
+        return list(self._json("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances")["task_instances"])
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str) -> Any:
+        """What the task returned, or None."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/return_value"
+        answer = self._http.get(path, params={"deserialize": True})
+        return answer.json()["value"] if answer.is_success else None
+
+    def log(self, dag_id: str, run_id: str, task_id: str, attempt: int, map_index: int = -1) -> list[dict[str, Any]]:
+        """The structured lines of a task's log."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{attempt}"
+        params = {"full_content": True, "map_index": map_index}
+        content = self._json("GET", path, params=params, headers={"Accept": "application/json"})["content"]
+        return [line for line in content if isinstance(line, dict)]
+
+    def _json(self, method: str, path: str, **kwargs: Any) -> Any:
+        answer = self._http.request(method, path, **kwargs)
+        answer.raise_for_status()
+        return answer.json()
