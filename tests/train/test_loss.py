@@ -1,0 +1,66 @@
+"""The chunked head and loss equal F.cross_entropy on full logits, gradients included."""
+
+import pytest
+import torch
+
+from pipeline.train.loss import linear_cross_entropy, plain_linear_cross_entropy
+
+VOCAB, WIDTH = 97, 16
+
+
+def inputs(rows: int, dtype: torch.dtype, weighted: bool, seed: int = 0):
+    draw = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(rows, WIDTH, generator=draw).to(dtype).requires_grad_()
+    weight = torch.randn(VOCAB, WIDTH, generator=draw).to(dtype).requires_grad_()
+    targets = torch.randint(0, VOCAB, (rows,), generator=draw)
+    return hidden, weight, targets, torch.rand(rows, generator=draw) if weighted else None
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("chunk", [1, 7, 32, 1000])
+def test_equals_cross_entropy_on_full_logits(chunk, weighted):
+    hidden, weight, targets, weights = inputs(33, torch.float32, weighted)
+    expected = plain_linear_cross_entropy(hidden, weight, targets, weights)
+    want = torch.autograd.grad(3.0 * expected, (hidden, weight))
+    loss = linear_cross_entropy(hidden, weight, targets, weights, chunk)
+    got = torch.autograd.grad(3.0 * loss, (hidden, weight))
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-5, atol=1e-5)
+
+
+def test_no_rows_give_zero_loss_and_zero_gradients():
+    hidden, weight, targets, _ = inputs(0, torch.float32, False)
+    loss = linear_cross_entropy(hidden, weight, targets)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert hidden.grad.shape == (0, WIDTH)
+    assert torch.count_nonzero(weight.grad) == 0
+
+
+def test_bf16_inputs_give_an_fp32_loss_near_the_exact_one():
+    hidden, weight, targets, weights = inputs(64, torch.bfloat16, True)
+    exact = plain_linear_cross_entropy(hidden.double(), weight.double(), targets, weights)
+    want = torch.autograd.grad(exact, (hidden, weight))
+    loss = linear_cross_entropy(hidden, weight, targets, weights, 16)
+    assert loss.dtype == torch.float32
+    assert abs(loss.item() - exact.item()) / exact.item() < 1e-2
+    loss.backward()
+    for got, w in zip((hidden.grad, weight.grad), want, strict=True):
+        assert got.dtype == torch.bfloat16
+        assert ((got.float() - w.float()).norm() / w.float().norm()).item() < 1e-2
+
+
+def test_frozen_head_gets_no_gradient_and_frozen_body_none():
+    hidden, weight, targets, _ = inputs(9, torch.float32, False)
+    (only_hidden,) = torch.autograd.grad(linear_cross_entropy(hidden, weight.detach(), targets), hidden)
+    (only_weight,) = torch.autograd.grad(linear_cross_entropy(hidden.detach(), weight, targets), weight)
+    want = torch.autograd.grad(plain_linear_cross_entropy(hidden, weight, targets), (hidden, weight))
+    torch.testing.assert_close(only_hidden, want[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(only_weight, want[1], rtol=1e-5, atol=1e-5)
+
+
+def test_large_logits_do_not_overflow():
+    hidden, weight, targets, _ = inputs(8, torch.float32, False)
+    loss = linear_cross_entropy(hidden * 1e4, weight, targets)
+    torch.testing.assert_close(loss, plain_linear_cross_entropy(hidden * 1e4, weight, targets))

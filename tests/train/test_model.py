@@ -1,0 +1,143 @@
+"""Packed conversations through real (tiny) Hugging Face models: exact, isolated, complete."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import Lora, Train
+from pipeline.errors import ConfigError
+from pipeline.train.batch import pack
+from pipeline.train.model import layers, load_model, sum_loss
+
+VOCAB = 211
+FP32 = Train(precision="fp32")
+
+
+def save_tiny(folder: Path, family: str = "qwen3", **changes) -> Path:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCAB, "tie_word_embeddings": True, "initializer_range": 0.2}
+    config = AutoConfig.for_model(family, **(sizes | changes))
+    torch.manual_seed(7)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def conversations(lengths, seed=0):
+    draw = np.random.default_rng(seed)
+    return [draw.integers(0, VOCAB, n, dtype=np.int32) for n in lengths]
+
+
+def batch_of(texts, share=0.6, seed=1, **how):
+    lengths = [len(text) for text in texts]
+    supervised = np.random.default_rng(seed).random(sum(lengths)) < share
+    return pack(np.concatenate(texts), supervised, lengths, np.arange(len(texts)), **how)
+
+
+@pytest.fixture(params=["qwen3", "llama", "qwen2"])
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def folder(tmp_path, family):
+    return save_tiny(tmp_path / family, family)
+
+
+def test_packed_logits_equal_solo_logits_of_the_plain_model(folder):
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
+    texts = conversations([5, 1, 17, 9])
+    with torch.no_grad():
+        packed = load_model(folder, FP32, "cpu").logits(batch_of(texts)).split([len(text) for text in texts])
+        for text, got in zip(texts, packed, strict=True):
+            solo = plain(torch.from_numpy(text).long()[None]).logits[0]
+            torch.testing.assert_close(got, solo, rtol=1e-4, atol=1e-5)
+
+
+def test_perturbing_one_conversation_leaves_the_others_bit_equal(folder):
+    model = load_model(folder, FP32, "cpu")
+    texts = conversations([6, 11, 4])
+    changed = [texts[0], (texts[1] + 1) % VOCAB, texts[2]]
+    with torch.no_grad():
+        before, after = (model.logits(batch_of(t)).split([6, 11, 4]) for t in (texts, changed))
+    assert torch.equal(before[0], after[0])
+    assert torch.equal(before[2], after[2])
+    assert not torch.equal(before[1], after[1])
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_loss_and_gradients_equal_hugging_faces_own(folder, per_sample):
+    from transformers import AutoModelForCausalLM
+
+    texts = conversations([8, 13, 5])
+    batch = batch_of(texts, per_sample=per_sample)
+    model = load_model(folder, FP32, "cpu")
+    loss = sum_loss(model, batch)
+    loss.backward()
+
+    plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
+    plain_loss = torch.zeros(())
+    edges = batch.cu_seqlens.tolist()
+    for text, start, end in zip(texts, edges, edges[1:], strict=False):
+        labels = torch.full((len(text),), -100)
+        mine = (batch.positions >= start) & (batch.positions < end)
+        labels[batch.positions[mine] - start + 1] = batch.targets[mine]
+        mean = plain(torch.from_numpy(text).long()[None], labels=labels[None]).loss
+        plain_loss = plain_loss + mean * (1 if per_sample else int(mine.sum()))
+    plain_loss.backward()
+
+    torch.testing.assert_close(loss, plain_loss, rtol=1e-5, atol=1e-5)
+    for (name, got), want in zip(model.hf.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, want.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_recomputing_activations_changes_nothing(folder, mode):
+    batch = batch_of(conversations([8, 13]))
+    grads = []
+    for setting in ("off", mode):
+        model = load_model(folder, Train(precision="fp32", activation_checkpointing=setting), "cpu")
+        sum_loss(model, batch).backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_no_supervised_target_gives_zero_loss_and_zero_gradients(folder):
+    model = load_model(folder, FP32, "cpu")
+    loss = sum_loss(model, batch_of(conversations([8, 3]), share=0.0))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert all(p.grad is not None and torch.count_nonzero(p.grad) == 0 for p in model.parameters())
+
+
+def test_tied_weights_stay_one_parameter(tmp_path):
+    model = load_model(save_tiny(tmp_path), FP32, "cpu")
+    assert model.core.lm_head.weight is model.core.model.embed_tokens.weight
+    untied = load_model(save_tiny(tmp_path / "untied", tie_word_embeddings=False), FP32, "cpu")
+    sum_loss(untied, batch_of(conversations([8, 3]))).backward()
+    assert untied.core.lm_head.weight is not untied.core.model.embed_tokens.weight
+    assert untied.core.lm_head.weight.grad.abs().sum() > 0
+    assert untied.core.model.embed_tokens.weight.grad.abs().sum() > 0
+
+
+def test_adapters_train_and_the_base_stays(folder):
+    model = load_model(folder, Train(precision="fp32", lora=Lora(rank=4)), "cpu")
+    sum_loss(model, batch_of(conversations([8, 13]))).backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    assert len(layers(model)) == 3
+
+
+def test_unknown_family_and_sliding_window_are_refused(tmp_path):
+    folder = save_tiny(tmp_path / "gpt2", "gpt2", n_embd=32, n_head=4, n_layer=1)
+    with pytest.raises(ConfigError, match=r"gpt2.*choose another base model"):
+        load_model(folder, FP32, "cpu")
+    sliding = save_tiny(tmp_path / "sliding", "qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    with pytest.raises(ConfigError, match="sliding-window"):
+        load_model(sliding, FP32, "cpu")
