@@ -1,0 +1,25 @@
+# One image for every service. VARIANT=cpu (default) or cuda:
+#
+#     docker build -t talaria:cpu .
+#     docker build -t talaria:cuda --build-arg VARIANT=cuda .
+FROM python:3.11-slim-bookworm
+
+ARG VARIANT=cpu
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends curl tini gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 50000 --create-home --home-dir /opt/airflow airflow \
+    && mkdir -p /opt/airflow/logs /var/lib/talaria && chown -R airflow /opt/airflow /var/lib/talaria
+
+WORKDIR /opt/talaria
+# The lock first: this layer is built again only when a dependency changes.
+COPY pyproject.toml requirements.lock README.md LICENSE ./
+RUN mkdir pipeline plugins && touch pipeline/__init__.py plugins/__init__.py \
+    && index=$([ "$VARIANT" = cpu ] && echo "--extra-index-url https://download.pytorch.org/whl/cpu" || true) \
+    && extras=$([ "$VARIANT" = cuda ] && echo ",gpu" || true) \
+    && pip install --no-cache-dir $index -c requirements.lock -e ".[train,airflow,production$extras]"
+COPY . .
+
+ENV PATH=/opt/talaria/deploy:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+USER airflow
+ENTRYPOINT ["tini", "-g", "--"]

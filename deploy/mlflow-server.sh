@@ -1,0 +1,14 @@
+#!/bin/sh
+# MLflow with basic auth. Its auth application takes the database's address from a file only; the file is private and lives in /tmp.
+set -eu
+umask 077
+export MLFLOW_AUTH_CONFIG_PATH="$(mktemp -d)/basic_auth.ini"
+cat > "$MLFLOW_AUTH_CONFIG_PATH" <<INI
+[mlflow]
+default_permission = READ
+database_uri = $MLFLOW_AUTH_STORE_URI
+admin_username = admin
+INI
+exec mlflow server --host 0.0.0.0 --port 5000 --workers 2 --app-name basic-auth \
+    --default-artifact-root file:///var/lib/talaria/mlflow \
+    --allowed-hosts 'mlflow:*,localhost:*,127.0.0.1:*'
