@@ -1,0 +1,175 @@
+"""How a training is doing, from a few small reads of its folder whatever its length (docs/architecture.md has the files)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydantic_core import from_json
+
+METRICS, EVALS, EVENTS, STATUS, CONFIG = "metrics.jsonl", "evals.jsonl", "events.jsonl", "status.json", "config.json"
+SPARK_POINTS = 32
+_TAIL_BYTES = 16_384
+_LINE_BYTES = 4_096
+_QUIET_SECONDS = 60.0
+_QUIET_STEPS = 10
+_DEFAULT_HANG_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """A training's folder. `finished`: published in the store, so that it will not change any more."""
+
+    key: str
+    folder: Path
+    finished: bool
+
+
+def glance(place: Place, now: float) -> dict[str, Any]:
+    """The facts of a run's card. Times are Unix seconds; what is not known (yet) is None.
+
+    `state` is the trainer's own (running, done, preempted, failed) or `starting` before it said anything, or `lost` when
+    it claims to run but has been silent for longer than it would let itself hang. `quiet_seconds` is the silence of a
+    running one once it is worth a remark.
+    """
+    status = read_object(place.folder / STATUS)
+    config = read_object(place.folder / CONFIG)
+    rows = tail(place.folder / METRICS)
+    last = rows[-1] if rows else {}
+    evals = tail(place.folder / EVALS)
+    seconds = step_seconds(rows)
+    active = last_activity(place)
+    step = max(_int(status.get("step")) or 0, _int(last.get("step")) or 0)
+    total = _int(status.get("total_steps"))
+    state = _state(place, status, config, now - active)
+    running = state == "running"
+    return {
+        "key": place.key,
+        "name": config.get("name") if isinstance(config.get("name"), str) else None,
+        "state": state,
+        "reason": status.get("reason"),
+        "step": step,
+        "total_steps": total,
+        "epoch": finite(last.get("epoch")),
+        "loss": finite(last.get("loss")),
+        "heldout_loss": finite(evals[-1].get("loss")) if evals else None,
+        "step_seconds": seconds,
+        "eta_seconds": seconds * (total - step) if running and seconds and total else None,
+        "active": active,
+        "quiet_seconds": now - active if running and now - active > max(_QUIET_SECONDS, _QUIET_STEPS * (seconds or 0)) else None,
+        "world_size": _int(status.get("world_size")),
+        "mlflow_run_id": status.get("mlflow_run_id"),
+        "spark": [finite(row.get("loss")) for row in sample(place.folder / METRICS, SPARK_POINTS)],
+    }
+
+
+def _state(place: Place, status: dict[str, Any], config: dict[str, Any], silent: float) -> str:
+    state = status.get("state")
+    if place.finished or state == "done":
+        return "done"
+    train = config.get("train")
+    hang = finite(train.get("hang_timeout")) if isinstance(train, dict) else None
+    if state in (None, "running") and silent > (hang or _DEFAULT_HANG_SECONDS):
+        return "lost"
+    return state if isinstance(state, str) else "starting"
+
+
+def last_activity(place: Place) -> float:
+    """When the training last wrote, Unix seconds by the file system's clock."""
+    times = [_mtime(place.folder / name) for name in (METRICS, STATUS, EVENTS)]
+    return max(times) or _mtime(place.folder)
+
+
+def step_seconds(rows: list[dict[str, Any]]) -> float | None:
+    """Seconds from step to step: the median over `rows`, which a checkpoint or a restart in between does not sway."""
+    times = [time for row in rows if (time := finite(row.get("time"))) is not None]
+    steps = [later - earlier for earlier, later in pairwise(times)]
+    if steps:
+        return statistics.median(steps)
+    return finite(rows[-1].get("seconds")) if rows else None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A small JSON file; empty when it is missing, or cut off by a writer that died."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def tail(path: Path) -> list[dict[str, Any]]:
+    """The last rows of a JSON-lines file that fit in a few kilobytes, oldest first."""
+    with _opened(path) as file:
+        start = max(0, _size(file) - _TAIL_BYTES)
+        return list(_rows(_read(file, start, _TAIL_BYTES), whole_start=start == 0))
+
+
+def sample(path: Path, count: int) -> list[dict[str, Any]]:
+    """At most `count` rows evenly spread over a JSON-lines file, both ends among them, without reading it all."""
+    with _opened(path) as file:
+        size = _size(file)
+        if size <= count * _LINE_BYTES:
+            rows = list(_rows(_read(file, 0, size), whole_start=True))
+            return [rows[part * (len(rows) - 1) // (count - 1)] for part in range(count)] if len(rows) > count else rows
+        starts = [part * size // (count - 1) for part in range(count - 1)]
+        reads = [_rows(_read(file, start, _LINE_BYTES), whole_start=start == 0) for start in starts]
+        return [row for rows in reads if (row := next(rows, None))] + tail(path)[-1:]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Every whole row of a short JSON-lines file."""
+    with _opened(path) as file:
+        return list(_rows(file.read(), whole_start=True))
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The file, or an empty one where there is none yet."""
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        return io.BytesIO()
+
+
+def _size(file: BinaryIO) -> int:
+    return file.seek(0, os.SEEK_END)
+
+
+def _read(file: BinaryIO, start: int, length: int) -> bytes:
+    file.seek(start)
+    return file.read(length)
+
+
+def _rows(data: bytes, *, whole_start: bool) -> Iterator[dict[str, Any]]:
+    """The objects on the whole lines of a piece of a file; broken lines are passed over."""
+    lines = data.split(b"\n")[:-1]  # what follows the last line break is not whole yet
+    for line in lines if whole_start else lines[1:]:
+        with contextlib.suppress(ValueError):
+            row = from_json(line)
+            if isinstance(row, dict):
+                yield row
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _int(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def finite(value: Any) -> float | None:
+    """A finite number, else None: JSON for browsers has no NaN."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None

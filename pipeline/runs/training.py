@@ -1,0 +1,138 @@
+"""A training's whole history: its curves, thinned for drawing and sent piece by piece, and what happened to it."""
+
+from __future__ import annotations
+
+import math
+import threading
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable
+from itertools import accumulate
+from typing import Any, Literal
+
+from pipeline.runs.glance import CONFIG, EVALS, EVENTS, METRICS, Place, finite, read_object, read_rows
+from pipeline.runs.journal import Journal, thin
+
+Axis = Literal["step", "tokens", "hours"]
+HELDOUT = "heldout_loss"
+_ENDINGS = ("preempted", "failed")
+_DIGITS = 6
+
+
+class Training:
+    """One training folder, read on with each `refresh`. Hold `lock` over a refresh and the reads that follow it."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.lock = threading.Lock()
+        self.metrics = Journal(place.folder / METRICS)
+        self.evals = Journal(place.folder / EVALS)
+
+    def refresh(self) -> None:
+        self.metrics.refresh()
+        self.evals.refresh()
+
+    def history(self) -> dict[str, Any]:
+        """What the card (`glance`) leaves out: totals, the best held-out loss, restarts, checkpoints, events, settings."""
+        events = read_rows(self.place.folder / EVENTS)
+        tokens, times = self.metrics.column("tokens"), self.metrics.column("time")
+        heldout = self.evals.column("loss")
+        best = min(thin(heldout, len(heldout)), key=lambda index: heldout[index], default=None)
+        saved = [event.get("step") for event in events if event.get("kind") == "checkpoint"]
+        return {
+            "latest": {name: finite(self.metrics.last(name)) for name in self.metrics.names()},
+            "tokens": int(sum(finite(count) or 0 for count in tokens)),
+            "started": finite(events[0].get("time")) if events else finite(times[0]) if times else None,
+            "best_heldout": None if best is None else {"step": int(self.evals.steps[best]), "loss": heldout[best]},
+            "restarts": restarts(events),
+            "checkpoints": {"count": len(saved), "last_step": saved[-1] if saved else None},
+            "events": events[-200:],
+            "skipped_lines": self.metrics.skipped + self.evals.skipped,
+            "settings": flat(read_object(self.place.folder / CONFIG)),
+        }
+
+    def cursor(self) -> str:
+        """Where the history ends now; hand it to `series` as `since` to get only what comes later.
+
+        Step and time of the last row: if a resumed training rewrote that step, the cursor holds no longer and the
+        whole history is sent again. It needs no memory here, so any api-server process can answer.
+        """
+        last = len(self.metrics.steps) - 1
+        return _cursor(self.metrics, last) if last >= 0 else ""
+
+    def series(
+        self, buckets: dict[str, int], *, since: str = "", axis: Axis = "step", between: tuple[float, float] | None = None
+    ) -> dict[str, Any]:
+        """Curves of the metrics named in `buckets`, each with at most twice as many points as its value says.
+
+        `between` cuts out a stretch of the axis, for a closer look. Returns `cursor`, `whole` (false: append to what
+        `since` gave) and `curves`: {name: {"step": [...], "x": [...], "y": [...]}}; x is left out where it is the step.
+        The held-out curve is short and its rows come later than their step's metrics: it is always sent whole.
+        """
+        first = self._after(since)
+        x_of = {journal: self._axis(journal, axis) for journal in (self.metrics, self.evals)}
+        curves = {}
+        for name, count in buckets.items():
+            journal, column, start = (self.evals, "loss", 0) if name == HELDOUT else (self.metrics, name, first)
+            x, stop = x_of[journal], len(journal.steps)
+            if between:
+                start, stop = max(start, bisect_right(x, between[0]) - 1), bisect_right(x, between[1]) + 1
+            curves[name] = _curve(journal.steps[start:stop], x[start:stop], journal.column(column)[start:stop], count, axis)
+        return {"cursor": self.cursor(), "whole": first == 0, "curves": curves}
+
+    def _after(self, cursor: str) -> int:
+        """Index of the first row after the cursor; 0 when the cursor does not hold."""
+        step, _, _ = cursor.partition("@")
+        if not step.isdigit():
+            return 0
+        index = bisect_right(self.metrics.steps, int(step))
+        return index if index and _cursor(self.metrics, index - 1) == cursor else 0
+
+    def _axis(self, journal: Journal, axis: Axis) -> array[float]:
+        """Where each row of a journal lies on the axis: step, tokens seen so far, or hours since the first row."""
+        if axis == "step":
+            return journal.steps
+        if axis == "hours":
+            start = next(iter(self.metrics.column("time")), 0.0)
+            return array("d", [(time - start) / 3600 for time in journal.column("time")])
+        seen = array("d", accumulate(finite(count) or 0 for count in self.metrics.column("tokens")))
+        if journal is self.metrics:
+            return seen
+        rows = [bisect_right(self.metrics.steps, step) for step in journal.steps]
+        return array("d", [seen[row - 1] if row else 0.0 for row in rows])
+
+
+def restarts(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """When and where a training went on after an interruption, and why it had stopped."""
+    found, ending = [], None
+    for event in events:
+        if event.get("kind") in _ENDINGS:
+            ending = event
+        elif event.get("kind") == "resume":
+            why = ending.get("message") if ending else "the processes ended without a word (killed, or out of memory)"
+            found.append({"time": event.get("time"), "step": event.get("step"), "why": why})
+            ending = None
+    return found
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    pairs: dict[str, Any] = {}
+    for name, value in tree.items():
+        pairs |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return pairs
+
+
+def _cursor(journal: Journal, index: int) -> str:
+    return f"{int(journal.steps[index])}@{journal.column('time')[index]!r}"
+
+
+def _curve(steps: array[float], x: array[float], y: array[float], buckets: int, axis: Axis) -> dict[str, list[Any]]:
+    drawn = [index for index in thin(y, buckets) if math.isfinite(x[index])]
+    curve: dict[str, list[Any]] = {
+        "step": [int(steps[index]) for index in drawn],
+        "y": [float(f"{y[index]:.{_DIGITS}g}") for index in drawn],
+    }
+    if axis != "step":
+        curve["x"] = [float(f"{x[index]:.10g}") for index in drawn]
+    return curve
