@@ -174,6 +174,7 @@ class Schedule(Section):
     skip_unchanged: bool = Field(
         True, description="Skip a scheduled run whose data, model and settings the champion already has."
     )
+    deadline_hours: float | None = Field(None, gt=0, description="Report a run that is not done this long after it was queued.")
 
 
 class Config(Section):
@@ -187,6 +188,12 @@ class Config(Section):
     registry: Registry = Registry()
     promote: Promote = Promote()
     schedule: Schedule = Schedule()
+
+    @model_validator(mode="after")
+    def _watching_needs_the_hub(self) -> Config:
+        if self.schedule.on_new_revision and self.download.source != "hub":
+            raise ValueError("schedule.on_new_revision needs download.source: hub")
+        return self
 
     def flat(self) -> dict[str, Any]:
         """Every setting under its dotted name, as it is logged to MLflow."""
