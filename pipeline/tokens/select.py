@@ -1,0 +1,139 @@
+"""What becomes of a chunk of conversations: encoded, compared with the oracle, dropped or kept, and given to a split."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import Tokenize
+from pipeline.tokens import chat
+from pipeline.tokens.batch import Batch, Mask, Messages, encode, flatten
+from pipeline.tokens.chunks import Chunk
+from pipeline.tokens.shards import TRAIN, VALIDATION
+from pipeline.tokens.tokenizer import Tokenizer, encode_with, load, open_hugging_face
+
+TOO_LONG, NO_TARGET, PROMPT_TOO_LONG = "too_long", "no_supervised_tokens", "prompt_too_long"
+DROPS = {
+    TOO_LONG: "longer than tokenize.max_tokens",
+    NO_TARGET: "no answer that counts in the loss",
+    PROMPT_TOO_LONG: "truncated to tokenize.max_tokens, no answer left",
+}
+TRUNCATED, COMPARED = "truncated", "compared"
+CONTROL_TEXT, LINE_BREAK, EMPTY = "control_token_text_rows", "line_break_answers", "empty_answers"
+ODDITIES = {
+    CONTROL_TEXT: "rows whose text holds a control token; it stays text",
+    LINE_BREAK: "answers that begin with a line break; encoded as generation sees them",
+    EMPTY: "answers with no content; the model learns to end at once",
+}
+
+AUDIT_SHARE, AUDIT_ROWS = 0.01, 4000
+"""Every run compares this share of its rows, at most so many of a parquet, with Hugging Face's tokenizer."""
+
+_CONTROL = r"<\|(im_start|im_end|endoftext)\|>"
+
+
+class EncodingMismatch(RuntimeError):
+    """Our ids or mask of a row differ from the oracle's: a fault in the encoder or in the rule, never in the data."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is left of a chunk, by split, and the counts of everything that happened to it."""
+
+    shard: int
+    splits: dict[str, Batch]
+    counts: Counter[str]
+
+
+class Selector:
+    """Chunk and messages in, Kept out. Holds no state, so that threads can share it."""
+
+    def __init__(self, parquet: Path, rows: int, folder: Path, config: Tokenize) -> None:
+        self.parquet, self.config = parquet, config
+        self.tokenizer = load(folder, config.backend)
+        self.oracle = replace(self.tokenizer, encode=encode_with(open_hugging_face(folder / "tokenizer.json")))
+        self.share = min(AUDIT_SHARE, AUDIT_ROWS / max(rows, 1))
+
+    def __call__(self, item: tuple[Chunk, pa.Array]) -> Kept:
+        chunk, column = item
+        messages = flatten(column, chunk.start, str(self.parquet))
+        batch = encode(messages, self.tokenizer, self.config.supervise_newline)
+        counts = oddities(messages)
+        counts[COMPARED] = compare(column, batch, self.oracle, self.config.supervise_newline, self.share, self.parquet)
+        held_out = held_out_rows(messages, self.config.validation_fraction)
+        batch, keep = self._fit(batch, counts)
+        if not self.config.validation_fraction:
+            return Kept(chunk.shard, {TRAIN: batch.select(keep)}, counts)
+        splits = {TRAIN: batch.select(keep & ~held_out), VALIDATION: batch.select(keep & held_out)}
+        return Kept(chunk.shard, splits, counts)
+
+    def _fit(self, batch: Batch, counts: Counter[str]) -> tuple[Batch, Mask]:
+        """Drop or truncate what is too long, drop what has nothing to learn from; count each."""
+        long = batch.lengths > self.config.max_tokens
+        target = batch.supervised > 0
+        counts[NO_TARGET] = int(np.count_nonzero(~target))
+        if self.config.on_long == "drop":
+            counts[TOO_LONG] = int(np.count_nonzero(target & long))
+            return batch, target & ~long
+        batch = batch.truncate(self.config.max_tokens)
+        keep = batch.supervised > 0
+        counts[PROMPT_TOO_LONG] = int(np.count_nonzero(target & ~keep))
+        counts[TRUNCATED] = int(np.count_nonzero(keep & long))
+        return batch, keep
+
+
+def held_out_rows(messages: Messages, fraction: float) -> Mask:
+    """Rows whose content hashes into the lowest `fraction` of the 64-bit range.
+
+    It depends on the text alone: not on the tokenizer, not on other rows; a higher fraction only adds rows.
+    """
+    rows = len(messages.rows)
+    if not fraction:
+        return np.zeros(rows, np.bool_)
+    import xxhash
+
+    _, ends, data = messages.content.buffers()
+    ends = np.frombuffer(ends, np.int64)[messages.content.offset :][messages.offsets].tolist()
+    text = memoryview(data) if data is not None else memoryview(b"")
+    limit = int(fraction * 2**64)
+    hashes = (xxhash.xxh3_64_intdigest(text[start:stop]) for start, stop in zip(ends, ends[1:], strict=False))
+    return np.fromiter((value < limit for value in hashes), np.bool_, rows)
+
+
+def oddities(messages: Messages) -> Counter[str]:
+    """What is unusual but kept."""
+    control = pc.match_substring_regex(messages.content, _CONTROL).to_numpy(zero_copy_only=False)
+    answers = messages.content.filter(pa.array(messages.answers))
+    row = np.searchsorted(messages.offsets, np.flatnonzero(control), side="right")
+    return Counter(
+        {
+            CONTROL_TEXT: len(np.unique(row)),
+            LINE_BREAK: pc.sum(pc.match_substring_regex(answers, r"^\s*[\r\n]")).as_py() or 0,
+            EMPTY: pc.sum(pc.equal(pc.binary_length(answers), 0)).as_py() or 0,
+        }
+    )
+
+
+def compare(column: pa.Array, batch: Batch, oracle: Tokenizer, supervise_newline: bool, share: float, parquet: Path) -> int:
+    """Encode a random share of the rows, at least one, by the plain rule and Hugging Face's tokenizer; returns how many.
+
+    Raises EncodingMismatch that names the row where an id or a mask differs.
+    """
+    sample = random.SystemRandom().sample(range(len(column)), min(len(column), int(np.ceil(share * len(column)))))
+    for index in sample:
+        messages: list[Mapping[str, object]] = column[index].as_py() or []
+        ids, mask = oracle.ids(chat.segments(messages, supervise_newline))
+        stretch = slice(batch.offsets[index], batch.offsets[index + 1])
+        if not (np.array_equal(batch.ids[stretch], ids) and np.array_equal(batch.mask[stretch], mask)):
+            raise EncodingMismatch(
+                f"{parquet}, row {batch.rows[index]}: the encoder's ids differ from Hugging Face's; "
+                "set tokenize.backend to tokenizers and report this row."
+            )
+    return len(sample)

@@ -1,0 +1,181 @@
+"""A tokenizer folder: find it, read its control tokens, encode with it, save it with a plain ChatML template."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import DataError
+from pipeline.tokens import chat
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+Ids = npt.NDArray[np.int32]
+Offsets = npt.NDArray[np.int64]
+Backend = Literal["auto", "fastokens", "tokenizers"]
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+TEMPLATE_FILE = "chat_template.jinja"
+ORIGINAL_TEMPLATE_FILE = "chat_template.original.jinja"
+
+
+class Encode(Protocol):
+    def __call__(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
+        """Ids of all texts end to end, and the len(texts) + 1 places where one ends and the next begins.
+
+        Adds no token, and leaves text that looks like a special token text.
+        """
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """What encoding needs of a tokenizer folder."""
+
+    folder: Path
+    start: int
+    end: int
+    newline: Ids
+    header: Ids
+    """Ids of "assistant\\n", the part of an answer that belongs to the prompt."""
+    encode: Encode
+    backend: str
+    fallback: str | None = None
+    """Why fastokens could not be used, where it was asked for."""
+
+    def ids(self, segments: Iterable[chat.Segment]) -> tuple[list[int], list[bool]]:
+        """Ids and loss mask, segment by segment: the plain form of what batch.py does with arrays."""
+        ids: list[int] = []
+        mask: list[bool] = []
+        for segment in segments:
+            if segment.control:
+                piece = [self.start if segment.text == chat.START else self.end]
+            else:
+                piece = self.encode([segment.text])[0].tolist()
+            ids += piece
+            mask += [segment.supervised] * len(piece)
+        return ids, mask
+
+
+def find(name: str | Path) -> Path:
+    """A folder as it is, or the tokenizer files of a model on the Hugging Face hub, from its cache where they are there.
+
+    Raises DataError with what to do.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if isinstance(name, Path) or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise DataError(f"{name}: no such tokenizer folder; give a folder with tokenizer.json or a hub name like Qwen/Qwen3-4B-Base.")
+    from pipeline.hub import snapshot
+
+    return snapshot(name, "main", [*FILES, TEMPLATE_FILE])[0]
+
+
+def load(folder: Path, backend: Backend = "auto") -> Tokenizer:
+    """Read a tokenizer folder. Raises DataError where it holds no tokenizer.json or knows no ChatML."""
+    file = folder / "tokenizer.json"
+    oracle = open_hugging_face(file)
+    start, end = control_id(oracle, chat.START, file), control_id(oracle, chat.END, file)
+    encode, used, fallback = _backend(file, oracle, backend)
+    ids, offsets = encode(["\n", chat.HEADER])
+    return Tokenizer(folder, start, end, ids[: offsets[1]], ids[offsets[1] :], encode, used, fallback)
+
+
+def open_hugging_face(file: Path) -> HuggingFaceTokenizer:
+    """tokenizer.json as Hugging Face's library reads it, with special-token text in content left text."""
+    from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; Talaria needs a tokenizer in the tokenizer.json form.")
+    try:
+        tokenizer = HuggingFaceTokenizer.from_file(str(file))
+    except Exception as error:  # the library raises a bare Exception on whatever is wrong with the file
+        raise DataError(f"{file}: not a tokenizer that the tokenizers library can read: {error}.") from error
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def control_id(tokenizer: HuggingFaceTokenizer, token: str, file: Path) -> int:
+    added = {entry.content: (id, entry.special) for id, entry in tokenizer.get_added_tokens_decoder().items()}
+    id, special = added.get(token, (None, False))
+    if id is None or not special:
+        raise DataError(f"{file}: {token} is not among its special tokens; Talaria trains on ChatML, so use a tokenizer that knows it.")
+    return id
+
+
+def encode_with(tokenizer: HuggingFaceTokenizer) -> Encode:
+    """The fallback and the oracle: exact, about 50 times slower."""
+
+    def encode(texts: Sequence[str]) -> tuple[Ids, Offsets]:
+        pieces = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        offsets = np.zeros(len(pieces) + 1, np.int64)
+        np.cumsum([len(piece) for piece in pieces], out=offsets[1:])
+        ids = np.fromiter((id for piece in pieces for id in piece), np.int32, offsets[-1])
+        return ids, offsets
+
+    return encode
+
+
+def _backend(file: Path, oracle: HuggingFaceTokenizer, backend: Backend) -> tuple[Encode, str, str | None]:
+    fallback = None
+    if backend != "tokenizers":
+        try:
+            return _fastokens(file), "fastokens", None
+        except (ImportError, ValueError, RuntimeError, OSError) as error:
+            if backend == "fastokens":
+                raise DataError(f"{file}: fastokens cannot be used ({error}); set tokenize.backend to auto.") from error
+            fallback = str(error)
+    return encode_with(oracle), "tokenizers", fallback
+
+
+def _fastokens(file: Path) -> Encode:
+    # The encoder's own threads would compete with ours, each of which feeds it (encode.py); it reads this on first use.
+    os.environ.setdefault("RAYON_NUM_THREADS", "1")
+    from fastokens import _native
+
+    tokenizer = _native.Tokenizer.from_file(str(file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
+    def encode(texts: Sequence[str]) -> tuple[Ids, Offsets]:
+        ids, offsets = tokenizer.encode_batch_flat(texts, False, True)
+        return np.frombuffer(ids, np.int32), np.frombuffer(offsets, np.int64)
+
+    return encode
+
+
+def save(folder: Path, out_dir: Path) -> None:
+    """Copy the tokenizer's files, with plain ChatML as the chat template and a template of its own kept beside it.
+
+    Templates differ in what they do to the text: Qwen3's puts an empty think block on the last answer only and cuts content at
+    </think>, so that what is trained is not what is served. The saved template is the one the ids were made with.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out_dir / name)
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if (folder / "tokenizer_config.json").is_file():
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    original = settings.pop("chat_template", None)
+    if (folder / TEMPLATE_FILE).is_file():
+        original = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+    kept = folder / ORIGINAL_TEMPLATE_FILE
+    if kept.is_file():  # the folder is one of ours: its template is ChatML already
+        original = kept.read_text(encoding="utf-8")
+    (out_dir / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out_dir / TEMPLATE_FILE).write_text(chat.TEMPLATE, encoding="utf-8")
+    if original and original != chat.TEMPLATE:
+        text = original if isinstance(original, str) else json.dumps(original, indent=2, ensure_ascii=False)
+        (out_dir / ORIGINAL_TEMPLATE_FILE).write_text(text, encoding="utf-8")
