@@ -160,6 +160,10 @@ class Evaluate(Section):
 class Registry(Section):
     model: str | None = Field(None, description="Registered model's name; absent: the configuration's name.")
     experiment: str = Field("talaria", description="MLflow experiment.")
+    artifacts: Literal["store", "server"] = Field(
+        "store",
+        description="Where a new experiment keeps its files: on the store's disk (no copy of the weights), or with the server.",
+    )
 
 
 class Promote(Section):
