@@ -11,3 +11,7 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A file or row that cannot be used; the message names file, row and reason."""
+
+
+class Unavailable(UserError):
+    """Something outside that does not answer now; the same attempt may succeed later, so a DAG task tries again."""
