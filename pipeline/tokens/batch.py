@@ -86,9 +86,8 @@ def flatten(messages: pa.Array, first_row: int, where: str) -> Messages:
         if values.null_count:
             message = pc.index(values.is_null(), True).as_py()
             row = int(np.searchsorted(offsets, message, side="right")) - 1
-            raise DataError(
-                f"{where}, row {first_row + row}: message {message - offsets[row]} has no {name}; fix it or drop the row in convert."
-            )
+            number = message - offsets[row]
+            raise DataError(f"{where}, row {first_row + row}: message {number} has no {name}; fix it or drop the row in convert.")
     answers = pc.equal(role, chat.ASSISTANT).to_numpy(zero_copy_only=False)
     supervised = answers.copy()
     for switch in chat.SWITCHES:

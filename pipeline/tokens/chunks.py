@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,12 +31,12 @@ class Chunk(NamedTuple):
 def chunks_of(rows: int, shard_rows: int, part: int, parts: int) -> list[Chunk]:
     """The chunks of part `part` of `parts`: whole shards, in order."""
     count = -(-rows // shard_rows)
-    chunks = []
-    for shard in range(part * count // parts, (part + 1) * count // parts):
-        end = min(rows, (shard + 1) * shard_rows)
-        for start in range(shard * shard_rows, end, CHUNK):
-            chunks.append(Chunk(shard, start, min(end, start + CHUNK)))
-    return chunks
+    ends = {shard: min(rows, (shard + 1) * shard_rows) for shard in range(part * count // parts, (part + 1) * count // parts)}
+    return [
+        Chunk(shard, start, min(end, start + CHUNK))
+        for shard, end in ends.items()
+        for start in range(shard * shard_rows, end, CHUNK)
+    ]
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -47,17 +47,23 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         raise DataError(f"{path}: no such file; make it with `talaria convert`.") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: not a parquet file that can be read ({error}).") from error
-    kind = file.schema_arrow.field("messages").type if "messages" in file.schema_arrow.names else None
-    is_list = kind is not None and (pa.types.is_list(kind) or pa.types.is_large_list(kind))
-    item = kind.value_type if is_list else None
-    if item is None or not pa.types.is_struct(item) or not {"role", "content"} <= {field.name for field in item}:
-        found = f"messages: {kind}" if kind is not None else f"the columns {', '.join(file.schema_arrow.names)}"
-        raise DataError(f"{path}: needs a column messages: list<struct<role, content>>, found {found}; `talaria convert` makes one.")
-    for name in ("role", "content"):
-        field = item.field(name).type
-        if not (pa.types.is_string(field) or pa.types.is_large_string(field) or pa.types.is_string_view(field)):
-            raise DataError(f"{path}: messages.{name} should be text, found {field}.")
+    names = file.schema_arrow.names
+    kind = file.schema_arrow.field("messages").type if "messages" in names else None
+    if not _is_conversation(kind):
+        found = f"messages: {kind}" if kind is not None else f"the columns {', '.join(names)}"
+        raise DataError(
+            f"{path}: needs a column messages: list<struct<role, content>>, found {found}; `talaria convert` makes one."
+        )
     return file
+
+
+def _is_conversation(kind: Any) -> bool:
+    is_list = kind is not None and (pa.types.is_list(kind) or pa.types.is_large_list(kind))
+    if not (is_list and pa.types.is_struct(kind.value_type)):
+        return False
+    fields = {field.name: field.type for field in kind.value_type}
+    texts = (pa.string(), pa.large_string(), pa.string_view())
+    return fields.get("role") in texts and fields.get("content") in texts
 
 
 def read(file: pq.ParquetFile, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, pa.Array]]:
@@ -79,7 +85,8 @@ def read(file: pq.ParquetFile, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk,
 
 def _groups(file: pq.ParquetFile, start: int, stop: int) -> tuple[list[int], int]:
     """The row groups that hold rows [start, stop), and the first row of the first of them."""
-    groups, first, row = [], 0, 0
+    groups: list[int] = []
+    first = row = 0
     for group in range(file.metadata.num_row_groups):
         end = row + file.metadata.row_group(group).num_rows
         if end > start and row < stop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Mapping
@@ -103,7 +104,7 @@ def held_out_rows(messages: Messages, fraction: float) -> Mask:
     ends = np.frombuffer(ends, np.int64)[messages.content.offset :][messages.offsets].tolist()
     text = memoryview(data) if data is not None else memoryview(b"")
     limit = int(fraction * 2**64)
-    hashes = (xxhash.xxh3_64_intdigest(text[start:stop]) for start, stop in zip(ends, ends[1:], strict=False))
+    hashes = (xxhash.xxh3_64_intdigest(text[start:stop]) for start, stop in itertools.pairwise(ends))
     return np.fromiter((value < limit for value in hashes), np.bool_, rows)
 
 

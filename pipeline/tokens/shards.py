@@ -113,7 +113,7 @@ def write_index(folder: Path, shards: Sequence[Shard]) -> None:
     from pipeline.store import digest
 
     names = [shard_name(number, len(shards)) for number in range(len(shards))]
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in names],
         "_fingerprint": digest([shard.digest for shard in shards])[:16],
         "_format_columns": None,

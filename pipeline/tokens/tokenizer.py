@@ -26,6 +26,7 @@ Backend = Literal["auto", "fastokens", "tokenizers"]
 FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 TEMPLATE_FILE = "chat_template.jinja"
 ORIGINAL_TEMPLATE_FILE = "chat_template.original.jinja"
+ALL_FILES = (*FILES, TEMPLATE_FILE, ORIGINAL_TEMPLATE_FILE)
 
 
 class Encode(Protocol):
@@ -74,7 +75,9 @@ def find(name: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if isinstance(name, Path) or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise DataError(f"{name}: no such tokenizer folder; give a folder with tokenizer.json or a hub name like Qwen/Qwen3-4B-Base.")
+        raise DataError(
+            f"{name}: no such tokenizer folder; give a folder with tokenizer.json or a hub name like Qwen/Qwen3-4B-Base."
+        )
     from pipeline.hub import snapshot
 
     return snapshot(name, "main", [*FILES, TEMPLATE_FILE])[0]
@@ -110,7 +113,9 @@ def control_id(tokenizer: HuggingFaceTokenizer, token: str, file: Path) -> int:
     added = {entry.content: (id, entry.special) for id, entry in tokenizer.get_added_tokens_decoder().items()}
     id, special = added.get(token, (None, False))
     if id is None or not special:
-        raise DataError(f"{file}: {token} is not among its special tokens; Talaria trains on ChatML, so use a tokenizer that knows it.")
+        raise DataError(
+            f"{file}: {token} is not among its special tokens; Talaria trains on ChatML, so use a tokenizer that knows it."
+        )
     return id
 
 
@@ -163,7 +168,7 @@ def save(folder: Path, out_dir: Path) -> None:
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     for name in FILES:
-        if (folder / name).is_file():
+        if (folder / name).is_file() and folder != out_dir:
             shutil.copyfile(folder / name, out_dir / name)
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if (folder / "tokenizer_config.json").is_file():
