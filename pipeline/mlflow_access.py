@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from pipeline.errors import UserError
+from pipeline.errors import Unavailable, UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,7 +28,7 @@ _QUIET = {
 }
 
 
-class TrackingError(RuntimeError):
+class TrackingError(Unavailable):
     """MLflow did not do what was asked: not there, or it refused. Trying again may help."""
 
 
@@ -65,6 +65,7 @@ def _without_login(uri: str) -> str:
 
 def connect(uri: str) -> MlflowClient:
     """A client of the server or database at `uri`. Raises TrackingError where a database cannot be opened."""
+    uri = _without_login(uri)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     for name in ("urllib3.connectionpool", "mlflow.store.db.utils", "alembic"):  # a line for each attempt otherwise
@@ -88,8 +89,10 @@ def plain_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise TrackingError(f"MLflow at {public_uri(uri)}: {scrub(lines[0])}") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        unreachable = "failed with exception" in reason  # MLflow's words for any trouble below HTTP
+        what = "does not answer." if unreachable else f"refuses: {scrub(reason).rstrip('.')}."
+        raise TrackingError(f"MLflow at {public_uri(uri)} {what}") from error
 
 
 @contextlib.contextmanager

@@ -116,8 +116,8 @@ class RunLog:
         status = read_json(self.folder / "status.json")
         state, ended = status.get("state"), status.get("time", time.time())
         with plain_errors(self.uri):
-            if status.get("reason"):
-                self.client.set_tag(self.run_id, "talaria.reason", scrub(str(status["reason"])))
+            self.client.set_tag(self.run_id, "talaria.state", str(state))
+            self.client.set_tag(self.run_id, "talaria.reason", scrub(str(status.get("reason") or "")))
             self.client.set_terminated(self.run_id, _STATUS.get(str(state), "FAILED"), end_time=int(ended * 1000))
 
     def _pending(self, source: _Source, make: type[Metric]) -> Iterator[tuple[list[Metric], int]]:
