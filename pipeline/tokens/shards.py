@@ -148,6 +148,14 @@ class _Stretch:
         bits = np.unpackbits(self.bits[first >> 3 : (last + 7) >> 3], bitorder="little")
         return bits[first & 7 : (first & 7) + stop - start].view(np.bool_)
 
+    def first_supervised(self) -> Int32:
+        """int32[rows]: 1 where a conversation begins with a supervised token."""
+        first = np.zeros(len(self.rows), np.int32)
+        held = np.flatnonzero(np.diff(self.offsets))
+        at = self.bit + self.offsets[held].astype(np.int64)
+        first[held] = (self.bits[at >> 3] >> (at & 7).astype(np.uint8)) & 1
+        return first
+
 
 class Tokens:
     """The conversations of one split, by index, memory-mapped."""
@@ -172,6 +180,11 @@ class Tokens:
 
         counts = [sums(part.mask(0, int(part.offsets[-1])), part.offsets.astype(np.int64)) for part in self._stretches]
         return _join(counts, np.int32)
+
+    @cached_property
+    def targets(self) -> Int32:
+        """int32[n]: supervised tokens that training can predict; a conversation's first token has nothing before it."""
+        return self.supervised - _join([part.first_supervised() for part in self._stretches], np.int32)
 
     def gather(self, indices: npt.ArrayLike) -> tuple[Int32, Bool, Int64]:
         """The conversations of `indices`, in that order, end to end.
