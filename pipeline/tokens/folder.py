@@ -18,6 +18,10 @@ from pipeline.errors import UserError
 from pipeline.store import MANIFEST
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""No space, no quota, or a file larger than this process may write."""
+
+
 @dataclass(frozen=True)
 class Work:
     """The folder under construction."""
@@ -37,8 +41,19 @@ def replacing(output: Path, made_by: str) -> Iterator[Work]:
     An earlier output of the same stage is replaced; anything else there is refused (UserError), and so is a full disk. What a
     killed run left beside it is removed: a run holds a lock on its folder for as long as it lives.
     """
+    refuse_foreign(output.resolve(), made_by)
+    with beside(output) as work:
+        yield Work(work, made_by)
+        _swap(work, output.resolve())
+
+
+@contextmanager
+def beside(output: Path) -> Iterator[Path]:
+    """A temporary folder beside `output`, on the same file system, for as long as the block lives.
+
+    What a killed run left there is removed first. Raises UserError where the disk is full.
+    """
     output = output.resolve()
-    refuse_foreign(output, made_by)
     output.parent.mkdir(parents=True, exist_ok=True)
     sweep(output)
     work = output.with_name(f"{_prefix(output)}{uuid.uuid4().hex[:8]}")
@@ -46,10 +61,9 @@ def replacing(output: Path, made_by: str) -> Iterator[Work]:
     lock = os.open(work, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     try:
-        yield Work(work, made_by)
-        _swap(work, output)
+        yield work
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in FULL:
             raise UserError(f"{output}: the disk is full; free space or choose another place. Nothing was written.") from error
         raise
     finally:
