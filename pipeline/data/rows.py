@@ -1,0 +1,190 @@
+"""Cut a JSON file into chunks of whole rows, each chunk a run of objects that only whitespace separates.
+
+A chunk is what Arrow's JSON reader takes in one block. Nothing here builds a Python object per row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+
+from pipeline.errors import DataError
+
+CHUNK = 8 << 20
+_BOM = b"\xef\xbb\xbf"
+_PRETTY = re.compile(rb"\[(\r?\n)([ \t]+)\{\r?\n(\2[ \t]+)\"")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file's rows are laid out, from its first bytes."""
+
+    name: str
+    head: bytes
+    is_array: bool
+    separator: bytes | None = None
+    """What stands between two rows of a pretty-printed array: closing brace, comma, line break, opening brace."""
+    key: re.Pattern[bytes] | None = None
+    """A column's name in a pretty-printed array."""
+
+    @classmethod
+    def of(cls, stream: BinaryIO, name: str) -> Layout:
+        """Read the first bytes. Raises DataError where they begin no array and no object."""
+        head = stream.read(CHUNK).removeprefix(_BOM).lstrip()
+        if not head.startswith((b"[", b"{")):
+            found = f"begins with {head[:20].decode('utf-8', 'replace')!r}" if head else "is empty"
+            raise DataError(f"{name}: {found}; expected a JSON array of rows, or one row (an object) a line.")
+        pretty = _PRETTY.match(head)
+        if not pretty:
+            return cls(name, head, head.startswith(b"["))
+        newline, indent, key_indent = pretty.groups()
+        separator = newline + indent + b"}," + newline + indent + b"{"
+        return cls(name, head, True, separator, re.compile(rb"\n" + key_indent + rb'"((?:[^"\\]|\\.)*)":'))
+
+
+def read_chunks(stream: BinaryIO, layout: Layout, *, exact: bool) -> Iterator[bytes]:
+    """Chunks of whole rows of a JSON array or of JSON Lines; `stream` stands where `Layout.of` left it.
+
+    A pretty-printed array is cut where a row's closing brace and the next row's opening brace stand at the indentation
+    of the first row. A cut inside a row, possible only where indentation lies, leaves an unbalanced chunk that no parser
+    takes; the caller then asks for `exact`, which follows strings and brackets.
+    Raises DataError where the file ends inside a row or the array holds anything but objects.
+    """
+    if not layout.is_array:
+        return _lines(stream, layout.head)
+    if layout.separator and not exact:
+        return _pretty(stream, layout.head, layout.separator, layout.name)
+    return _array(stream, layout.head, layout.name)
+
+
+def _lines(stream: BinaryIO, block: bytes) -> Iterator[bytes]:
+    """A line that begins with a brace begins a row; so objects printed over several lines pass too."""
+    rest = b""
+    while block:
+        rest += block
+        cut = rest.rfind(b"\n{") + 1
+        if cut:
+            yield rest[:cut]
+            rest = rest[cut:]
+        block = stream.read(CHUNK)
+    if rest.strip():
+        yield rest + b"\n"
+
+
+def _pretty(stream: BinaryIO, block: bytes, separator: bytes, name: str) -> Iterator[bytes]:
+    blank = separator.replace(b",", b" ")
+    brace = separator.index(b"}") + 1
+    rest = block[1:]
+    size = len(block)
+    while block:
+        cut = rest.rfind(separator)
+        if cut >= 0:
+            yield rest[: cut + brace].replace(separator, blank) + b"\n"
+            rest = rest[cut + brace + 1 :]
+        block = stream.read(CHUNK)
+        size += len(block)
+        rest += block
+    rest = rest.rstrip()
+    if not rest.endswith(b"]"):
+        raise _truncated(name, size)
+    yield rest[:-1].replace(separator, blank) + b"\n"
+
+
+def _array(stream: BinaryIO, block: bytes, name: str) -> Iterator[bytes]:
+    """Any JSON array, by strings and brackets."""
+    scan = _Brackets()
+    rest, base, rows = b"", 0, 0  # `rest` begins at byte `base` of the array
+    begun = -1  # start of the row that is open, in `rest`
+    closed = 0  # end of the last row, in `rest`
+    while block:
+        start = len(rest)
+        rest += block
+        found: list[bytes] = []
+        for position, is_open, depth in scan(block):
+            at = start + position
+            if depth == 0 and is_open:
+                closed = at + 1
+            elif depth == 1 and is_open:
+                gap = rest[closed:at].strip()
+                if rest[at] != ord("{") or gap != (b"," if rows else b""):
+                    raise _not_an_object(name, rows, gap)
+                begun = at
+            elif depth == 1:
+                found.append(rest[begun : at + 1])
+                begun, closed, rows = -1, at + 1, rows + 1
+            elif depth == 0:
+                gap = rest[closed:at].strip()
+                if gap:
+                    raise _not_an_object(name, rows, gap)
+                tail = (rest[at + 1 :] + stream.read(CHUNK)).strip()
+                if tail:
+                    raise DataError(f"{name}: text follows the end of the array at byte {base + at + 1}.")
+                if found:
+                    yield b"\n".join(found) + b"\n"
+                return
+        if found:
+            yield b"\n".join(found) + b"\n"
+        keep = begun if begun >= 0 else closed
+        rest, base = rest[keep:], base + keep
+        begun, closed = (0, 0) if begun >= 0 else (-1, 0)
+        block = stream.read(CHUNK)
+    raise _truncated(name, base + len(rest))
+
+
+class _Brackets:
+    """Finds the brackets of depth 0 and 1 outside strings, over successive blocks."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.in_string = False
+        self.escape = False  # the last byte was a backslash that escapes the next
+
+    def __call__(self, block: bytes) -> Iterator[tuple[int, bool, int]]:
+        """(position, opens, depth outside the bracket), in order."""
+        data = np.frombuffer(block, np.uint8)
+        quotes = self._quotes(data)
+        places = np.flatnonzero(_IS_BRACKET[data])
+        parity = np.searchsorted(quotes, places) + self.in_string
+        places = places[parity & 1 == 0]
+        opens = _IS_OPEN[data[places]]
+        after = self.depth + np.cumsum(np.where(opens, 1, -1))
+        outside = after - opens
+        self.in_string ^= bool(len(quotes) & 1)
+        if len(after):
+            self.depth = int(after[-1])
+        near = np.flatnonzero(outside <= 1)
+        return zip(places[near].tolist(), opens[near].tolist(), outside[near].tolist(), strict=True)
+
+    def _quotes(self, data: np.ndarray) -> np.ndarray:
+        """Positions of quotes that no backslash escapes: those after an even run of backslashes."""
+        slashes = np.flatnonzero(data == ord("\\"))
+        escaped = np.zeros(len(data) + 1, bool)
+        if self.escape:
+            escaped[0] = True
+            slashes = slashes[slashes > 0]
+        if len(slashes):
+            ends = np.flatnonzero(np.diff(slashes, append=-2) != 1)
+            lengths = np.diff(ends, prepend=-1)
+            escaped[slashes[ends[lengths & 1 == 1]] + 1] = True
+        self.escape = bool(escaped[-1])
+        quotes = np.flatnonzero(data == ord('"'))
+        return quotes[~escaped[quotes]]
+
+
+_IS_BRACKET = np.zeros(256, bool)
+_IS_BRACKET[list(b"[]{}")] = True
+_IS_OPEN = np.zeros(256, bool)
+_IS_OPEN[list(b"[{")] = True
+
+
+def _truncated(name: str, size: int) -> DataError:
+    return DataError(f"{name}: the array does not end: the file stops at byte {size}, in the middle; fetch it again.")
+
+
+def _not_an_object(name: str, row: int, gap: bytes) -> DataError:
+    text = gap.strip(b", \t\r\n")[:20].decode("utf-8", "replace")
+    return DataError(f"{name}: row {row} (counted from 0) is not an object" + (f": {text!r}." if text else "."))
