@@ -199,6 +199,11 @@ class Config(Section):
             raise ValueError("schedule.on_new_revision needs download.source: hub")
         return self
 
+    @property
+    def registered_name(self) -> str:
+        """Name of the registered model."""
+        return self.registry.model or self.name
+
     def flat(self) -> dict[str, Any]:
         """Every setting under its dotted name, as it is logged to MLflow."""
         return dict(_flatten(self.model_dump(mode="json")))

@@ -82,7 +82,7 @@ class RunLog:
         """Find the run of this folder, or create it; tell it what it is; learn how far it has come."""
         self.client = connect(self.uri)
         with plain_errors(self.uri):
-            self.experiment = experiment_id(self.client, self.config.registry.experiment, self._artifacts())
+            self.experiment = experiment_id(self.client, self.config.registry.experiment, self.artifacts_root())
             run = self._find() or self._create()
             self.run_id = run.info.run_id
             self._describe(run)
@@ -163,7 +163,7 @@ class RunLog:
         if not run.inputs or not run.inputs.dataset_inputs:
             self.client.log_inputs(run.info.run_id, lineage.dataset_inputs(self.config, known, self.inputs["tokenize"]))
 
-    def _artifacts(self) -> Path | None:
+    def artifacts_root(self) -> Path | None:
         """The folder for the experiment's files: on the store's disk, so that a model is registered without copying it."""
         if self.uri.startswith("sqlite:///"):
             return Path(self.uri.removeprefix("sqlite:///").partition("?")[0]).parent / ARTIFACTS

@@ -122,7 +122,7 @@ def prepare(store: Store, config: Config, revision: str = "c0ffee") -> dict[str,
     return outputs
 
 
-def fill_training_folder(folder: Path, outputs: dict[str, Output], *, steps: int = 60, export_at: int = 30) -> dict[str, Any]:
+def fill_training_folder(folder: Path, outputs: dict[str, Output], *, steps: int = 120, export_at: int = 20) -> dict[str, Any]:
     """A finished training folder: metrics, an evaluation, a kept model at `export_at`, and the final model."""
     base_folder, tokens = outputs["base"].path, outputs["tokenize"].path
     train(base_folder, tokens, folder / "exports" / f"step-{export_at:08d}", export_at)
