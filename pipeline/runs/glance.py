@@ -68,7 +68,8 @@ def glance(place: Place, now: float) -> dict[str, Any]:
         "quiet_seconds": now - active if running and now - active > max(_QUIET_SECONDS, _QUIET_STEPS * (seconds or 0)) else None,
         "world_size": _int(status.get("world_size")),
         "mlflow_run_id": status.get("mlflow_run_id"),
-        "spark": [finite(row.get("loss")) for row in sample(place.folder / METRICS, SPARK_POINTS)],
+        "dag_run": status.get("airflow"),
+        "spark": [rounded(row.get("loss")) for row in sample(place.folder / METRICS, SPARK_POINTS)],
     }
 
 
@@ -168,6 +169,12 @@ def _mtime(path: Path) -> float:
 
 def _int(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def rounded(value: Any) -> float | None:
+    """A number with as many digits as a small drawing can show."""
+    number = finite(value)
+    return None if number is None else float(f"{number:.4g}")
 
 
 def finite(value: Any) -> float | None:

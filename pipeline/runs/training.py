@@ -15,6 +15,7 @@ from pipeline.runs.journal import Journal, thin
 
 Axis = Literal["step", "tokens", "hours"]
 HELDOUT = "heldout_loss"
+SMOOTH = "smooth"
 _ENDINGS = ("preempted", "failed")
 _DIGITS = 6
 
@@ -61,11 +62,18 @@ class Training:
         return _cursor(self.metrics, last) if last >= 0 else ""
 
     def series(
-        self, buckets: dict[str, int], *, since: str = "", axis: Axis = "step", between: tuple[float, float] | None = None
+        self,
+        buckets: dict[str, int],
+        *,
+        since: str = "",
+        axis: Axis = "step",
+        between: tuple[float, float] | None = None,
+        smooth: tuple[str, int] | None = None,
     ) -> dict[str, Any]:
         """Curves of the metrics named in `buckets`, each with at most twice as many points as its value says.
 
-        `between` cuts out a stretch of the axis, for a closer look. Returns `cursor`, `whole` (false: append to what
+        `between` cuts out a stretch of the axis, for a closer look; `smooth` (a metric and a span in steps) adds the
+        curve SMOOTH, that metric's moving average over every step, drawn or not. Returns `cursor`, `whole` (false: append to what
         `since` gave) and `curves`: {name: {"step": [...], "x": [...], "y": [...]}}; x is left out where it is the step.
         The held-out curve is short and its rows come later than their step's metrics: it is always sent whole.
         """
@@ -77,7 +85,11 @@ class Training:
             x, stop = x_of[journal], len(journal.steps)
             if between:
                 start, stop = max(start, bisect_right(x, between[0]) - 1), bisect_right(x, between[1]) + 1
-            curves[name] = _curve(journal.steps[start:stop], x[start:stop], journal.column(column)[start:stop], count, axis)
+            drawn = {name: journal.column(column)}
+            if smooth and smooth[0] == name and journal is self.metrics:
+                drawn[SMOOTH] = moving_average(drawn[name], smooth[1])
+            for curve, y in drawn.items():
+                curves[curve] = _curve(journal.steps[start:stop], x[start:stop], y[start:stop], count, axis)
         return {"cursor": self.cursor(), "whole": first == 0, "curves": curves}
 
     def _after(self, cursor: str) -> int:
@@ -100,6 +112,18 @@ class Training:
             return seen
         rows = [bisect_right(self.metrics.steps, step) for step in journal.steps]
         return array("d", [seen[row - 1] if row else 0.0 for row in rows])
+
+
+def moving_average(values: array[float], span: int) -> array[float]:
+    """Exponential moving average with weight 1/span for the newest value, freed of its bias towards zero at the start
+    (as in Adam, Kingma & Ba 2015). A value that is not finite leaves the average as it was."""
+    average, weight, averages = 0.0, 0.0, array("d")
+    for value in values:
+        if math.isfinite(value):
+            average += (value - average) / span
+            weight += (1 - weight) / span
+        averages.append(average / weight if weight else math.nan)
+    return averages
 
 
 def restarts(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

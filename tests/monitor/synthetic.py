@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,16 @@ from typing import Any
 START = 1_790_000_000.0
 
 
-def rows(first: int, last: int, *, total: int, seed: int = 0, spikes: dict[int, float] | None = None, start: float = START, pace: float = 1.3) -> Iterator[dict[str, Any]]:
+def rows(
+    first: int,
+    last: int,
+    *,
+    total: int,
+    seed: int = 0,
+    spikes: dict[int, float] | None = None,
+    start: float = START,
+    pace: float = 1.3,
+) -> Iterator[dict[str, Any]]:
     """Metric rows of steps `first` to `last`; each depends on its step and seed alone, so a resumed run repeats them."""
     for step in range(first, last + 1):
         noise = random.Random(seed * 1_000_003 + step)
@@ -72,7 +82,14 @@ def training(
     (folder / "metrics.jsonl").write_text(lines(curve))
     (folder / "evals.jsonl").write_text(
         lines(
-            {"step": row["step"], "epoch": row["epoch"], "loss": row["loss"] + 0.03, "supervised_tokens": 90_000, "seconds": 4.2, "time": row["time"]}
+            {
+                "step": row["step"],
+                "epoch": row["epoch"],
+                "loss": row["loss"] + 0.03,
+                "supervised_tokens": 90_000,
+                "seconds": 4.2,
+                "time": row["time"],
+            }
             for row in curve
             if row["step"] % eval_every == 0
         )
@@ -103,6 +120,8 @@ def training(
         "mlflow_run_id": mlflow_run_id,
     }
     (folder / "status.json").write_text(json.dumps(status))
+    for file in folder.iterdir():
+        os.utime(file, (happened[-1]["time"], max(curve[-1]["time"], happened[-1]["time"])))
     return folder
 
 
