@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
@@ -73,15 +74,26 @@ def planned_keys(config: Config) -> dict[str, str]:
     return keys
 
 
-def run_stage(name: str, config: Config, store: Store, upstream: Mapping[str, Output], *, force: bool = False) -> Output:
-    """Run one stage in the store, or reuse what an earlier run with the same key left there."""
+def run_stage(
+    name: str,
+    config: Config,
+    store: Store,
+    upstream: Mapping[str, Output],
+    *,
+    force: bool = False,
+    function: Callable[[Config, Mapping[str, Path], Path], dict[str, Any]] | None = None,
+) -> Output:
+    """Run one stage in the store, or reuse what an earlier run with the same key left there.
+
+    `function` makes the same output in another way than the stage's own function (see spread.py).
+    """
     stage = STAGES[name]
     key, described = key_of(stage, config, {name: output.key for name, output in upstream.items()})
     folders = {name: upstream[name].path for name in inputs_of(stage, config)}
     return store.run(
         name,
         key,
-        lambda out_dir: resolve(stage.function)(config, folders, out_dir),
+        lambda out_dir: (function or resolve(stage.function))(config, folders, out_dir),
         described_by=described,
         resumable=stage.resumable,
         unlisted=stage.unlisted,

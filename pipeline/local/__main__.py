@@ -7,8 +7,8 @@ import sys
 from rich.console import Console
 
 from pipeline.errors import UserError
-from pipeline.local.home import Home, Ports
-from pipeline.local.stack import down, up
+from pipeline.local.home import Home
+from pipeline.local.stack import down, say_where, up
 
 
 def main(arguments: list[str]) -> int:
@@ -33,14 +33,6 @@ def main(arguments: list[str]) -> int:
         Console(stderr=True).print("talaria: interrupted; the services keep running until `make down`.")
         return 130
     return 0
-
-
-def say_where(home: Home, ports: Ports, console: Console) -> None:
-    """Addresses, login and what to do next."""
-    console.print(f"Airflow  {ports.airflow_url}   user admin, password {home.password()}", markup=False)
-    console.print(f"MLflow   {ports.mlflow_url}")
-    console.print(f"In a shell: . {home.root / 'env'}   then: airflow dags trigger sft --conf '{{\"config\": \"tiny\"}}'", markup=False)
-    console.print("Stop with: make down")
 
 
 if __name__ == "__main__":

@@ -44,12 +44,18 @@ class AirflowApi:
     def unpause(self, dag_id: str) -> None:
         self._json("PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": False})
 
+    def dag_tasks(self, dag_id: str) -> list[dict[str, Any]]:
+        """The tasks of a DAG, with what follows each."""
+        return list(self._json("GET", f"/api/v2/dags/{dag_id}/tasks")["tasks"])
+
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         return dict(self._json("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}"))
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """The run's task instances, mapped ones one by one."""
-        return list(self._json("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances")["task_instances"])
+        return list(
+            self._json("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 1000})["task_instances"]
+        )
 
     def xcom(self, dag_id: str, run_id: str, task_id: str) -> Any:
         """What the task returned, or None."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.metadata
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -80,6 +78,18 @@ def down(home: Home, console: Console) -> None:
                     process.kill()
             time.sleep(0.1)
     console.print("Stopped; nothing is left running.")
+
+
+def say_where(home: Home, ports: Ports, console: Console) -> None:
+    """Addresses, login and what to do next."""
+    lines = (
+        f"Airflow  {ports.airflow_url}   user admin, password {home.password()}",
+        f"MLflow   {ports.mlflow_url}",
+        f'Shell    . {home.root / "env"}   and then: airflow dags trigger sft --conf \'{{"config": "tiny"}}\'',
+        "Stop     make down",
+    )
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def commands(home: Home, ports: Ports) -> dict[str, list[str]]:

@@ -1,0 +1,44 @@
+"""The DAG `rollback`: give the champion alias back to the previous champion. Wiring only."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import Param, dag, get_current_context, task
+
+from plugins import stage_tasks
+from plugins.notifiers.webhook import Webhook
+from plugins.policy import RETRIES
+
+
+@dag(
+    schedule=None,
+    catchup=False,
+    max_active_runs=1,
+    tags=["talaria", "registry"],
+    params={
+        "model": Param(type="string", minLength=1, description="Name of the registered model."),
+        "reason": Param(type="string", minLength=1, description="Why; it is written on the version."),
+    },
+    default_args={
+        "owner": "talaria",
+        **RETRIES,
+        "execution_timeout": timedelta(minutes=10),
+        "on_failure_callback": Webhook("rollback {{ run_id }} failed: {{ exception | default('see its log') }}"),
+    },
+)
+def rollback() -> None:
+    """Move the alias `champion` of a model to the version that had it before.
+
+    Who, when and why are written on the versions and in MLflow. A retry of the same run moves nothing twice.
+    """
+
+    @task(on_success_callback=Webhook("{{ params.model }} rolled back: {{ params.reason }}"))
+    def move_champion_back() -> Any:
+        return stage_tasks.rollback(get_current_context())
+
+    move_champion_back()
+
+
+rollback()

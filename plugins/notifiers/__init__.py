@@ -1,0 +1,1 @@
+"""Notifiers: who hears of failures and promotions."""

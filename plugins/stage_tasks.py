@@ -1,0 +1,139 @@
+"""What the tasks of the DAGs do: the same functions that the command line calls, with Airflow's context around them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import Asset, Context, get_current_context
+from airflow.sdk.exceptions import AirflowSkipException
+
+from pipeline import config as settings
+from pipeline import spread
+from pipeline.errors import ConfigError
+from pipeline.stages import planned_keys, run_stage
+from pipeline.store import Output, Store
+from plugins.scheduling import config_file
+
+log = logging.getLogger(__name__)
+Json = Mapping[str, Any]
+PARAMETERS = ("config", "set", "force")
+
+
+def store() -> Store:
+    """TALARIA_STORE, which every worker has to see at the same path."""
+    if not (root := os.environ.get("TALARIA_STORE")):
+        raise ConfigError("TALARIA_STORE is not set; it names the folder of all stage outputs, shared by the workers.")
+    return Store(root)
+
+
+def configure(context: Context) -> dict[str, Any]:
+    """The validated configuration of this run, as JSON, for every later task.
+
+    Raises ConfigError, the command line's sentence, for a setting that does not validate, and AirflowSkipException when a
+    scheduled run has nothing to do.
+    """
+    run, params = context["dag_run"], context["params"]
+    if unknown := sorted(set(run.conf or {}) - set(PARAMETERS)):
+        raise ConfigError(f"unknown parameter {unknown[0]}; a run takes {', '.join(PARAMETERS)}.")
+    config = settings.load(config_file(params["config"]), {**_triggering_revision(context), **params["set"]})
+    if run.run_type != "manual" and config.schedule.skip_unchanged and not params["force"]:
+        _skip_if_unchanged(config)
+    return config.model_dump(mode="json")
+
+
+def _triggering_revision(context: Context) -> dict[str, str]:
+    """The commit that a watcher saw, so that the run trains on it even if the branch has moved on since."""
+    events = [event for group in context["triggering_asset_events"].values() for event in group]
+    commits = [event.extra["payload"]["commit"] for event in events if event.extra.get("from_trigger")]
+    return {"download.revision": commits[-1]} if commits else {}
+
+
+def _skip_if_unchanged(config: settings.Config) -> None:
+    from pipeline.promotion import unchanged
+    from pipeline.tracking import tracking_uri
+
+    model = config.registry.model or config.name
+    if reason := unchanged(model, planned_keys(config)["train"], uri=tracking_uri(store().root)):
+        raise AirflowSkipException(reason)
+
+
+def stage(name: str, config: Json, upstream: Json, asset: Asset | None = None) -> dict[str, Any]:
+    """Run one stage, or reuse its output. `upstream`: stage -> what its task returned; `asset`: told what was made."""
+    output = run_stage(name, parse(config), store(), outputs(upstream), force=forced())
+    return _told(name, output, asset)
+
+
+def parts_to_do(config: Json, upstream: Json) -> list[int]:
+    """Row ranges to tokenise, each a mapped task."""
+    return spread.parts_to_do(parse(config), store(), outputs(upstream), force=forced())
+
+
+def tokenize_part(config: Json, upstream: Json, part: int) -> None:
+    spread.tokenize_part(parse(config), store(), outputs(upstream), part)
+
+
+def tokenize(config: Json, upstream: Json, asset: Asset) -> dict[str, Any]:
+    """The stage `tokenize`, joined from its row ranges where there are any."""
+    return _told("tokenize", spread.join(parse(config), store(), outputs(upstream), force=forced()), asset)
+
+
+def parse(config: Json) -> settings.Config:
+    """The configuration that `configure` validated."""
+    return settings.parse(config, "configuration")
+
+
+def outputs(upstream: Json) -> dict[str, Output]:
+    return {name: Output.from_json(value) for name, value in upstream.items()}
+
+
+def forced() -> bool:
+    return bool(get_current_context()["params"]["force"])
+
+
+def _told(name: str, output: Output, asset: Asset | None) -> dict[str, Any]:
+    log.info("%s: %s", name, f"reused {output.path}" if output.reused else f"made in {output.seconds:.1f} s: {output.path}")
+    if asset:
+        event = get_current_context()["outlet_events"][asset]
+        event.extra = {"key": output.key, "path": str(output.path), "reused": output.reused}
+    return output.as_json()
+
+
+def register(config: Json, upstream: Json, asset: Asset) -> dict[str, Any]:
+    """Make every kept checkpoint a model version."""
+    from pipeline import registry
+    from pipeline.tracking import tracking_uri
+
+    folders = {key: Path(value["path"]) for key, value in upstream.items()}
+    registered = registry.register(parse(config), folders, uri=tracking_uri(store().root))
+    log.info("%s: candidate is version %s: %s", registered["model"], registered["candidate"], registered["model_url"])
+    context = get_current_context()
+    context["outlet_events"][asset].extra = {key: registered[key] for key in ("model", "candidate", "train_key", "run_id")}
+    return registered
+
+
+def promote(config: Json, registered: Json) -> dict[str, Any]:
+    """Give the candidate the champion alias if it beats the base model and the champion."""
+    from pipeline import promotion
+    from pipeline.tracking import tracking_uri
+
+    margin = parse(config).promote.margin
+    decided = promotion.promote(registered["model"], registered["candidate"], margin=margin, uri=tracking_uri(store().root))
+    log.info("%s version %s: %s", decided["model"], decided["version"], decided["reason"])
+    return decided
+
+
+def rollback(context: Context) -> dict[str, Any]:
+    """Give the champion alias back to the previous champion, in the name of the user who triggered the run."""
+    from pipeline import promotion
+    from pipeline.tracking import tracking_uri
+
+    run, params = context["dag_run"], context["params"]
+    who = run.triggering_user_name or "unknown"
+    uri = tracking_uri(store().root)
+    moved = promotion.rollback(params["model"], reason=params["reason"], who=who, uri=uri, request=run.run_id)
+    log.info("%s: champion is version %s again, instead of %s", moved["model"], moved["champion"], moved["from"])
+    return moved
