@@ -113,7 +113,7 @@ class Train(Section):
     epochs: int = Field(3, ge=1, description="Times every conversation is trained.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimiser steps, whatever epochs says.")
     global_batch: int = Field(128, ge=1, description="Conversations per optimiser step.")
-    max_tokens_per_device: int = Field(9216, ge=8, description="Most tokens in a micro-batch on one rank.")
+    max_tokens_per_device: Annotated[int, NotInKey] = Field(9216, ge=8, description="Most tokens in a micro-batch on one rank.")
     lr: float = Field(1e-5, gt=0, description="Peak learning rate, reached at the end of warm-up.")
     min_lr: float = Field(1e-6, ge=0, description="Learning rate at the end of the cosine.")
     warmup_fraction: float = Field(0.1, ge=0, le=1, description="Share of the steps with a linearly rising learning rate.")
@@ -130,7 +130,9 @@ class Train(Section):
     lora: Lora = Lora()
     patience: int | None = Field(None, ge=1, description="Stop after this many evaluations without a better held-out loss.")
     eval_every: int | None = Field(None, ge=1, description="Steps between held-out losses; absent: each epoch's end only.")
-    save_every: int = Field(1000, ge=1, description="Steps between checkpoints; one is also saved at each epoch's end.")
+    save_every: Annotated[int, NotInKey] = Field(
+        1000, ge=1, description="Steps between checkpoints; one is also saved at each epoch's end."
+    )
     keep_last: Annotated[int, NotInKey] = Field(2, ge=1, description="Checkpoints kept for resuming.")
     keep_epochs: bool = Field(False, description="Export a model at each epoch's end, each a version of its own.")
     keep_best: bool = Field(False, description="Export the model with the lowest held-out loss.")
@@ -143,6 +145,9 @@ class Train(Section):
     shard_size: Annotated[int, NotInKey] = Field(0, ge=0, description="Ranks per shard group (hybrid); 0: a node's ranks.")
     activation_checkpointing: Annotated[Literal["auto", "off", "selective", "full"], NotInKey] = Field(
         "auto", description="Recompute activations in the backward pass; auto: as little as fits in memory."
+    )
+    kernels: Annotated[Literal["auto", "plain"], NotInKey] = Field(
+        "auto", description="auto: fused layers where the architecture has them; plain: Hugging Face's own layers."
     )
     compile: Annotated[Literal["auto", "on", "off"], NotInKey] = Field(
         "auto", description="torch.compile each layer; auto: on GPU."
