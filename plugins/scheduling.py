@@ -37,8 +37,9 @@ def config_file(name: str) -> Path:
 
 
 def default_config() -> str:
-    """The configuration of scheduled runs, and what the trigger form starts with: TALARIA_CONFIG, or tiny."""
-    return os.environ.get("TALARIA_CONFIG") or "tiny"
+    """The configuration of scheduled runs, and what the trigger form starts with: TALARIA_CONFIG, or tiny, or the first."""
+    names = config_names()
+    return os.environ.get("TALARIA_CONFIG") or ("tiny" if "tiny" in names else next(iter(names), "tiny"))
 
 
 def schedule_of(config: settings.Config) -> Any:

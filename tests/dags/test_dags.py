@@ -1,0 +1,52 @@
+"""Every DAG loads, is described, and costs little to parse."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from airflow_env import REPOSITORY
+
+HEAVY = ("torch", "transformers", "accelerate", "polars", "datasets", "mlflow", "tokenizers", "fastokens", "pandas", "pyarrow")
+
+PARSE = """
+import json, sys, time
+from airflow.dag_processing.dagbag import DagBag
+start = time.monotonic()
+bag = DagBag(sys.argv[1])
+print(json.dumps({"seconds": time.monotonic() - start, "errors": bag.import_errors, "modules": sorted(sys.modules)}))
+"""
+
+
+def test_every_dag_is_described_and_may_be_tried_again(dags: dict[str, Any]) -> None:
+    assert set(dags) == {"sft", "rollback"}
+    for dag in dags.values():
+        assert dag.doc_md
+        assert "talaria" in dag.tags
+        assert dag.max_active_runs == 1
+        assert not dag.catchup
+        for task in dag.tasks:
+            assert task.owner == "talaria", task.task_id
+            assert task.retries >= 1, task.task_id
+            assert task.retry_policy is not None, task.task_id
+
+
+def test_training_takes_a_slot_of_the_gpu_pool(dags: dict[str, Any]) -> None:
+    pools = {task.task_id: task.pool for task in dags["sft"].tasks}
+    assert pools["model.train"] == "gpu"
+    assert set(pools.values()) == {"gpu", "default_pool"}
+
+
+def test_every_dag_can_be_stored(dags: dict[str, Any]) -> None:
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    for dag in dags.values():
+        DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
+
+
+def test_parsing_loads_nothing_heavy() -> None:
+    done = subprocess.run([sys.executable, "-c", PARSE, REPOSITORY / "dags"], capture_output=True, text=True, check=True)
+    parsed = json.loads(done.stdout.splitlines()[-1])
+    print(f"parsed in {parsed['seconds']:.2f} s")
+    assert parsed["errors"] == {}
+    assert [name for name in HEAVY if name in parsed["modules"]] == []
