@@ -184,7 +184,8 @@ class Tokens:
     @cached_property
     def targets(self) -> Int32:
         """int32[n]: supervised tokens that training can predict; a conversation's first token has nothing before it."""
-        return self.supervised - _join([part.first_supervised() for part in self._stretches], np.int32)
+        targets: Int32 = self.supervised - _join([part.first_supervised() for part in self._stretches], np.int32)
+        return targets
 
     def gather(self, indices: npt.ArrayLike) -> tuple[Int32, Bool, Int64]:
         """The conversations of `indices`, in that order, end to end.

@@ -6,8 +6,9 @@ nothing downstream ever looks at an unsupervised position. A conversation's firs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,11 +36,15 @@ class MicroBatch:
     """int64[n], rows of the parquet; stays on the host"""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> MicroBatch:
-        return replace(self, **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.tensors().items()})
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin(self) -> MicroBatch:
         """The same batch in page-locked memory, from which copies to a GPU run beside its work."""
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in self.tensors().items()})
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **changed)
 
     def tensors(self) -> dict[str, Tensor]:
         named = {
@@ -51,12 +56,6 @@ class MicroBatch:
             "weights": self.weights,
         }
         return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each conversation."""
-        edges = self.cu_seqlens.tolist()
-        return [end - start for start, end in zip(edges, edges[1:], strict=False)]
 
 
 def pack(

@@ -1,0 +1,168 @@
+"""A trained model as a Hugging Face folder: the base model's architecture and dtype, the data's tokenizer, the new weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from pipeline import base as base_stage
+from pipeline.tokens import tokenizer as tokenizers
+from pipeline.train.optim import AdamW
+from pipeline.train.world import World
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.train.model import CausalLM
+
+_SHARD_BYTES = 5_000_000_000
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class Exporter:
+    """Writes the model as it is now. Collective: all ranks hold parts, rank 0 writes."""
+
+    def __init__(self, model: CausalLM, optimizer: AdamW, config: Config, *, base: Path, tokenizer: Path, world: World) -> None:
+        self.model, self.optimizer, self.config, self.world = model, optimizer, config, world
+        self.base, self.tokenizer = base, tokenizer
+        self.dtype = stored_dtype(base)
+
+    def write(self, folder: Path, step: int) -> None:
+        """Fill `folder` in one rename; an older one is replaced."""
+        weights = gather_weights(self.model, self.optimizer, self.dtype, self.world)
+        if not self.world.leads:
+            for _ in weights:
+                pass
+            return
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        partial.chmod(0o755)
+        try:
+            save_weights(weights, partial)
+            shutil.copyfile(self.base / "config.json", partial / "config.json")
+            if (self.base / "generation_config.json").exists():
+                shutil.copyfile(self.base / "generation_config.json", partial / "generation_config.json")
+            tokenizers.save(self.tokenizer, partial)
+            base_stage.describe(partial)
+            (partial / "README.md").write_text(card(self.config, self.base, step), encoding="utf-8")
+            replace_folder(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def gather_weights(model: CausalLM, optimizer: AdamW, dtype: torch.dtype, world: World) -> Iterator[tuple[str, Tensor]]:
+    """(name in the Hugging Face model, whole tensor in host memory) on rank 0, an empty tensor on others. Collective.
+
+    Trained parameters come from their fp32 masters, rounded once; a tied weight comes once, under its first name.
+    """
+    trained = {id(param): index for index, param in enumerate(optimizer.params)}
+    for name, param in model.core.named_parameters():
+        index = trained.get(id(param))
+        whole = gather_whole(param.detach() if index is None else optimizer.master(index), param)
+        yield name, whole.to(dtype).cpu() if world.leads else torch.empty(0)
+
+
+def gather_whole(part: Tensor, param: nn.Parameter) -> Tensor:
+    if not isinstance(param, DTensor):
+        return part
+    if not isinstance(part, DTensor):
+        part = DTensor.from_local(
+            part, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
+        )
+    whole: Tensor = part.full_tensor()
+    return whole
+
+
+def save_weights(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """safetensors files of at most about 5 GB and, where there are several, the index; holds one file's tensors at a time."""
+    from safetensors.torch import save_file
+
+    files: list[dict[str, Tensor]] = []
+    sizes: list[int] = []
+    places: dict[str, int] = {}
+    for name, tensor in weights:
+        size = tensor.numel() * tensor.element_size()
+        if not files or sizes[-1] + size > _SHARD_BYTES:
+            if files:
+                save_file(files[-1], _part(folder, len(files)), metadata={"format": "pt"})
+                files[-1] = {}
+            files.append({})
+            sizes.append(0)
+        files[-1][name] = tensor.contiguous()
+        sizes[-1] += size
+        places[name] = len(files)
+    save_file(files[-1], _part(folder, len(files)), metadata={"format": "pt"})
+    if len(files) == 1:
+        _part(folder, 1).rename(folder / WEIGHTS)
+        return
+    final = {number: f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)}
+    for number, name in final.items():
+        _part(folder, number).rename(folder / name)
+    index = {"metadata": {"total_size": sum(sizes)}, "weight_map": {name: final[number] for name, number in places.items()}}
+    (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number}.safetensors"
+
+
+def stored_dtype(base: Path) -> torch.dtype:
+    """The dtype that the base model's config.json declares; fp32 where it declares none."""
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def replace_folder(partial: Path, folder: Path) -> None:
+    if folder.exists():
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        folder.rename(aside / folder.name)
+        partial.rename(folder)
+        shutil.rmtree(aside)
+    else:
+        partial.rename(folder)
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """The same folder under a second name at no cost: hard links where the file system has them."""
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    partial.chmod(0o755)
+    try:
+        for path in source.iterdir():
+            try:
+                os.link(path, partial / path.name)
+            except OSError:
+                shutil.copyfile(path, partial / path.name)
+        replace_folder(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def card(config: Config, base: Path, step: int) -> str:
+    """A first model card; registration replaces it by one that knows the evaluation."""
+    origin: Any = config.base.repo if config.base.source == "hub" else base.name
+    data: Any = config.download.repo if config.download.source == "hub" else config.download.path or "generated sample"
+    train = config.train
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        f"# {config.name}",
+        "",
+        f"{origin}, fine-tuned on {data} with Talaria for {step} steps of {train.global_batch} conversations.",
+        "",
+        f"Learning rate {train.lr:g} to {train.min_lr:g}, seed {train.seed}, precision {train.precision}.",
+        "Prompts are ChatML, as in `chat_template.jinja`; answers end with `<|im_end|>`.",
+    ]
+    return "\n".join(lines) + "\n"

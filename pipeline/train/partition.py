@@ -1,0 +1,77 @@
+"""Spreading a step's conversations over ranks and micro-batches: equal counts, a token limit, balanced cost.
+
+Balance decides how long ranks wait for each other. Karmarkar and Karp's largest differencing method (1982, "The differencing
+method of set partitioning") balances costs far better than greedy assignment; where the token limit rejects its answer, the
+greedy one (longest first into the cheapest bin that has room) is taken.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+
+def balanced_bins(lengths: Ints, costs: npt.NDArray[np.float64], *, ranks: int, capacity: int) -> list[list[Ints]]:
+    """[round][rank] -> ascending positions into `lengths`; as few rounds as fit, every rank in each round.
+
+    No bin holds more than `capacity` tokens. In a round, ranks work and communicate together, so bins of like cost share one;
+    over the rounds, cheap and dear places alternate between ranks, so that totals are even too.
+    """
+    assert len(lengths) == 0 or lengths.max() <= capacity
+    rounds = max(1, -(-int(lengths.sum()) // (ranks * capacity)))
+    while True:
+        bins = differencing(costs, rounds * ranks)
+        if any(lengths[bin].sum() > capacity for bin in bins):
+            greedy = longest_first(lengths, costs, rounds * ranks, capacity)
+            if greedy is None:
+                rounds += 1
+                continue
+            bins = greedy
+        break
+    bins.sort(key=lambda bin: (-float(costs[bin].sum()), bin[:1].tolist()))
+    grouped = [bins[k * ranks : (k + 1) * ranks] for k in range(rounds)]
+    return [group if k % 2 == 0 else group[::-1] for k, group in enumerate(grouped)]
+
+
+def differencing(costs: Sequence[float] | npt.NDArray[np.float64], bins: int) -> list[Ints]:
+    """Karmarkar-Karp: partition positions into `bins` groups with nearly equal sums.
+
+    Each item starts as a partition of its own; the two partitions that are most uneven are merged, the heaviest part of one
+    with the lightest of the other, until one is left.
+    """
+    if bins == 1:
+        return [np.arange(len(costs), dtype=np.int64)]
+    order = itertools.count()
+    empty: list[tuple[float, list[int]]] = [(0.0, [])] * (bins - 1)
+    heap = [(-float(cost), next(order), [(float(cost), [item]), *empty]) for item, cost in enumerate(costs)]
+    heapq.heapify(heap)
+    while len(heap) > 1:
+        _, _, one = heapq.heappop(heap)
+        _, _, other = heapq.heappop(heap)
+        merged = [(a + b, left + right) for (a, left), (b, right) in zip(one, reversed(other), strict=True)]
+        merged.sort(key=lambda part: -part[0])
+        heapq.heappush(heap, (merged[-1][0] - merged[0][0], next(order), merged))
+    parts = heap[0][2] if heap else [(0.0, [])] * bins
+    return [np.array(sorted(items), dtype=np.int64) for _, items in parts]
+
+
+def longest_first(lengths: Ints, costs: npt.NDArray[np.float64], bins: int, capacity: int) -> list[Ints] | None:
+    """Greedy: the longest conversation left goes into the cheapest bin with room; None when one finds no room."""
+    tokens = np.zeros(bins, dtype=np.int64)
+    load = np.zeros(bins)
+    items: list[list[int]] = [[] for _ in range(bins)]
+    for item in np.argsort(-lengths, kind="stable"):
+        room = np.flatnonzero(tokens + lengths[item] <= capacity)
+        if not len(room):
+            return None
+        chosen = room[np.argmin(load[room])]
+        tokens[chosen] += lengths[item]
+        load[chosen] += costs[item]
+        items[chosen].append(int(item))
+    return [np.array(sorted(bin), dtype=np.int64) for bin in items]
