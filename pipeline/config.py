@@ -37,10 +37,13 @@ class Section(BaseModel):
 class Download(Section):
     source: Literal["hub", "local", "sample"] = Field("hub", description="Where the conversations come from.")
     repo: str = Field("teknium/OpenHermes-2.5", description="Data set on the Hugging Face hub (source: hub).")
-    revision: str = Field("main", description="Branch, tag or commit; the commit it resolves to is recorded.")
+    # The commit and the digests of the files stand in the key instead (pipeline.data.download:fingerprint).
+    revision: Annotated[str, NotInKey] = Field(
+        "main", description="Branch, tag or commit; the commit it resolves to is recorded."
+    )
     files: str = Field("*", description="Glob of the data files to take from the repository or folder.")
     sha256: str | None = Field(None, description="Expected digest of the one data file; a mismatch stops the run.")
-    path: Path | None = Field(None, description="File or folder to read (source: local).")
+    path: Annotated[Path | None, NotInKey] = Field(None, description="File or folder to read (source: local).")
     rows: int = Field(6000, ge=1, description="Conversations to generate (source: sample).")
     seed: int = Field(0, description="Seed of the generator (source: sample).")
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.errors import ConfigError
-from pipeline.train import attention
+from pipeline.train import attention, kernels, kernels_layer
 from pipeline.train.batch import MicroBatch
-from pipeline.train.loss import linear_cross_entropy
+from pipeline.train.kernels_products import total_of
+from pipeline.train.loss import CHUNK, linear_cross_entropy
 
 if TYPE_CHECKING:
     from pipeline.config import Train
 
 FAMILIES = ("qwen3", "qwen2", "llama")
+_RESERVE = 2 << 30
+"""Bytes of a GPU left alone: the CUDA context, libraries' workspaces, fragments."""
 
 
 class CausalLM(nn.Module):
@@ -26,10 +32,15 @@ class CausalLM(nn.Module):
     Everything, the head included, runs inside `forward`, so that hooks on this module (FSDP's) see every use of a weight.
     """
 
-    def __init__(self, hf: nn.Module, recompute: str = "off") -> None:
+    def __init__(self, hf: nn.Module, train: Train) -> None:
         super().__init__()
         self.hf = hf
-        self.recompute = recompute
+        self.recompute = train.activation_checkpointing
+        self.plain_because = "train.kernels is plain" if train.kernels == "plain" else self._why_plain()
+        self._room: int | None = None
+        if self.fused:
+            for layer in layers(self):
+                kernels_layer.fuse(layer, self.core.config)
 
     @property
     def core(self) -> Any:
@@ -37,19 +48,45 @@ class CausalLM(nn.Module):
         get_base = getattr(self.hf, "get_base_model", None)
         return get_base() if get_base else self.hf
 
-    def forward(self, batch: MicroBatch) -> Tensor:
-        hidden = self.hidden(batch).index_select(0, batch.positions)
+    @property
+    def fused(self) -> bool:
+        """Whether layers run as one function each, or as transformers wrote them."""
+        return self.plain_because is None
+
+    def forward(self, batch: MicroBatch, scale: float = 1.0) -> Tensor:
+        """Sum of weighted NLL, times `scale`. To be differentiated as it is where gradients go straight into totals."""
         core = self.core
-        return linear_cross_entropy(core.model.norm(hidden), core.lm_head.weight, batch.targets, batch.weights)
+        x, add = self.stream(batch)
+        hidden = x.index_select(0, batch.positions)
+        if add is not None:
+            hidden = hidden + add.index_select(0, batch.positions)
+        return linear_cross_entropy(core.model.norm(hidden), core.lm_head.weight, batch.targets, batch.weights, scale=scale)
 
     def logits(self, batch: MicroBatch) -> Tensor:
         """[T, V] for every packed token: for checks and small models only."""
-        core = self.core
-        out: Tensor = core.lm_head(core.model.norm(self.hidden(batch)))
+        x, add = self.stream(batch)
+        out: Tensor = self.core.lm_head(self.core.model.norm(x if add is None else x + add))
         return out
 
-    def hidden(self, batch: MicroBatch) -> Tensor:
-        """[T, H], the last layer's output before the final norm."""
+    def stream(self, batch: MicroBatch) -> kernels_layer.Stream:
+        """[T, H] twice, their sum the last layer's output before the final norm; the second may be None."""
+        body = self.core.model
+        again = self.recomputed(len(batch.input_ids), len(batch.positions)) if torch.is_grad_enabled() else 0
+        if not self.fused:
+            return self._plain_stream(batch, again), None
+        x = _Embedding.apply(batch.input_ids, body.embed_tokens.weight)  # type: ignore[no-untyped-call]
+        # In fp32, whatever the stream's dtype; its two halves are equal.
+        cos, sin = body.rotary_emb(torch.empty(0, device=x.device), batch.position_ids.unsqueeze(0))
+        half = cos.shape[-1] // 2
+        rotary = kernels_layer.Rotary(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
+        kernel, _ = attention.choose(x.device.type, x.dtype, 2 * half)
+        packed = attention.Packed(batch.cu_seqlens, batch.max_seqlen, kernel)
+        stream: kernels_layer.Stream = (x, None)
+        for index, layer in enumerate(body.layers):
+            stream = layer(stream, packed, rotary, index < again)
+        return stream
+
+    def _plain_stream(self, batch: MicroBatch, again: int) -> Tensor:
         body = self.core.model
         x = body.embed_tokens(batch.input_ids.unsqueeze(0))
         kwargs = {
@@ -61,14 +98,60 @@ class CausalLM(nn.Module):
             "max_length_q": batch.max_seqlen,
         }
         for index, layer in enumerate(body.layers):
-            x = checkpoint(layer, x, use_reentrant=False, **kwargs) if self._recomputed(index) else layer(x, **kwargs)
+            x = checkpoint(layer, x, use_reentrant=False, **kwargs) if index < again else layer(x, **kwargs)
         out: Tensor = x.squeeze(0)
         return out
 
-    def _recomputed(self, index: int) -> bool:
-        if not torch.is_grad_enabled():
-            return False
-        return self.recompute == "full" or (self.recompute == "selective" and index % 2 == 1)
+    def recomputed(self, tokens: int, targets: int) -> int:
+        """How many layers, counted from the first, are run again in the backward pass instead of kept."""
+        count = len(layers(self))
+        device = self.core.lm_head.weight.device
+        if self.recompute != "auto" or device.type != "cuda":
+            return {"full": count, "selective": count // 2}.get(self.recompute, 0)
+        if self._room is None:  # the first backward pass: weights, gradients and optimiser state are in place
+            self._room = torch.cuda.get_device_properties(device).total_memory - torch.cuda.memory_allocated(device) - _RESERVE
+        layer = tokens * self.kept_bytes()
+        passing = min(targets, CHUNK) * self.core.config.vocab_size * self.itemsize + 2 * layer
+        missing = count * layer + passing - self._room
+        return min(count, max(0, math.ceil(int(missing) / layer)))
+
+    def kept_bytes(self) -> int:
+        """A layer's memory a token between its forward and backward pass, and about twice that while it runs plain."""
+        c = self.core.config
+        width = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        heads = 2 * c.num_attention_heads + 2 * c.num_key_value_heads
+        kept: int = self.itemsize * (2 * c.hidden_size + heads * width + 2 * c.intermediate_size)
+        return kept if self.fused else 2 * kept
+
+    @property
+    def itemsize(self) -> int:
+        return 2 if isinstance(self.core.lm_head.weight, DTensor) else int(self.core.lm_head.weight.itemsize)
+
+    def _why_plain(self) -> str | None:
+        return next((why for layer in layers(self) if (why := kernels_layer.why_not(layer, self.core.config))), None)
+
+
+class _Embedding(torch.autograd.Function):
+    """Rows of a table; the table's gradient goes straight to its running total where it has one."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, table: Tensor) -> Tensor:
+        ctx.save_for_backward(ids, table)
+        return embedding(ids, table)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None]:
+        (grad,) = grads
+        ids, table = ctx.saved_tensors
+        total = total_of(table)
+        if total is not None and total.dtype == torch.float32:
+            total.index_put_((ids,), grad.float(), accumulate=True)  # sorts, so that the order of sums is always the same
+            return None, None
+        dense = torch.ops.aten.embedding_dense_backward(grad, ids, len(table), -1, False)
+        if total is None:
+            return None, dense
+        total.add_(dense)
+        return None, None
 
 
 def load_model(folder: str | Path, train: Train, device: torch.device | str) -> CausalLM:
@@ -82,8 +165,7 @@ def load_model(folder: str | Path, train: Train, device: torch.device | str) -> 
     hf.config.use_cache = False
     if train.lora.rank:
         hf = add_adapters(hf, train)
-    recompute = "off" if train.activation_checkpointing == "auto" else train.activation_checkpointing
-    return CausalLM(hf, recompute).to(device)
+    return CausalLM(hf, train).to(device)
 
 
 def add_adapters(hf: Any, train: Train) -> nn.Module:
@@ -104,6 +186,8 @@ def check_supported(config: Any, folder: str) -> None:
         raise ConfigError(f"{folder}: model_type {config.model_type!r} is not one of {known}; choose another base model.")
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         raise ConfigError(f"{folder}: sliding-window attention is not supported; set use_sliding_window to false in config.json.")
+    if getattr(config, "attention_dropout", 0.0):
+        raise ConfigError(f"{folder}: attention dropout is not supported; set attention_dropout to 0 in config.json.")
 
 
 def layers(model: CausalLM) -> list[nn.Module]:
@@ -111,7 +195,25 @@ def layers(model: CausalLM) -> list[nn.Module]:
     return list(model.core.model.layers)
 
 
-def sum_loss(model: nn.Module, batch: MicroBatch) -> Tensor:
-    """Sum of weighted NLL over the batch's targets (fp32 scalar), through the module's hooks."""
-    loss: Tensor = model(batch)
+def lay_out(model: CausalLM) -> None:
+    """Order a whole (not sharded) model's weights in memory as its products want them, once their dtype is final."""
+    if model.fused:
+        for layer in layers(model):
+            kernels_layer.lay_out(layer)
+
+
+def sum_loss(model: nn.Module, batch: MicroBatch, scale: float = 1.0) -> Tensor:
+    """`scale` * sum of weighted NLL over the batch's targets (fp32 scalar), through the module's hooks."""
+    loss: Tensor = model(batch, scale)
     return loss
+
+
+def describe(model: CausalLM) -> str:
+    """One line: which kernels run, and why."""
+    weight = model.core.lm_head.weight
+    dtype = torch.bfloat16 if isinstance(weight, DTensor) else weight.dtype
+    c = model.core.config
+    kernel, because = attention.choose(weight.device.type, dtype, getattr(c, "head_dim", 0))
+    where = "Triton" if weight.is_cuda and kernels.has_triton() else "plain PyTorch (no GPU with Triton)"
+    how = f"fused, elementwise in {where}" if model.fused else f"transformers' own, as {model.plain_because}"
+    return f"layers: {how}; attention: {kernel.name} ({because}); head and loss: chunks of {CHUNK} targets"

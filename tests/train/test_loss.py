@@ -22,7 +22,7 @@ def test_equals_cross_entropy_on_full_logits(chunk, weighted):
     hidden, weight, targets, weights = inputs(33, torch.float32, weighted)
     expected = plain_linear_cross_entropy(hidden, weight, targets, weights)
     want = torch.autograd.grad(3.0 * expected, (hidden, weight))
-    loss = linear_cross_entropy(hidden, weight, targets, weights, chunk)
+    loss = linear_cross_entropy(hidden, weight, targets, weights, chunk=chunk)
     got = torch.autograd.grad(3.0 * loss, (hidden, weight))
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
     for g, w in zip(got, want, strict=True):
@@ -42,7 +42,7 @@ def test_bf16_inputs_give_an_fp32_loss_near_the_exact_one():
     hidden, weight, targets, weights = inputs(64, torch.bfloat16, True)
     exact = plain_linear_cross_entropy(hidden.double(), weight.double(), targets, weights)
     want = torch.autograd.grad(exact, (hidden, weight))
-    loss = linear_cross_entropy(hidden, weight, targets, weights, 16)
+    loss = linear_cross_entropy(hidden, weight, targets, weights, chunk=16)
     assert loss.dtype == torch.float32
     assert abs(loss.item() - exact.item()) / exact.item() < 1e-2
     loss.backward()

@@ -1,40 +1,14 @@
 """Packed conversations through real (tiny) Hugging Face models: exact, isolated, complete."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 
 from pipeline.config import Lora, Train
 from pipeline.errors import ConfigError
-from pipeline.train.batch import pack
-from pipeline.train.model import layers, load_model, sum_loss
+from pipeline.train.model import describe, layers, load_model, sum_loss
+from tests.train.tiny import VOCAB, batch_of, conversations, save_tiny
 
-VOCAB = 211
 FP32 = Train(precision="fp32")
-
-
-def save_tiny(folder: Path, family: str = "qwen3", **changes) -> Path:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
-    sizes |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCAB, "tie_word_embeddings": True, "initializer_range": 0.2}
-    config = AutoConfig.for_model(family, **(sizes | changes))
-    torch.manual_seed(7)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
-
-
-def conversations(lengths, seed=0):
-    draw = np.random.default_rng(seed)
-    return [draw.integers(0, VOCAB, n, dtype=np.int32) for n in lengths]
-
-
-def batch_of(texts, share=0.6, seed=1, **how):
-    lengths = [len(text) for text in texts]
-    supervised = np.random.default_rng(seed).random(sum(lengths)) < share
-    return pack(np.concatenate(texts), supervised, lengths, np.arange(len(texts)), **how)
 
 
 @pytest.fixture(params=["qwen3", "llama", "qwen2"])
@@ -141,3 +115,13 @@ def test_unknown_family_and_sliding_window_are_refused(tmp_path):
     sliding = save_tiny(tmp_path / "sliding", "qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1)
     with pytest.raises(ConfigError, match="sliding-window"):
         load_model(sliding, FP32, "cpu")
+
+
+def test_start_up_says_which_kernels_run(tmp_path):
+    line = describe(load_model(save_tiny(tmp_path / "a", "qwen3"), FP32, "cpu"))
+    assert "layers: fused" in line
+    assert "attention: plain PyTorch (no GPU)" in line
+    biased = describe(load_model(save_tiny(tmp_path / "b", "qwen2"), FP32, "cpu"))
+    assert "transformers' own, as its linear layers have biases" in biased
+    chosen = describe(load_model(tmp_path / "a", Train(precision="fp32", kernels="plain"), "cpu"))
+    assert "as train.kernels is plain" in chosen

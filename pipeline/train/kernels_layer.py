@@ -1,0 +1,208 @@
+"""A decoder layer (Qwen3, Llama) as one differentiable function, its derivative written out.
+
+Autograd would keep, or torch.compile would choose, what is saved for the backward pass. Here it is decided: only what cannot be
+made again cheaply is kept, 2 * (2 * H + (heads + 2 * kv_heads) * d + heads * d + 2 * F) bytes a token in bf16; norms, rotated
+heads and the activation are made again on the way, in kernels that run anyway. Gradients of weights are added to their totals
+inside the products. There is nothing to compile per shape.
+
+The residual stream travels between layers as a pair whose sum has not been taken yet: the next norm's kernel takes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.train.attention import Packed
+from pipeline.train.kernels import norm, norm_backward, rope, rope_backward, swiglu, swiglu_backward_
+from pipeline.train.kernels_products import lay_side_by_side, project, project_backward, vector_gradient, weight_gradients
+
+Stream = tuple[Tensor, Tensor | None]
+"""[T, H] twice; the second, absent before the first layer, is still to be added."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    heads: int
+    kv_heads: int
+    width: int
+    """of a head"""
+    eps: float
+    head_eps: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class Rotary:
+    cos: Tensor
+    """fp32[T, d / 2]"""
+    sin: Tensor
+
+
+class Weights(NamedTuple):
+    """A layer's parameters; and, in the same order, the derivatives by them."""
+
+    norm1: Any
+    q: Any
+    k: Any
+    v: Any
+    q_norm: Any
+    k_norm: Any
+    o: Any
+    norm2: Any
+    gate: Any
+    up: Any
+    down: Any
+
+
+class Kept(NamedTuple):
+    """What the backward pass needs of the forward pass."""
+
+    x: Tensor
+    rstd1: Tensor
+    qkv: Tensor
+    attended: Tensor
+    lse: Tensor
+    x2: Tensor
+    rstd2: Tensor
+    gate_up: Tensor
+
+
+def why_not(layer: nn.Module, config: Any) -> str | None:
+    """Why a layer cannot run as this function; None if it can."""
+    linears = [module for module in layer.modules() if "Linear" in type(module).__name__]
+    if any(type(module) is not nn.Linear for module in linears):
+        return "its linear layers are wrapped"
+    if any(module.bias is not None for module in linears):
+        return "its linear layers have biases"
+    if config.model_type not in ("qwen3", "llama") or config.hidden_act != "silu":
+        return f"of its architecture ({config.model_type})"
+    return None
+
+
+def fuse(layer: nn.Module, config: Any) -> None:
+    """Let the layer run as `decoder_layer` when it is called with a stream; its parameters and hooks stay.
+
+    Called with hidden states, as transformers does to generate text, it runs as before.
+    """
+    attention: Any = layer.self_attn
+    shape = Shape(
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        width=attention.head_dim,
+        eps=layer.input_layernorm.variance_epsilon,  # type: ignore[arg-type, union-attr]
+        head_eps=attention.q_norm.variance_epsilon if hasattr(attention, "q_norm") else 0.0,
+        scale=attention.scaling,
+    )
+    original = layer.forward
+
+    def forward(x: Stream | Tensor, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(x, tuple):
+            return decoder_layer(weights_of(layer), shape, x, *args)
+        return original(x, *args, **kwargs)
+
+    layer.forward = forward
+
+
+def weights_of(layer: Any) -> Weights:
+    attention, mlp = layer.self_attn, layer.mlp
+    has_head_norms = hasattr(attention, "q_norm")
+    return Weights(
+        layer.input_layernorm.weight,
+        attention.q_proj.weight,
+        attention.k_proj.weight,
+        attention.v_proj.weight,
+        attention.q_norm.weight if has_head_norms else None,
+        attention.k_norm.weight if has_head_norms else None,
+        attention.o_proj.weight,
+        layer.post_attention_layernorm.weight,
+        mlp.gate_proj.weight,
+        mlp.up_proj.weight,
+        mlp.down_proj.weight,
+    )
+
+
+def lay_out(layer: Any) -> None:
+    """Put weights that multiply the same input side by side. Call before anything else holds on to their memory."""
+    attention, mlp = layer.self_attn, layer.mlp
+    lay_side_by_side([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
+    lay_side_by_side([mlp.gate_proj.weight, mlp.up_proj.weight])
+
+
+def decoder_layer(w: Weights, shape: Shape, stream: Stream, packed: Packed, rotary: Rotary, again: bool) -> Stream:
+    """`again`: keep the layer's input alone and repeat its forward pass when gradients are wanted."""
+    x, add = stream
+    out: tuple[Tensor, Tensor] = _DecoderLayer.apply(x, add, shape, packed, rotary, again, *w)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _DecoderLayer(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, add: Tensor | None, shape: Shape, packed: Packed, rotary: Rotary, again: bool, *weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        w = Weights(*weights)
+        x, n1, rstd1 = norm(x, w.norm1, shape.eps, add)
+        kept = _attend(x, n1, rstd1, w, shape, packed, rotary)
+        down = swiglu(kept.gate_up) @ w.down.t()
+        ctx.shape, ctx.packed, ctx.rotary, ctx.again, ctx.pair = shape, packed, rotary, again, add is not None
+        ctx.save_for_backward(*((x,) if again else kept), *weights)
+        return kept.x2, down
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        skip, grad = grads
+        shape: Shape = ctx.shape
+        if ctx.again:
+            x, *weights = ctx.saved_tensors
+            w = Weights(*weights)
+            _, n1, rstd1 = norm(x, w.norm1, shape.eps)
+            kept = _attend(x, n1, rstd1, w, shape, ctx.packed, ctx.rotary)
+        else:
+            saved = ctx.saved_tensors
+            kept, w = Kept(*saved[: len(Kept._fields)]), Weights(*saved[len(Kept._fields) :])
+        dx, d_weights = _backward(kept, w, shape, ctx.packed, ctx.rotary, skip, grad)
+        return dx, dx if ctx.pair else None, None, None, None, None, *d_weights
+
+
+def _attend(x: Tensor, n1: Tensor, rstd1: Tensor, w: Weights, shape: Shape, packed: Packed, rotary: Rotary) -> Kept:
+    """The layer's forward pass up to the MLP's activation."""
+    qkv = project(n1, (w.q, w.k, w.v))
+    q, k = rope(qkv, w.q_norm, w.k_norm, rotary.cos, rotary.sin, shape.heads, shape.kv_heads, shape.head_eps)
+    attended, lse = packed.forward(q, k, _values(qkv, shape), shape.scale)
+    x2, n2, rstd2 = norm(x, w.norm2, shape.eps, attended.flatten(1) @ w.o.t())
+    return Kept(x, rstd1, qkv, attended, lse, x2, rstd2, project(n2, (w.gate, w.up)))
+
+
+def _values(qkv: Tensor, shape: Shape) -> Tensor:
+    return qkv.view(len(qkv), shape.heads + 2 * shape.kv_heads, shape.width)[:, -shape.kv_heads :]
+
+
+def _backward(
+    kept: Kept, w: Weights, shape: Shape, packed: Packed, rotary: Rotary, skip: Tensor, grad: Tensor
+) -> tuple[Tensor, Weights]:
+    """`skip`, `grad`: derivatives by the two halves of the output. Overwrites kept.gate_up."""
+    act = grad @ w.down  # the derivative by the activation, and then the activation itself
+    d_gate_up = kept.gate_up
+    swiglu_backward_(d_gate_up, act)
+    (d_down,) = weight_gradients((w.down,), grad, act)
+    dx2, n2, d_norm2 = norm_backward(kept.x2, kept.rstd2, w.norm2, project_backward(d_gate_up, (w.gate, w.up)), skip)
+    d_gate, d_up = weight_gradients((w.gate, w.up), d_gate_up, n2)
+
+    d_attended = (dx2 @ w.o).view_as(kept.attended)
+    (d_o,) = weight_gradients((w.o,), dx2, kept.attended.flatten(1))
+    heads = (kept.qkv, w.q_norm, w.k_norm, rotary.cos, rotary.sin)
+    q, k = rope(*heads, shape.heads, shape.kv_heads, shape.head_eps)
+    d_heads = packed.backward(d_attended, q, k, _values(kept.qkv, shape), kept.attended, kept.lse, shape.scale)
+    d_qkv, d_q_norm, d_k_norm = rope_backward(*heads, *d_heads, shape.head_eps)
+
+    dx, n1, d_norm1 = norm_backward(kept.x, kept.rstd1, w.norm1, project_backward(d_qkv, (w.q, w.k, w.v)), dx2)
+    d_q, d_k, d_v = weight_gradients((w.q, w.k, w.v), d_qkv, n1)
+    vectors = [
+        None if weight is None else vector_gradient(weight, d)
+        for weight, d in ((w.norm1, d_norm1), (w.q_norm, d_q_norm), (w.k_norm, d_k_norm), (w.norm2, d_norm2))
+    ]
+    return dx, Weights(vectors[0], d_q, d_k, d_v, vectors[1], vectors[2], d_o, vectors[3], d_gate, d_up, d_down)

@@ -1,0 +1,109 @@
+"""Matrix products of a linear layer and of its two derivatives, without autograd.
+
+Weights that lie side by side in memory (query, key, value; gate, up) are multiplied as one. A weight's gradient is added to
+its running total inside the product itself where there is such a total, which saves a pass over all gradients a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor, nn
+
+_TOTAL = "_talaria_total"
+
+
+def accumulate_into(weight: Tensor, total: Tensor) -> None:
+    """From now on products add `weight`'s gradient to `total` (fp32, or the weight's dtype) and give autograd none."""
+    setattr(weight, _TOTAL, total)
+
+
+def total_of(weight: Tensor) -> Tensor | None:
+    total: Tensor | None = getattr(weight, _TOTAL, None)
+    return total
+
+
+def side_by_side(tensors: Sequence[Tensor]) -> Tensor | None:
+    """One [sum of rows, columns] view over matrices that follow each other in memory; None where they do not."""
+    first = tensors[0]
+    if len(tensors) == 1:
+        return first
+    for a, b in pairwise(tensors):
+        if a.data_ptr() + a.nbytes != b.data_ptr() or a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
+            return None
+    rows, width = sum(len(t) for t in tensors), first.shape[1]
+    return first.as_strided((rows, width), (width, 1))
+
+
+@torch.no_grad()
+def lay_side_by_side(weights: Sequence[nn.Parameter]) -> None:
+    """Move matrices of equal width into one block of memory, in order."""
+    block = torch.cat([weight.data for weight in weights])
+    for weight, rows in zip(weights, _slices(weights), strict=True):
+        weight.data = block[rows]
+
+
+def project(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """x @ [w1; w2; ...].T. x: [T, K]; weights: [N_i, K]. Returns [T, sum of N_i]."""
+    if (block := side_by_side(weights)) is not None:
+        return x @ block.t()
+    out = torch.empty(len(x), sum(len(w) for w in weights), dtype=x.dtype, device=x.device)
+    for w, columns in zip(weights, _slices(weights), strict=True):
+        torch.mm(x, w.t(), out=out[:, columns])
+    return out
+
+
+def project_backward(dy: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Derivative by x: dy @ [w1; w2; ...]. dy: [T, sum of N_i]. Returns [T, K]."""
+    if (block := side_by_side(weights)) is not None:
+        return dy @ block
+    dx = torch.empty(len(dy), weights[0].shape[1], dtype=dy.dtype, device=dy.device)
+    for w, columns in zip(weights, _slices(weights), strict=True):
+        torch.addmm(dx, dy[:, columns], w, beta=int(columns.start > 0), out=dx)
+    return dx
+
+
+def weight_gradients(weights: Sequence[Tensor], dy: Tensor, x: Tensor) -> list[Tensor | None]:
+    """Derivatives by the weights, dy.T @ x: added to their totals (then None is returned), or returned in the weights' dtype."""
+    totals = [total_of(w) for w in weights]
+    present = [t for t in totals if t is not None]
+    block = side_by_side(present) if len(present) == len(weights) else None
+    if block is not None:
+        add_product(block, dy, x)
+        return [None] * len(weights)
+    grads: list[Tensor | None] = []
+    for total, columns in zip(totals, _slices(weights), strict=True):
+        if total is None:
+            grads.append(dy[:, columns].t() @ x)
+        else:
+            add_product(total, dy[:, columns], x)
+            grads.append(None)
+    return grads
+
+
+def vector_gradient(weight: Tensor, grad: Tensor | None) -> Tensor | None:
+    """The same for a derivative (fp32) that is not a product."""
+    if grad is None:
+        return None
+    if (total := total_of(weight)) is None:
+        return grad.to(weight.dtype)
+    total.add_(grad)
+    return None
+
+
+def add_product(total: Tensor, dy: Tensor, x: Tensor) -> None:
+    """total += dy.T @ x, summed in fp32 and rounded once to the total's dtype."""
+    if total.dtype == x.dtype:
+        torch.addmm(total, dy.t(), x, out=total)
+    elif x.is_cuda:
+        torch.addmm(total, dy.t(), x, out_dtype=total.dtype, out=total)
+    else:
+        total.addmm_(dy.t().to(total.dtype), x.to(total.dtype))
+
+
+def _slices(weights: Sequence[Tensor]) -> list[slice]:
+    """Where each matrix's rows lie among the rows of all."""
+    ends = list(accumulate(len(w) for w in weights))
+    return [slice(end - len(w), end) for w, end in zip(weights, ends, strict=True)]

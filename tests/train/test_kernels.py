@@ -1,0 +1,244 @@
+"""The fused layer and its kernels equal plain PyTorch under autograd, on whatever device there is."""
+
+import pytest
+import torch
+from torch.nn.functional import rms_norm, silu
+
+from pipeline.config import Train
+from pipeline.train import attention, kernels
+from pipeline.train.kernels_products import (
+    accumulate_into,
+    lay_side_by_side,
+    project,
+    project_backward,
+    side_by_side,
+    weight_gradients,
+)
+from pipeline.train.model import lay_out, layers, load_model, sum_loss
+from tests.train.tiny import batch_of, conversations, save_tiny
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+EPS = 1e-6
+HEADS, KV_HEADS, HALF = 4, 2, 8
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
+DTYPES = list(TOLERANCE)
+
+
+def draw(*shape, dtype=torch.float32, seed=0):
+    made = torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+    return made.to(DEVICE, dtype)
+
+
+def assert_near(got, want, dtype):
+    error = (got.double() - want.double()).norm() / want.double().norm()
+    assert error < TOLERANCE[dtype], error.item()
+
+
+def exact(*tensors):
+    """Double-precision copies to differentiate."""
+    return [t.double().requires_grad_() for t in tensors]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [0, 1, 37])
+def test_norm_and_its_derivative(rows, dtype):
+    x, add, grad, skip = (draw(rows, 40, dtype=dtype, seed=seed) for seed in range(4))
+    weight = draw(40, dtype=dtype)
+    total, out, rstd = kernels.norm(x, weight, EPS, add)
+    dx, again, d_weight = kernels.norm_backward(total, rstd, weight, grad, skip)
+    if not rows:
+        assert out.shape == dx.shape == (0, 40)
+        assert not d_weight.any()
+        return
+    (x64, add64), (weight64,), (total64,) = exact(x, add), exact(weight), exact(total)
+    assert_near(total, x64 + add64, dtype)
+    want = rms_norm(total64, (40,), weight64, EPS)
+    assert_near(out, want, dtype)
+    assert_near(again, want, dtype)
+    want_dx, want_d_weight = torch.autograd.grad(want, (total64, weight64), grad.double())
+    assert_near(dx, want_dx + skip.double(), dtype)
+    assert_near(d_weight, want_d_weight, torch.float32 if dtype == torch.float32 else dtype)
+
+
+def rotate(x, cos, sin):
+    turned = torch.view_as_complex(torch.stack(x.chunk(2, dim=-1), dim=-1)) * torch.complex(cos, sin)[:, None]
+    return torch.cat([turned.real, turned.imag], dim=-1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("rows", [1, 37])
+def test_rotary_embedding_and_its_derivative(rows, normed, dtype):
+    width = 2 * HALF
+    qkv = draw(rows, (HEADS + 2 * KV_HEADS) * width, dtype=dtype)
+    angles = draw(rows, HALF)
+    cos, sin = angles.cos(), angles.sin()
+    weights = [draw(width, dtype=dtype, seed=seed) for seed in (1, 2)] if normed else [None, None]
+    q, k = kernels.rope(qkv, *weights, cos, sin, HEADS, KV_HEADS, EPS)
+    grads = [draw(rows, heads, width, dtype=dtype, seed=heads) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    d_qkv, *d_weights = kernels.rope_backward(qkv, *weights, cos, sin, *grads, EPS)
+
+    (qkv64,) = exact(qkv)
+    weights64 = exact(*weights) if normed else []
+    heads64 = qkv64.view(rows, -1, width).split([HEADS, KV_HEADS, KV_HEADS], dim=1)
+    outs = [rms_norm(h, (width,), w, EPS) for h, w in zip(heads64, weights64, strict=False)] if normed else heads64[:2]
+    outs = [rotate(h, cos.double(), sin.double()) for h in outs]
+    assert_near(q, outs[0], dtype)
+    assert_near(k, outs[1], dtype)
+    want = torch.autograd.grad([*outs, heads64[2]], [qkv64, *weights64], [g.double() for g in grads])
+    assert_near(d_qkv, want[0], dtype)
+    for got, expected in zip(d_weights, want[1:] if normed else (), strict=False):
+        assert_near(got, expected, dtype)
+    assert torch.equal(d_qkv.view(rows, -1, width)[:, HEADS + KV_HEADS :], grads[2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_swiglu_and_its_derivative(dtype):
+    gate_up, grad = draw(23, 96, dtype=dtype), draw(23, 48, dtype=dtype)
+    (both,) = exact(gate_up)
+    gate, up = both.chunk(2, dim=1)
+    want = silu(gate) * up
+    (want_grad,) = torch.autograd.grad(want, both, grad.double())
+    assert_near(kernels.swiglu(gate_up), want, dtype)
+    kernels.swiglu_backward_(gate_up, grad)
+    assert_near(gate_up, want_grad, dtype)
+    assert_near(grad, want, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_softmax_nll_and_its_derivative(weighted, dtype):
+    logits = draw(9, 9001, dtype=dtype) * 4
+    targets = torch.arange(0, 9000, 1000, device=DEVICE)
+    weights = torch.linspace(0, 2, 9, device=DEVICE) if weighted else None
+    (z,) = exact(logits)
+    want = -z.log_softmax(-1).gather(1, targets[:, None])[:, 0] * (1 if weights is None else weights)
+    (want_grad,) = torch.autograd.grad(want.sum(), z)
+    untouched = logits.clone()
+    assert_near(kernels.softmax_nll_(untouched, targets, weights, False), want, torch.float32)
+    assert torch.equal(untouched, logits)
+    assert_near(kernels.softmax_nll_(logits, targets, weights, True), want, torch.float32)
+    assert_near(logits, want_grad, dtype)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="fused attention needs a GPU")
+@pytest.mark.parametrize("kernel", [attention.FLASH2, attention.FLASH4], ids=lambda kernel: kernel.name)
+def test_fused_attention_equals_the_plain_one(kernel):
+    if kernel is attention.FLASH4 and attention.choose("cuda", torch.bfloat16, 128)[0] is not kernel:
+        pytest.skip("flash-attn-4 is not installed or not for this GPU")
+    cu = torch.tensor([0, 1, 200, 200, 777, 1000], dtype=torch.int32, device=DEVICE)
+    packed = attention.Packed(cu, 577, kernel)
+    q, k, v, grad = (draw(1000, heads, 128, dtype=torch.bfloat16, seed=heads) for heads in (8, 2, 3, 8))
+    v = v[:, :2]
+    out, lse = packed.forward(q, k, v, 0.1)
+    inputs = [t.detach().clone().requires_grad_() for t in (q, k, v)]
+    want = attention.plain_varlen(*(t.float() for t in inputs), cu, 0.1)
+    assert_near(out, want, torch.bfloat16)
+    want_grads = torch.autograd.grad(want, inputs, grad.float())
+    for got, expected in zip(packed.backward(grad, q, k, v, out, lse, 0.1), want_grads, strict=True):
+        assert_near(got, expected, torch.bfloat16)
+
+
+def test_weights_side_by_side_are_multiplied_as_one():
+    apart = [draw(rows, 6, seed=rows) for rows in (4, 3, 5)]
+    assert side_by_side(apart) is None
+    together = [torch.nn.Parameter(w.clone(), requires_grad=False) for w in apart]
+    lay_side_by_side(together)
+    assert torch.equal(side_by_side(together), torch.cat([w.data for w in apart]))
+    x, dy = draw(7, 6), draw(7, 12)
+    for function, argument in ((project, x), (project_backward, dy)):
+        torch.testing.assert_close(function(argument, together), function(argument, apart))
+    for got, want in zip(weight_gradients(together, dy, x), weight_gradients(apart, dy, x), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.fixture(params=["qwen3", "llama"])
+def folder(tmp_path, request):
+    return save_tiny(tmp_path, request.param)
+
+
+def gradients(model, batch):
+    sum_loss(model, batch.to(DEVICE), 0.5).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def test_fused_layers_equal_hugging_faces(folder):
+    batch = batch_of(conversations([8, 13, 1, 21]))
+    plain, fused = (load_model(folder, Train(precision="fp32", kernels=kind), DEVICE) for kind in ("plain", "auto"))
+    assert fused.fused
+    assert not plain.fused
+    torch.testing.assert_close(fused.logits(batch.to(DEVICE)), plain.logits(batch.to(DEVICE)), rtol=1e-4, atol=1e-5)
+    got, want = gradients(fused, batch), gradients(plain, batch)
+    assert got.keys() == want.keys()
+    for name, grad in got.items():
+        torch.testing.assert_close(grad, want[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("laid_out", [False, True])
+@pytest.mark.parametrize("total_dtype", DTYPES)
+def test_gradients_go_straight_to_their_totals(folder, laid_out, total_dtype):
+    """Two micro-batches into totals equal the sum of what autograd gives for each."""
+    batches = [batch_of(conversations(lengths, seed=seed)) for seed, lengths in enumerate(([8, 13], [21]))]
+    precision = "bf16" if total_dtype == torch.bfloat16 else "fp32"
+    plain, model = (load_model(folder, Train(precision=precision), DEVICE) for _ in range(2))
+    if laid_out:
+        lay_out(model)
+    named = dict(model.named_parameters())
+    flat = torch.zeros(sum(p.numel() for p in named.values()), dtype=total_dtype, device=DEVICE)
+    totals = {n: t.view_as(named[n]) for n, t in zip(named, flat.split([p.numel() for p in named.values()]), strict=True)}
+    for name, param in named.items():
+        param.grad = totals[name]
+        accumulate_into(param, totals[name])
+    for batch in batches:
+        sum_loss(model, batch.to(DEVICE), 0.5).backward()
+        sum_loss(plain, batch.to(DEVICE), 0.5).backward()
+    for name, param in plain.named_parameters():
+        error = (totals[name].float() - param.grad.float()).norm() / param.grad.float().norm()
+        assert error < (1e-5 if total_dtype == torch.float32 else 2e-2), name
+        assert named[name].grad is totals[name]
+
+
+def test_a_gradient_in_its_total_cannot_be_scaled_afterwards(folder):
+    model = load_model(folder, Train(precision="fp32"), "cpu")
+    head = model.core.lm_head.weight
+    accumulate_into(head, torch.zeros_like(head))
+    with pytest.raises(RuntimeError):
+        (2 * sum_loss(model, batch_of(conversations([8])))).backward()
+
+
+def test_evaluation_leaves_totals_alone(folder):
+    model = load_model(folder, Train(precision="fp32"), DEVICE)
+    totals = []
+    for param in model.parameters():
+        totals.append(torch.zeros_like(param))
+        accumulate_into(param, totals[-1])
+    with torch.no_grad():
+        assert sum_loss(model, batch_of(conversations([8, 5])).to(DEVICE)) > 0
+    assert not any(total.any() for total in totals)
+
+
+def test_fused_layers_in_bf16_stay_near_fp32(folder):
+    batch = batch_of(conversations([30, 50, 20]))
+    exact_model, low = (load_model(folder, Train(precision=precision), DEVICE) for precision in ("fp32", "bf16"))
+    with torch.no_grad():
+        for p, q in zip(exact_model.parameters(), low.parameters(), strict=True):
+            p.copy_(q)
+    losses = [sum_loss(model, batch.to(DEVICE), 1 / len(batch.targets)) for model in (exact_model, low)]
+    assert abs(losses[0].item() - losses[1].item()) < 0.02 * losses[0].item()
+    for loss in losses:
+        loss.backward()
+    norms = [torch.stack([p.grad.float().norm() for p in m.parameters()]).norm() for m in (exact_model, low)]
+    difference = torch.stack(
+        [(p.grad - q.grad.float()).norm() for p, q in zip(exact_model.parameters(), low.parameters(), strict=True)]
+    )
+    assert difference.norm() / norms[0] < 0.05
+
+
+def test_generation_still_goes_through_hugging_faces_layers(folder):
+    model = load_model(folder, Train(precision="fp32"), "cpu")
+    text = torch.from_numpy(conversations([9])[0]).long()
+    with torch.no_grad():
+        ours = model.logits(batch_of([text.numpy()]))
+        model.core.set_attn_implementation("sdpa")
+        torch.testing.assert_close(model.core(text[None]).logits[0], ours, rtol=1e-4, atol=1e-5)
+    assert len(layers(model)) == 3
