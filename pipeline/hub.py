@@ -20,8 +20,8 @@ def commit_of(repo: str, revision: str, kind: Kind = "model") -> str:
     """The commit that a branch, tag or commit stands for now; offline, the one it stood for when it was last downloaded."""
     from huggingface_hub import HfApi
 
-    with _explained(repo, revision, kind):
-        return HfApi(token=_token()).resolve_revision(repo, repo_type=kind, revision=revision).resolved
+    with explained(repo, revision, kind):
+        return HfApi(token=token()).resolve_revision(repo, repo_type=kind, revision=revision).resolved
 
 
 def snapshot(repo: str, revision: str, patterns: Sequence[str], kind: Kind = "model") -> tuple[Path, str]:
@@ -29,19 +29,19 @@ def snapshot(repo: str, revision: str, patterns: Sequence[str], kind: Kind = "mo
     from huggingface_hub import snapshot_download
 
     commit = commit_of(repo, revision, kind)
-    with _explained(repo, revision, kind):
+    with explained(repo, revision, kind):
         folder = snapshot_download(
-            repo, repo_type=kind, revision=commit, allow_patterns=list(patterns), ignore_patterns=["*/*"], token=_token()
+            repo, repo_type=kind, revision=commit, allow_patterns=list(patterns), ignore_patterns=["*/*"], token=token()
         )
     return Path(folder), commit
 
 
-def _token() -> str | Literal[False]:
+def token() -> str | Literal[False]:
     return os.environ.get("HF_TOKEN") or False
 
 
 @contextmanager
-def _explained(repo: str, revision: str, kind: Kind) -> Iterator[None]:
+def explained(repo: str, revision: str, kind: Kind) -> Iterator[None]:
     """Turn the library's errors into one sentence that says what to do."""
     import httpx2
     from huggingface_hub import constants, errors

@@ -1,8 +1,6 @@
 """The convert stage: conversations in any accepted form to messages.parquet, streamed in chunks.
 
 Chunks are parsed and converted by threads and written in order, so memory holds a few chunks however long the source is.
-A pretty-printed array of known columns takes the quick way: cut by indentation, types declared. Whatever it does not hold
-for is read twice, once for the types and once for the rows.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +19,17 @@ from pipeline.config import Config, Convert
 from pipeline.data import shape
 from pipeline.data.chunk import Chunk
 from pipeline.data.messages import add_messages, drop_duplicates, drop_empty_answers, messages_schema, shape_of
-from pipeline.data.parse import NeedsCare, infer_files, parse_chunk, quick_schema
-from pipeline.data.rows import Layout, read_chunks
-from pipeline.data.shape import Names
+from pipeline.data.parse import NeedsCare
 from pipeline.data.sources import SourceFile, find_files
+from pipeline.data.streams import Stream, streams
 from pipeline.errors import DataError, UserError
 from pipeline.tokens.chunks import ordered
 from pipeline.tokens.folder import beside
 
 MESSAGES = "messages.parquet"
-BATCH = 8192
-"""Rows of a parquet source that are converted together."""
 THREADS = 8
 """At most: each holds a chunk or two, and one thread writes what all of them make."""
+COMPRESSION = "zstd"
 Facts = dict[str, Any]
 
 
@@ -61,108 +56,87 @@ def convert(source: Path, output: Path, config: Convert) -> Facts:
         raise UserError(f"{output}: is a folder; name a file, for example {output / MESSAGES}.")
     files = find_files(source)
     with beside(output) as work:
-        if config.function:
-            from pipeline.data.custom import apply
-
-            files = [apply(config.function, files, work, partial(fill, config=Convert()))]
         target = work / MESSAGES
-        facts = fill(files, target, config)
+        facts = convert_with(config, files, target) if config.function else fill(files, target, config, to_messages)
         with target.open("rb") as file:
             os.fsync(file.fileno())
         target.replace(output.resolve())
     return facts | {"bytes": output.stat().st_size}
 
 
-def fill(files: Sequence[SourceFile], target: Path, config: Convert) -> Facts:
-    threads = min(THREADS, len(os.sched_getaffinity(0)))
-    if files[0].is_parquet:
-        return write(parquet_source(files), target, config, threads)
-    schema = quick_schema(files)
-    if schema is not None:
-        try:
-            return write(json_source(files, schema, exact=False), target, config, threads)
-        except NeedsCare:
-            pass
-    return write(json_source(files, infer_files(files, threads), exact=True), target, config, threads)
+def convert_with(config: Convert, files: Sequence[SourceFile], target: Path) -> Facts:
+    """Hand the rows to the user's function as one frame, and convert what it returns."""
+    from pipeline.data import custom
+
+    assert config.function
+    custom.load(config.function)
+    rows, made = target.with_name("rows.parquet"), target.with_name("made.parquet")
+    read = fill(files, rows, config, as_they_are)
+    returned = custom.apply(config.function, rows, made)
+    facts = fill([returned], target, config.model_copy(update={"rows": None}), to_messages)
+    dropped: Counter[str] = Counter(read["dropped"]) + Counter(facts["dropped"])
+    counts = {reason: dropped[reason] for reason in shape.REASONS}
+    return facts | {"rows_in": read["rows_in"], "rows_of_function": facts["rows_in"], "dropped": counts}
 
 
 @dataclass(frozen=True)
-class Source:
-    """Chunks of a source in order, and how one becomes a table."""
+class Step:
+    """What is done to a chunk after it is read, and the schema of the result."""
 
-    name: str
     schema: pa.Schema
-    chunks: Iterator[tuple[str, Any]]
-    """(file's name, what `read` takes)."""
-    read: Callable[[Any], Chunk]
+    apply: Callable[[Chunk], Chunk]
 
 
-def json_source(files: Sequence[SourceFile], schema: pa.Schema, *, exact: bool) -> Source:
-    def chunks() -> Iterator[tuple[str, bytes]]:
-        for file in files:
-            with file.open() as stream:
-                for chunk in read_chunks(stream, Layout.of(stream, file.name), exact=exact):
-                    yield file.name, chunk
+def to_messages(stream: Stream, config: Convert) -> Step:
+    names = shape_of(stream.schema, stream.name)
 
-    return Source(files[0].name, schema, chunks(), partial(parse_chunk, schema=schema, exact=exact))
+    def apply(chunk: Chunk) -> Chunk:
+        chunk = add_messages(chunk, names)
+        return drop_empty_answers(chunk) if config.drop_empty_answers else chunk
 
-
-def parquet_source(files: Sequence[SourceFile]) -> Source:
-    """Parquet files as one, in the schema that holds them all."""
-    opened = [(file.name, open_parquet(file)) for file in files]
-    try:
-        schema = pa.unify_schemas([file.schema_arrow.remove_metadata() for _, file in opened], promote_options="permissive")
-    except pa.ArrowTypeError as error:
-        raise DataError(f"{files[0].name}: its columns do not go together with the other files': {error}.") from None
-
-    def chunks() -> Iterator[tuple[str, pa.RecordBatch]]:
-        for name, file in opened:
-            for batch in file.iter_batches(BATCH):
-                yield name, batch
-
-    def read(batch: pa.RecordBatch) -> Chunk:
-        table = pa.Table.from_batches([batch])
-        for column in schema:
-            if column.name not in table.column_names:
-                table = table.append_column(column, pa.nulls(len(table), column.type))
-        return Chunk.whole(table.select(schema.names).cast(schema))
-
-    return Source(files[0].name, schema, chunks(), read)
+    return Step(messages_schema(stream.schema, names), apply)
 
 
-def open_parquet(file: SourceFile) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file.path if not file.compressed else pa.BufferReader(file.open().read()))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file.name}: not a parquet file that can be read ({error}).") from None
+def as_they_are(stream: Stream, config: Convert) -> Step:
+    return Step(stream.schema, lambda chunk: chunk)
 
 
-def write(source: Source, target: Path, config: Convert, threads: int) -> Facts:
-    """Convert every chunk and write the rows that are left."""
-    names = shape_of(source.schema, source.name)
-    schema = messages_schema(source.schema, names)
-    dropped = Counter(dict.fromkeys(shape.REASONS, 0))
+def fill(files: Sequence[SourceFile], target: Path, config: Convert, make_step: Callable[[Stream, Convert], Step]) -> Facts:
+    """Read the files, the quick way if it holds, and write what the step makes of them."""
+    threads = min(THREADS, len(os.sched_getaffinity(0)))
+    problem = shape.problem if make_step is to_messages else shape.not_an_object
+    for stream in streams(files, threads, problem):
+        try:
+            return write(stream, make_step(stream, config), target, config, threads)
+        except NeedsCare:
+            continue
+    raise AssertionError("the last way to read takes care of everything")
+
+
+def write(stream: Stream, step: Step, target: Path, config: Convert, threads: int) -> Facts:
+    dropped: Counter[str] = Counter(dict.fromkeys(shape.REASONS, 0))
     rows = 0
-    with pq.ParquetWriter(target, schema, compression="zstd") as writer:
-        for chunk in convert_chunks(source, names, config, threads):
+    with pq.ParquetWriter(target, step.schema, compression=COMPRESSION) as writer:
+        for chunk in finished(stream, step, config, threads):
             dropped.update(bad.reason for bad in chunk.bad)
             rows += len(chunk.table)
             if len(chunk.table):
-                writer.write_table(chunk.table.cast(schema))
-    return {"rows_in": rows + dropped.total(), "rows": rows, "dropped": dict(dropped), "columns": schema.names}
+                writer.write_table(chunk.table.cast(step.schema))
+    if not rows:
+        raise DataError(f"{stream.name}: no row is left to write; dropped: {dict(dropped) if dropped.total() else 'none'}.")
+    return {"rows_in": rows + dropped.total(), "rows": rows, "dropped": dict(dropped), "columns": step.schema.names}
 
 
-def convert_chunks(source: Source, names: Names, config: Convert, threads: int) -> Iterator[Chunk]:
-    """The source's chunks with their messages, in order. Raises DataError at the first bad row, unless they are dropped."""
+def finished(stream: Stream, step: Step, config: Convert, threads: int) -> Iterator[Chunk]:
+    """The chunks in order. Raises DataError at the first bad row, unless bad rows are dropped."""
 
     def work(item: tuple[str, Any]) -> tuple[str, Chunk]:
         file, raw = item
-        chunk = add_messages(source.read(raw), names)
-        return file, drop_empty_answers(chunk) if config.drop_empty_answers else chunk
+        return file, step.apply(stream.read(raw))
 
     seen: set[bytes] = set()
     left, row, current = config.rows, 0, ""
-    for file, chunk in ordered(work, source.chunks, threads):
+    for file, chunk in ordered(work, stream.chunks, threads):
         row = row if file == current else 0
         current = file
         if left is not None:
@@ -170,7 +144,7 @@ def convert_chunks(source: Source, names: Names, config: Convert, threads: int) 
             left -= chunk.size
         refuse(chunk, file, row, config)
         row += chunk.size
-        yield drop_duplicates(chunk, seen) if config.drop_duplicates else chunk
+        yield drop_duplicates(chunk, seen) if config.drop_duplicates and "messages" in step.schema.names else chunk
         if left == 0:
             return
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from pipeline.errors import DataError
 _TURN = {"from": pa.string(), "value": pa.string()}
 _TURNS = pa.list_(pa.struct(list(_TURN.items())))
 _WEIGHTED_TURNS = pa.list_(pa.struct([*_TURN.items(), ("weight", pa.float64())]))
-_STRINGS = "topic model_name model category language id title idx avatarUrl system_prompt source".split()
+_STRINGS = ["topic", "model_name", "model", "category", "language", "id", "title", "idx", "avatarUrl", "system_prompt", "source"]
 # The hub's types of OpenHermes-2.5. Declared, since its rows are sparse: a reader that infers from the first rows
 # takes a column that comes later, or a turn's weight that comes and goes, for something else.
 DECLARED: dict[str, pa.DataType] = {
@@ -70,13 +71,13 @@ class Inferred:
     conflict: Bad | None = None
 
 
-def infer_chunk(chunk: bytes) -> Inferred:
+def infer_chunk(chunk: bytes, problem: shape.Problem = shape.problem) -> Inferred:
     """The columns of a chunk as the reader sees them, without the rows that could not be converted anyway."""
     try:
         table = _read(chunk, None)
         return Inferred(table.schema, len(table))
     except _REFUSED:
-        texts, rows, bad = sift(chunk)
+        texts, rows, bad = sift(chunk, problem)
     size = len(rows) + len(bad)
     readable = [text for text in texts if _refusal(text, None) is None]
     try:
@@ -97,7 +98,7 @@ def merge_schemas(schemas: Iterable[pa.Schema]) -> pa.Schema:
     return pa.schema([(c.name, DECLARED.get(c.name, c.type) if pa.types.is_null(c.type) else c.type) for c in merged])
 
 
-def parse_chunk(chunk: bytes, schema: pa.Schema, *, exact: bool) -> Chunk:
+def parse_chunk(chunk: bytes, schema: pa.Schema, *, exact: bool, problem: shape.Problem = shape.problem) -> Chunk:
     """The rows of a chunk in the given schema, those of another shape set aside.
 
     Raises NeedsCare where the quick way does not take the chunk and the exact one might.
@@ -111,7 +112,7 @@ def parse_chunk(chunk: bytes, schema: pa.Schema, *, exact: bool) -> Chunk:
     except _REFUSED as error:
         if not exact:
             raise NeedsCare from error
-    texts, rows, bad = sift(chunk)
+    texts, rows, bad = sift(chunk, problem)
     refused = {row: reason for row, text in zip(rows, texts, strict=True) if (reason := _refusal(text, schema))}
     good = {row: text for row, text in zip(rows, texts, strict=True) if row not in refused}
     table = _read("\n".join(good.values()).encode(), schema) if good else schema.empty_table()
@@ -119,7 +120,7 @@ def parse_chunk(chunk: bytes, schema: pa.Schema, *, exact: bool) -> Chunk:
     return Chunk(table, np.array(list(good), np.int64), len(rows) + len(bad) - len(refused), sorted(bad))
 
 
-def sift(chunk: bytes) -> tuple[list[str], list[int], list[Bad]]:
+def sift(chunk: bytes, problem: shape.Problem) -> tuple[list[str], list[int], list[Bad]]:
     """Row by row: the text of the well-shaped rows, their places, and what is wrong with the others.
 
     What is not JSON ends the chunk: the last bad row then has the reason INVALID.
@@ -129,9 +130,9 @@ def sift(chunk: bytes) -> tuple[list[str], list[int], list[Bad]]:
     bad: list[Bad] = []
     try:
         for at, (value, text) in enumerate(_values(chunk)):
-            problem = shape.problem(value)
-            if problem:
-                bad.append(Bad(at, *problem))
+            wrong = problem(value)
+            if wrong:
+                bad.append(Bad(at, *wrong))
             else:
                 texts.append(text)
                 rows.append(at)
@@ -190,7 +191,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def infer_files(files: Sequence[SourceFile], threads: int) -> pa.Schema:
+def infer_files(files: Sequence[SourceFile], threads: int, problem: shape.Problem = shape.problem) -> pa.Schema:
     """The schema of all rows of all files, by reading them all once."""
     from pipeline.tokens.chunks import ordered
 
@@ -198,7 +199,9 @@ def infer_files(files: Sequence[SourceFile], threads: int) -> pa.Schema:
     for file in files:
         with file.open() as stream:
             row = 0
-            for found in ordered(infer_chunk, read_chunks(stream, Layout.of(stream, file.name), exact=True), threads):
+            for found in ordered(
+                partial(infer_chunk, problem=problem), read_chunks(stream, Layout.of(stream, file.name), exact=True), threads
+            ):
                 if found.conflict:
                     raise DataError(f"{file.name}: rows from {row} on: {found.conflict.detail}; a column must have one type.")
                 try:

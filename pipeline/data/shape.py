@@ -6,6 +6,7 @@ Where both are there, `messages` counts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
@@ -62,10 +63,19 @@ def names_for(columns: Any) -> Names | None:
     return next((names for names in (MESSAGES, SHAREGPT) if names.column in columns), None)
 
 
+Problem = Callable[[Any], tuple[str, str] | None]
+"""JSON row -> (reason, detail) of what makes it useless, or None."""
+
+
+def not_an_object(row: Any) -> tuple[str, str] | None:
+    """The least a row must be, before a function of the user's own gives it a conversation."""
+    return None if isinstance(row, dict) else (NOT_AN_OBJECT, f"not an object but {_kind(row)}")
+
+
 def problem(row: Any) -> tuple[str, str] | None:
-    """(reason, detail) of what makes a JSON row useless, or None."""
+    """What keeps a row from being converted."""
     if not isinstance(row, dict):
-        return NOT_AN_OBJECT, f"not an object but {_kind(row)}"
+        return not_an_object(row)
     names = names_for(row)
     turns = row.get(names.column) if names else None
     if names is None or turns is None:
