@@ -50,7 +50,16 @@ while step < options["steps"]:
         raise RuntimeError("the loss is not finite")
     if happens == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    append("metrics.jsonl", step=step, epoch=step / 10, loss=1 / step, tokens=100, supervised_tokens=50, seconds=0.05, time=time.time())
+    append(
+        "metrics.jsonl",
+        step=step,
+        epoch=step / 10,
+        loss=1 / step,
+        tokens=100,
+        supervised_tokens=50,
+        seconds=0.05,
+        time=time.time(),
+    )
     write(state="running", step=step)
     if rank == 0:
         print(f"step {step}\rstep {step} loss {1 / step:.3f}", flush=True)
