@@ -17,7 +17,6 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.store import MANIFEST
 
-
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No space, no quota, or a file larger than this process may write."""
 
