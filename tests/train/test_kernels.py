@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_models import batch_of, conversations, save_tiny
 from torch.nn.functional import rms_norm, silu
 
 from pipeline.config import Train
@@ -15,7 +16,6 @@ from pipeline.train.kernels_products import (
     weight_gradients,
 )
 from pipeline.train.model import lay_out, layers, load_model, sum_loss
-from tests.train.tiny import batch_of, conversations, save_tiny
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6
