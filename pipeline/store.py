@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.locks import locked
 
 MANIFEST = "manifest.json"
 _VERSIONS_OF = ("polars", "pyarrow", "datasets", "tokenizers", "fastokens", "torch", "transformers", "accelerate")
@@ -99,32 +101,45 @@ class Store:
     ) -> Output:
         """Reuse the output of `key`, or make it: `write(folder)` fills an empty folder and returns its facts.
 
-        `resumable` keeps the working folder after a failure and hands it, as it was left, to the next attempt.
+        `resumable` keeps the working folder after a failure and hands it, as it was left, to the next attempt; of two runs
+        that want the same output at once, the second waits for the first.
         `force` makes the output again and replaces the old one.
         `unlisted` names folders that the manifest leaves out, since they carry digests of their own.
         Raises UserError when the disk is full.
         """
-        found = None if force else self.find(stage, key)
-        if found:
+        if not force and (found := self.find(stage, key)):
             return found
+        with self._working_folder(stage, key, resumable) as work:
+            if not force and (found := self.find(stage, key)):  # another run made it while this one waited
+                return found
+            start = time.monotonic()
+            try:
+                facts = write(work)
+                seconds = time.monotonic() - start
+                return self.publish(stage, key, work, facts, seconds, described_by, replace=force, unlisted=unlisted)
+            except OSError as error:
+                if error.errno == 28:
+                    raise UserError(
+                        f"{self.root}: the disk is full while stage {stage} writes; free space or move the store."
+                    ) from error
+                raise
+
+    @contextlib.contextmanager
+    def _working_folder(self, stage: str, key: str, resumable: bool) -> Iterator[Path]:
+        """A folder of one's own, removed at the end; or, resumable, the key's only one, for one run at a time."""
         work = self.work(stage, key)
-        if not resumable:
-            (self.root / ".work").mkdir(parents=True, exist_ok=True)
+        work.parent.mkdir(parents=True, exist_ok=True)
+        if resumable:
+            with locked(work.with_suffix(".lock"), on_wait=_tell):
+                work.mkdir(exist_ok=True)
+                yield work
+                with contextlib.suppress(OSError):  # has something in it, or was published
+                    work.rmdir()
+        else:
             work = Path(tempfile.mkdtemp(prefix=f"{work.name}-", dir=work.parent))
-        work.mkdir(parents=True, exist_ok=True)
-        start = time.monotonic()
-        try:
-            facts = write(work)
-            seconds = time.monotonic() - start
-            return self.publish(stage, key, work, facts, seconds, described_by, replace=force, unlisted=unlisted)
-        except OSError as error:
-            if error.errno == 28:
-                raise UserError(
-                    f"{self.root}: the disk is full while stage {stage} writes; free space or move the store."
-                ) from error
-            raise
-        finally:
-            if not resumable:
+            try:
+                yield work
+            finally:
                 shutil.rmtree(work, ignore_errors=True)
 
     def publish(
@@ -141,6 +156,7 @@ class Store:
     ) -> Output:
         """Give a filled working folder its manifest and move it into place in one rename."""
         files = {str(path.relative_to(work)): path for path in sorted(work.rglob("*")) if path.is_file()}
+        files.pop(MANIFEST, None)  # of an attempt that was killed while it published
         files = {name: path for name, path in files.items() if not name.startswith(unlisted)} if unlisted else files
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # hashing releases the interpreter lock
             digests = dict(zip(files, pool.map(file_digest, files.values()), strict=True))
@@ -179,6 +195,10 @@ class Store:
         for path in sorted(self.root.glob(f"[!.]*/*/{MANIFEST}")):
             with contextlib.suppress(FileNotFoundError):  # pruned meanwhile
                 yield path.parent.parent.name, path.parent, json.loads(path.read_text())
+
+
+def _tell(holder: str) -> None:
+    logging.getLogger(__name__).warning("another run makes this output; waiting for it: %s", holder)
 
 
 def write_atomically(path: Path, text: str) -> None:
