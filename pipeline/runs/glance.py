@@ -179,4 +179,7 @@ def rounded(value: Any) -> float | None:
 
 def finite(value: Any) -> float | None:
     """A finite number, else None: JSON for browsers has no NaN."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+    try:
+        return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+    except OverflowError:  # a whole number beyond any float
+        return None

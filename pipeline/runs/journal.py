@@ -21,6 +21,7 @@ from pydantic_core import from_json  # twice as fast as json.loads, and a depend
 
 _CHUNK = 1 << 20
 _MISSING = math.nan
+_EXACT = 1 << 53  # whole numbers that a float holds exactly
 
 
 class Journal:
@@ -149,11 +150,18 @@ def _numbers(values: list[Any]) -> array[float]:
     try:
         return array("d", values)
     except (TypeError, OverflowError):
-        return array("d", [float(value) if isinstance(value, int | float) else _MISSING for value in values])
+        return array("d", [_number(value) for value in values])
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value) if isinstance(value, int | float) else _MISSING
+    except OverflowError:
+        return _MISSING
 
 
 def _is_step(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _EXACT
 
 
 def _inode(file: BinaryIO) -> int:

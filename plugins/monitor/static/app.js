@@ -48,10 +48,10 @@ const viewOf = (key) => ({ focus: state.focus, axis: state.axis, smooth: spanOf(
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 const cardOf = (key) => state.cards.find((card) => card.key === key);
 
-/** Steps to average over: chosen, or about a hundredth of the run. */
+/** Steps to average over: chosen, or few beside the run's length, so that the average does not trail. */
 function spanOf(key) {
   if (state.span !== "auto") return state.span;
-  return SPANS.findLast((span) => span <= cardOf(key).step / 60) ?? 0;
+  return SPANS.findLast((span) => span <= cardOf(key).step / 150) ?? 0;
 }
 
 async function askList() {

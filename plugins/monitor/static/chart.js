@@ -44,7 +44,7 @@ export function makeChart(container, { onHover, onZoom }) {
       scales: { x: { time: false }, y: { distr: log ? 3 : 1, range: (u, low, high) => span(u, low, high, { log, fit }) } },
       axes: [
         { ...line, grid: { show: false }, values: (_, ticks) => ticks.map(xText), space: 80, size: 30 },
-        { ...line, values: (_, ticks) => ticks.map((tick) => (tick === null ? null : yText(tick))), size: 66 },
+        { ...line, values: (_, ticks) => ticks.map((tick) => (tick === null ? null : yText(tick))), size: (_, texts) => 2 * GAP + 6.5 * Math.max(3, ...(texts ?? []).map((text) => text?.length ?? 0)) },
       ],
       series: [{}, ...lines.map(({ color: stroke, width, dash, points }) => ({ stroke, width, dash, spanGaps: true, points: { show: points, size: 5, fill: stroke } }))],
       hooks: {

@@ -11,6 +11,7 @@ import { title } from "./views.js";
 export const SPANS = [0, 10, 50, 200, 1000];
 const SMOOTH = "smooth";
 const FEW = 40;
+const HELDOUT_COLOR = "--c2"; // of a run on its own; beside others each keeps one colour
 
 const curvesOf = (run) => run.closer ?? run.curves;
 
@@ -19,12 +20,13 @@ export function linesOf(runs, focus, colors) {
   return runs.flatMap((run) => {
     const curves = curvesOf(run);
     const stroke = color(colors[run.key]);
+    const second = runs.length > 1 ? stroke : color(HELDOUT_COLOR);
     const smooth = curves[SMOOTH];
     const faint = smooth ? `color-mix(in srgb, ${stroke} 32%, transparent)` : stroke;
     const dots = (name) => curves[name].y.length < (name === HELDOUT ? FEW : 2);
     const lines = [{ ...curves[focus], color: faint, width: smooth ? 1 : 1.6, points: dots(focus) }];
     if (smooth) lines.push({ ...smooth, color: stroke, width: 2, points: false });
-    if (focus === "loss" && curves[HELDOUT]?.y.length) lines.push({ ...curves[HELDOUT], color: stroke, width: 1.5, dash: [6, 4], points: dots(HELDOUT) });
+    if (focus === "loss" && curves[HELDOUT]?.y.length) lines.push({ ...curves[HELDOUT], color: second, width: 1.5, dash: [6, 4], points: dots(HELDOUT) });
     return lines.map(({ step, ...line }) => line);
   });
 }
@@ -53,7 +55,8 @@ export function legendOf(runs, focus, x, marks) {
     if (heldout) values.push(show(at(HELDOUT)?.y));
     return { mark: marks[run.key], name: title(run.history), key: run.key, values: [...values, count(point?.step)] };
   });
-  return { rows, x, columns: [label, smoothed && "Smoothed", heldout && "Held-out loss", "Step"].filter(Boolean) };
+  const dashed = { label: "Held-out loss", mark: runs.length > 1 ? "var(--fg-muted)" : `var(${HELDOUT_COLOR})` };
+  return { rows, x, columns: [{ label }, smoothed && { label: "Smoothed" }, heldout && dashed, { label: "Step" }].filter(Boolean) };
 }
 
 /** Axis, smoothing and scale. */
@@ -65,7 +68,7 @@ export function drawControls(container, state, choose) {
       h("button", { type: "button", "data-id": `axis-${name}`, "aria-pressed": String(axis === name), onclick: () => choose({ axis: name }) }, label))),
     h("label", {}, "Smooth over",
       h("select", { "data-id": "smooth", onchange: (event) => choose({ span: event.target.value === "auto" ? "auto" : Number(event.target.value) }) },
-        ["auto", ...SPANS].map((value) => h("option", { value, selected: value === span }, value === 0 ? "nothing" : value === "auto" ? "1 % of the run" : `${count(value)} steps`)))),
+        ["auto", ...SPANS].map((value) => h("option", { value, selected: value === span }, value === 0 ? "nothing" : value === "auto" ? "auto" : `${count(value)} steps`)))),
     checkbox("log", "Log scale", log, choose),
     checkbox("fit", "Cut outliers", fit, choose),
   ]);

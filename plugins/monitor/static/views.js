@@ -18,12 +18,12 @@ export function drawRuns(container, { cards, colors, now }, { open, toggle }) {
 function drawCard(card, colors, now, { open, toggle }) {
   const chosen = card.key in colors;
   const facts = card.state === "done" || !card.total_steps ? `${count(card.step)} steps` : `${count(card.step)} of ${count(card.total_steps)}`;
-  const loss = card.heldout_loss ?? card.loss;
+  const loss = card.heldout_loss === null ? `loss ${fixed(3)(card.loss)}` : `held-out ${fixed(3)(card.heldout_loss)}`;
   return h("div", { class: `card ${card.state} ${chosen ? "chosen" : ""}`, "--mark": colors[card.key] },
     h("button", { class: "open", type: "button", "data-id": `open-${card.key}`, "aria-current": chosen, onclick: () => open(card.key) },
       h("span", { class: "row" }, h("span", { class: "title" }, title(card)), pill(card)),
       sparkline([{ x: card.spark.map((_, index) => index), y: card.spark }]),
-      h("span", { class: "row sub" }, h("span", { class: "number" }, `${facts} · ${fixed(3)(loss)}`)),
+      h("span", { class: "row sub" }, h("span", { class: "number" }, `${facts} · ${loss}`)),
       h("span", { class: "row sub" }, h("span", {}, h("code", {}, short(card.key)), ` · ${age(card.active, now)}`))),
     h("button", {
       class: "add", type: "button", "data-id": `add-${card.key}`, "aria-pressed": String(chosen), title: "Compare",
@@ -162,9 +162,9 @@ export const swatch = (mark) => h("span", { class: "swatch", "--mark": mark });
 
 /** What the chart shows, with the values under the pointer (`x`) or the latest. */
 export function drawLegend(container, { rows, columns, x }) {
-  render(container, [rows, columns], () =>
+  render(container, [rows, columns, x === null], () =>
     h("div", { class: "scroll", tabindex: 0 }, h("table", {},
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, x === null ? "Latest" : "Under the pointer"), columns.map((column) => h("th", { scope: "col" }, column)))),
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, x === null ? "Latest" : "Under the pointer"), columns.map(({ label, mark }) => h("th", { scope: "col" }, mark && h("span", { class: "dashes", "--mark": mark }), label)))),
       h("tbody", {}, rows.map(({ mark, name, key, values }) =>
         h("tr", {}, h("td", {}, swatch(mark), `${name} `, h("code", {}, short(key))), values.map((value) => h("td", {}, value))))))));
 }
