@@ -42,7 +42,8 @@ def chunks_of(rows: int, shard_rows: int, part: int, parts: int) -> list[Chunk]:
 def open_parquet(path: Path) -> pq.ParquetFile:
     """Raises DataError where the file is not a parquet with `messages: list<struct<role, content, ...>>`."""
     try:
-        file = pq.ParquetFile(path)
+        # pre_buffer, the default, keeps all it has read until the end: half a gigabyte for a million conversations
+        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; make it with `talaria convert`.") from None
     except (pa.ArrowInvalid, OSError) as error:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -48,21 +48,27 @@ class Tokenizer:
     header: Ids
     """Ids of "assistant\\n", the part of an answer that belongs to the prompt."""
     encode: Encode
+    hugging_face: HuggingFaceTokenizer
     backend: str
     fallback: str | None = None
     """Why fastokens could not be used, where it was asked for."""
 
+    @property
+    def oracle(self) -> Tokenizer:
+        """The same tokenizer with Hugging Face's encoder."""
+        return replace(self, encode=encode_with(self.hugging_face), backend="tokenizers")
+
     def ids(self, segments: Iterable[chat.Segment]) -> tuple[list[int], list[bool]]:
         """Ids and loss mask, segment by segment: the plain form of what batch.py does with arrays."""
+        parts = list(segments)
+        flat, offsets = self.encode([part.text for part in parts if not part.control])
+        pieces = iter(np.split(flat, offsets[1:-1]))
         ids: list[int] = []
         mask: list[bool] = []
-        for segment in segments:
-            if segment.control:
-                piece = [self.start if segment.text == chat.START else self.end]
-            else:
-                piece = self.encode([segment.text])[0].tolist()
+        for part in parts:
+            piece = [self.start if part.text == chat.START else self.end] if part.control else next(pieces).tolist()
             ids += piece
-            mask += [segment.supervised] * len(piece)
+            mask += [part.supervised] * len(piece)
         return ids, mask
 
 
@@ -86,11 +92,11 @@ def find(name: str | Path) -> Path:
 def load(folder: Path, backend: Backend = "auto") -> Tokenizer:
     """Read a tokenizer folder. Raises DataError where it holds no tokenizer.json or knows no ChatML."""
     file = folder / "tokenizer.json"
-    oracle = open_hugging_face(file)
-    start, end = control_id(oracle, chat.START, file), control_id(oracle, chat.END, file)
-    encode, used, fallback = _backend(file, oracle, backend)
+    hugging_face = open_hugging_face(file)
+    start, end = control_id(hugging_face, chat.START, file), control_id(hugging_face, chat.END, file)
+    encode, used, fallback = _backend(file, hugging_face, backend)
     ids, offsets = encode(["\n", chat.HEADER])
-    return Tokenizer(folder, start, end, ids[: offsets[1]], ids[offsets[1] :], encode, used, fallback)
+    return Tokenizer(folder, start, end, ids[: offsets[1]], ids[offsets[1] :], encode, hugging_face, used, fallback)
 
 
 def open_hugging_face(file: Path) -> HuggingFaceTokenizer:
@@ -132,7 +138,7 @@ def encode_with(tokenizer: HuggingFaceTokenizer) -> Encode:
     return encode
 
 
-def _backend(file: Path, oracle: HuggingFaceTokenizer, backend: Backend) -> tuple[Encode, str, str | None]:
+def _backend(file: Path, hugging_face: HuggingFaceTokenizer, backend: Backend) -> tuple[Encode, str, str | None]:
     fallback = None
     if backend != "tokenizers":
         try:
@@ -141,7 +147,7 @@ def _backend(file: Path, oracle: HuggingFaceTokenizer, backend: Backend) -> tupl
             if backend == "fastokens":
                 raise DataError(f"{file}: fastokens cannot be used ({error}); set tokenize.backend to auto.") from error
             fallback = str(error)
-    return encode_with(oracle), "tokenizers", fallback
+    return encode_with(hugging_face), "tokenizers", fallback
 
 
 def _fastokens(file: Path) -> Encode:
