@@ -55,10 +55,11 @@ class Journal:
         return next((value for value in reversed(self.column(name)) if math.isfinite(value)), None)
 
     def refresh(self) -> None:
-        """Read what was appended; a file that is not there yet is an empty one."""
+        """Read what was appended; a file that is not there is an empty one."""
         try:
             file = self.path.open("rb")
         except FileNotFoundError:
+            self._forget()
             return
         with file:
             if not self._continues(file):

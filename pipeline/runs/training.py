@@ -85,11 +85,11 @@ class Training:
             x, stop = x_of[journal], len(journal.steps)
             if between:
                 start, stop = max(start, bisect_right(x, between[0]) - 1), bisect_right(x, between[1]) + 1
-            drawn = {name: journal.column(column)}
+            y = journal.column(column)
+            curves[name] = _curve(journal.steps[start:stop], x[start:stop], y[start:stop], count, axis)
             if smooth and smooth[0] == name and journal is self.metrics:
-                drawn[SMOOTH] = moving_average(drawn[name], smooth[1])
-            for curve, y in drawn.items():
-                curves[curve] = _curve(journal.steps[start:stop], x[start:stop], y[start:stop], count, axis)
+                average = moving_average(y, smooth[1])[start:stop]
+                curves[SMOOTH] = _curve(journal.steps[start:stop], x[start:stop], average, count // 2, axis)
         return {"cursor": self.cursor(), "whole": first == 0, "curves": curves}
 
     def _after(self, cursor: str) -> int:

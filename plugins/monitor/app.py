@@ -27,7 +27,7 @@ from plugins.monitor.registry import Registry
 DAG_ID = "sft"
 STATIC = Path(__file__).parent / "static"
 LISTED = 200
-FOCUS_BUCKETS, SMALL_BUCKETS = 500, 100
+FOCUS_BUCKETS, SMALL_BUCKETS = 450, 80
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",

@@ -93,6 +93,9 @@ def test_a_file_that_was_rewritten_is_read_again(tmp_path: Path) -> None:
     replacement.replace(path)
     journal.refresh()
     assert list(journal.column("loss")) == [5.0]
+    path.unlink()
+    journal.refresh()
+    assert list(journal.column("loss")) == []
 
 
 def test_values_that_are_no_numbers_are_missing_ones(tmp_path: Path) -> None:
