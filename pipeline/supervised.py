@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,8 @@ from types import FrameType
 from pipeline import reaper
 
 LOOK = 0.1  # seconds between looks at the log
+MARK = "TALARIA_RUN"
+"""In the environment of all that runs beneath one reaper: by it they are found should the reaper itself be killed."""
 
 
 class Stop:
@@ -70,11 +73,12 @@ def run(
     arguments = ["--grace", str(grace), "--log", str(log), "--parent", str(os.getpid())]
     for pid in lifelines:
         arguments += ["--watch", str(pid)]
+    mark = uuid.uuid4().hex
     process = subprocess.Popen(
         # -I -S: whatever the environment says about Python is for the command, not for the reaper
         [sys.executable, "-I", "-S", reaper.__file__, *arguments, "--", *command],
         stdin=subprocess.DEVNULL,
-        env=env,
+        env={**env, MARK: mark},
         pass_fds=inherit,
         start_new_session=True,
     )
@@ -89,6 +93,9 @@ def run(
         stop.request()
         _outlive(process, stop)
         raise
+    finally:
+        if process.returncode < 0:
+            _reap_for(mark, grace)
     return process.returncode
 
 
@@ -99,6 +106,29 @@ def _outlive(process: subprocess.Popen[bytes], stop: Stop) -> None:
             time.sleep(LOOK)
         except KeyboardInterrupt:
             stop.kill()
+
+
+def _reap_for(mark: str, grace: float) -> None:
+    """Do the reaper's work after somebody has killed it; its launcher has got SIGTERM from the kernel by then."""
+    deadline = time.monotonic() + grace
+    asked: set[int] = set()
+    while left := _marked(mark):
+        late = time.monotonic() > deadline
+        for pid in left if late else left - asked:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+        asked |= left
+        time.sleep(LOOK)
+
+
+def _marked(mark: str) -> set[int]:
+    """Living processes of one run, whoever their parent is by now."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.add(int(folder.name))
+    return found
 
 
 def _follow(log: Path, begin: int, process: subprocess.Popen[bytes]) -> Iterator[str | None]:

@@ -22,6 +22,8 @@ import torch
 
 from pipeline.config import parse
 from pipeline.errors import UserError
+from pipeline.reaper import die_with_parent
+from pipeline.supervised import MARK
 from pipeline.train import world as ranks
 from pipeline.train.console import say
 from pipeline.train.folder import RunFolder
@@ -42,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(job: Job) -> int:
     """Run this process's rank (RANK, WORLD_SIZE and so on in the environment); returns the exit code."""
     stop = StopSignal().listen()
+    if MARK in os.environ:  # launched beneath a reaper: should it and the launcher be killed, this rank saves and leaves too
+        die_with_parent()
     job.output.mkdir(parents=True, exist_ok=True)
     folder, timeout = RunFolder(job.output), job.config.train.hang_timeout
     rank = int(os.environ.get("RANK", "0"))

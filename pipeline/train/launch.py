@@ -21,11 +21,13 @@ from pipeline import supervised
 from pipeline.config import Config, Train
 from pipeline.errors import DataError, UserError
 from pipeline.locks import Busy, locked
+from pipeline.runs.glance import tail
 from pipeline.store import write_atomically
 from pipeline.supervised import Stop
 from pipeline.tracking import Tracker
-from pipeline.train.folder import RunFolder
-from pipeline.train.outcome import Preempted, TrainingCrashed, facts, likely_cause, oom_kills
+from pipeline.train.folder import METRICS, RunFolder
+from pipeline.train.identity import run_identity
+from pipeline.train.outcome import Preempted, TrainingCrashed, facts, is_echo, likely_cause, oom_kills
 
 SLACK = 30.0  # seconds beyond the grace period: until the kernel has torn down what was killed
 LAST_LINES = 400
@@ -85,6 +87,8 @@ def launch(
             stop = Stop()
             stack.enter_context(supervised.stopped_by_signals(stop))
         lock = stack.enter_context(_sole_use(output / f"lock{suffix}", config.train.stop_grace, on_line, stop))
+        if _done(config, tokens, model, output):
+            return facts(output)
         argv, env = command(config.train, tokens, model, output, machine, gpus=gpu_count(machine.python))
         _prepare(config, output, machine)
         before, lines = oom_kills(), deque[str](maxlen=LAST_LINES)
@@ -189,6 +193,17 @@ def _sole_use(path: Path, grace: float, on_line: Callable[[str], None], stop: St
         yield lock
 
 
+def _done(config: Config, tokens: Path, model: Path, output: Path) -> bool:
+    """Whether the folder holds this training, finished. Raises UserError where it holds another one."""
+    status = RunFolder(output).status() or {}
+    identity = run_identity(config, tokens, model)
+    if status.get("identity", identity) != identity:
+        raise UserError(
+            f"{output}: holds a training with other data, another base model or other settings; choose another --output."
+        )
+    return status.get("state") == "done" and (output / "model").is_dir()
+
+
 def _prepare(config: Config, output: Path, machine: Machine) -> None:
     """What the ranks read, and a status that says that they are about to start."""
     write_atomically(output / "config.json", config.model_dump_json(indent=1))
@@ -203,25 +218,26 @@ def _outcome(output: Path, code: int, lines: Sequence[str], killed: int, stop: S
     """The facts of a finished training, or the exception that its end calls for."""
     folder = RunFolder(output)
     status = folder.status() or {}
-    state, step = status.get("state"), status.get("step") or 0
+    state, reason = status.get("state"), status.get("reason") or ""
+    step = next((row["step"] for row in reversed(tail(output / METRICS))), 0)
     if state == "done":
         return facts(output)
-    if state == "preempted" or stop.requested:
-        if state == "running":  # killed before it could save
-            folder.set_status("preempted", reason="stopped before it could save")
-        raise Preempted(f"Stopped at step {step}; the same again goes on from the last checkpoint.")
     if state == "failed" and status["kind"] == "user":
-        raise UserError(status["reason"])
-    reason = status["reason"] if state == "failed" else likely_cause(code, lines, killed)
-    if state != "failed":
-        folder.set_status("failed", reason=reason, kind="crash")
+        raise UserError(reason)
+    if state == "preempted" or stop.requested:
+        if state != "preempted":  # it did not come to saving
+            folder.set_status("preempted", step=step, reason="stopped before it could save", kind=None)
+        raise Preempted(f"Training was told to stop at step {step}; the next start goes on from its last checkpoint.")
+    if state == "running" or is_echo(reason):
+        reason = likely_cause(code, lines, killed)
+        folder.set_status("failed", step=step, reason=reason, kind="crash")
         folder.event("failed", reason, step, reason_kind="crash")
-    raise TrainingCrashed(f"Training failed at step {step}: {reason.rstrip('.')} (log: {output / 'train.log'}).")
+    raise TrainingCrashed(f"Training failed after step {step}: {reason.rstrip('.')} (log: {output / 'train.log'}).")
 
 
 def _tokens(folder: Path) -> Path:
-    if not (folder / "tokenizer").is_dir():
-        raise DataError(f"{folder}: not a tokens folder; make one with `talaria tokenize`.")
+    if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        raise DataError(f"{folder}: not a tokens folder (no state.json); make one with `talaria tokenize`.")
     return folder.absolute()
 
 

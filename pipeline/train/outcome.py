@@ -91,6 +91,11 @@ def _signal_in(lines: Iterable[str]) -> int | None:
     return int(found[1] or found[2]) if found else None
 
 
+def is_echo(error: str) -> bool:
+    """Whether an error only reports another process's end."""
+    return any(echo in error for echo in _ECHOES)
+
+
 def _error(line: str) -> str | None:
     found = _ERROR.match(line)
-    return None if found is None or any(echo in line for echo in _ECHOES) else found[1]
+    return found[1] if found and not is_echo(line) else None
