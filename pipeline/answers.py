@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from pipeline.tokens.shards import Tokens
 
 if TYPE_CHECKING:
-    from pipeline.train.model import CausalLM
+    import torch
 
 Ids = npt.NDArray[np.int32]
 
@@ -63,8 +64,19 @@ def choose_prompts(tokens: Tokens, count: int, end: int) -> list[Prompt]:
     return chosen
 
 
+def open_for_answers(folder: str | Path, device: torch.device) -> Any:
+    """The model as transformers runs it, with a key-value cache: bf16 on a GPU, fp32 on the CPU, where bf16 is slow."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # redraws its line, which a log file keeps
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+
+
 def answer_all(
-    model: CausalLM, prompts: Sequence[Prompt], *, end: int, ends: Sequence[int], pad: int, max_new_tokens: int, max_tokens: int
+    hf: Any, prompts: Sequence[Prompt], *, end: int, ends: Sequence[int], pad: int, max_new_tokens: int, max_tokens: int
 ) -> list[Answer]:
     """Greedy answers, in the prompts' order.
 
@@ -74,8 +86,6 @@ def answer_all(
     import torch
     from transformers import GenerationConfig
 
-    hf: Any = model.core
-    hf.set_attn_implementation("sdpa")  # packed attention has no key-value cache
     how = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(ends), pad_token_id=pad, use_cache=True
     )

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.answers import Answer, Prompt
-    from pipeline.train.model import CausalLM
 
 REPORT, SAMPLES = "report.json", "samples.jsonl"
 NO_SPLIT = "No held-out conversations: set tokenize.validation_fraction above 0 to measure the model."
@@ -62,7 +61,8 @@ def measure(
     exam = Exam.of(split, settings, model) if split else None
     tuned = exam.take(model, device) if exam else None
     before = exam.take(base, device) if exam and base else None
-    losses = {export: exam.loss_of(export, device, {weights_of(model): tuned}) for export in exports} if exam else {}
+    known = {weights_of(model): tuned.loss} if tuned else {}  # the last export is the final model under another name
+    losses = {export: known.get(weights_of(export)) or exam.loss_of(export, device) for export in exports} if exam else {}
     report = {
         "heldout": exam.described(heldout_digest(tokens)) if exam else None,
         "tuned": tuned.summary if tuned else None,
@@ -96,10 +96,7 @@ def flat(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-Weights = frozenset[tuple[int, int]]
-
-
-def weights_of(folder: Path) -> Weights:
+def weights_of(folder: Path) -> frozenset[tuple[int, int]]:
     """What tells a folder's weight files from all others of the machine: equal for hard links."""
     stats = [path.stat() for path in folder.glob("*.safetensors")]
     return frozenset((stat.st_dev, stat.st_ino) for stat in stats)
@@ -150,13 +147,12 @@ class Exam:
         return cls(tokens, settings, prompts, ends, ends[-1], lambda ids: str(tokenizer.decode(ids)))
 
     def take(self, folder: Path, device: torch.device) -> Result:
-        from pipeline.answers import answer_all
-        from pipeline.heldout import heldout_loss, open_model
+        from pipeline.answers import answer_all, open_for_answers
 
-        model = open_model(folder, device)
-        loss = heldout_loss(model, self.tokens, self.settings.batch_tokens).loss
+        loss = self.loss_of(folder, device)
+        hf = open_for_answers(folder, device)
         answers = answer_all(
-            model,
+            hf,
             self.prompts,
             end=self.ends[0],
             ends=self.ends,
@@ -166,15 +162,12 @@ class Exam:
         )
         texts = [self.decode(answer.ids) for answer in answers]
         references = [self.decode(prompt.reference) for prompt in self.prompts]
-        _free(model)
+        _free(hf)
         return Result(loss, answers, texts, [text.strip() == ref.strip() for text, ref in zip(texts, references, strict=True)])
 
-    def loss_of(self, folder: Path, device: torch.device, known: Mapping[Weights, Result | None]) -> float:
-        """The loss of a kept model; `known` spares the one whose files are the final model's under another name."""
+    def loss_of(self, folder: Path, device: torch.device) -> float:
         from pipeline.heldout import heldout_loss, open_model
 
-        if same := known.get(weights_of(folder)):
-            return same.loss
         model = open_model(folder, device)
         loss = heldout_loss(model, self.tokens, self.settings.batch_tokens).loss
         _free(model)
@@ -204,7 +197,7 @@ def _share(flags: Sequence[bool]) -> float | None:
     return sum(flags) / len(flags) if flags else None
 
 
-def _free(model: CausalLM) -> None:
+def _free(model: torch.nn.Module) -> None:
     """Give the weights' memory back before the next model comes."""
     import torch
 

@@ -78,13 +78,12 @@ class Talk:
 
     @classmethod
     def with_model(cls, folder: Path, *, system: str | None = None, max_new_tokens: int = 512) -> Talk:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging
+        from transformers import AutoTokenizer
 
+        from pipeline.answers import open_for_answers
         from pipeline.heldout import best_device
 
-        logging.disable_progress_bar()
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(best_device()).eval()
+        model = open_for_answers(folder, best_device())
         messages = [{"role": "system", "content": system}] if system else []
         return cls(model, AutoTokenizer.from_pretrained(folder), load(folder, "tokenizers"), max_new_tokens, messages)
 

@@ -26,10 +26,10 @@ class HeldOut:
 
 
 def best_device() -> torch.device:
-    """The first GPU, or the CPU."""
-    import torch
+    """The first GPU, or the CPU where there is none or ACCELERATE_USE_CPU says so."""
+    from pipeline.train.world import choose_device
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return choose_device(0)
 
 
 def open_model(folder: str | Path, device: torch.device) -> CausalLM:

@@ -21,7 +21,8 @@ from pipeline.card import Curve, Facts, card, readme
 from pipeline.config import Config
 from pipeline.energy import cost
 from pipeline.kept import FINAL, Kept, candidate, kept_models
-from pipeline.mlflow_access import plain_errors, version_url
+from pipeline.mlflow_access import plain_errors, scrub, version_url
+from pipeline.run_artifacts import log_artifacts
 from pipeline.run_log import RunLog, read_json
 from pipeline.runs.journal import Journal
 from pipeline.store import digest
@@ -97,16 +98,14 @@ class _Registration:
     def run(self) -> list[dict[str, Any]]:
         self._ensure_model()
         there = {(version.tags.get(STEP), version.tags.get(DIGEST)): version for version in self._versions()}
+        if any((str(kept.step), kept.digest) not in there for kept in self.models):
+            log_artifacts(self.log, self.inputs)
         entries = []
         for kept in self.models:
             version = there.get((str(kept.step), kept.digest))
             number = int(version.version) if version else self._create(kept)
             entry = {"version": number, "step": kept.step, "role": kept.role, "loss": kept.loss, "reused": bool(version)}
             entries.append(entry)
-        if not all(entry["reused"] for entry in entries):
-            from pipeline.run_artifacts import log_artifacts
-
-            log_artifacts(self.log, self.inputs)
         return entries
 
     def _ensure_model(self) -> None:
@@ -128,11 +127,11 @@ class _Registration:
         tags = self._tags(kept)
         model_id, location = self._logged_model(kept, tags)
         facts = self._facts(kept, tags)
-        self._place(kept, location, readme(facts), model_id)
+        self._place(kept, location, scrub(readme(facts)), model_id)
         self.client.finalize_logged_model(model_id, "READY")
         self._measure(kept, model_id)
         version = self.client.create_model_version(
-            self.name, location, self.log.run_id, tags | {MODEL_ID: model_id}, description=card(facts), model_id=model_id
+            self.name, location, self.log.run_id, tags | {MODEL_ID: model_id}, description=scrub(card(facts)), model_id=model_id
         )
         return int(version.version)
 
@@ -156,7 +155,8 @@ class _Registration:
 
     def _logged_model(self, kept: Kept, tags: Mapping[str, str]) -> tuple[str, str]:
         """(id, location of its files) of MLflow's model for this kept one; one that a killed registration left is taken up."""
-        mine = f"tags.`{TRAIN_KEY}` = '{self.key}' AND tags.`{DIGEST}` = '{kept.digest}' AND tags.`{STEP}` = '{kept.step}'"
+        wanted = {TRAIN_KEY: self.key, DIGEST: kept.digest, STEP: str(kept.step)}
+        mine = " AND ".join([f"name = '{self.name}'", *(f"tags.`{name}` = '{value}'" for name, value in wanted.items())])
         found = self.client.search_logged_models([self.log.experiment], filter_string=mine, max_results=1)
         if found:
             return found[0].model_id, found[0].artifact_location

@@ -1,0 +1,66 @@
+"""A small trained store and a real MLflow server, each made once a session."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import small
+from mlflow_server import MlflowServer
+
+from pipeline.config import Config
+from pipeline.store import Output
+
+
+@pytest.fixture(autouse=True)
+def _no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests name their MLflow themselves."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "TALARIA_MLFLOW_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="session")
+def outputs(store: Path) -> dict[str, Output]:
+    return small.trained(store)
+
+
+@pytest.fixture
+def folders(outputs: dict[str, Output]) -> dict[str, Path]:
+    return {name: output.path for name, output in outputs.items()}
+
+
+@pytest.fixture
+def settings() -> Config:
+    """A configuration whose registered model no other test has."""
+    return small.config(registry={"model": f"model-{uuid.uuid4().hex[:8]}"})
+
+
+@pytest.fixture(scope="session")
+def sqlite_uri(tmp_path_factory: pytest.TempPathFactory, store: Path) -> str:
+    """MLflow without a server: a file of the store."""
+    from pipeline.mlflow_access import tracking_uri
+
+    return tracking_uri(store)
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def uri(request: pytest.FixtureRequest) -> str:
+    """Both ways to have MLflow."""
+    if request.param == "server":
+        return request.getfixturevalue("server").uri
+    return request.getfixturevalue("sqlite_uri")

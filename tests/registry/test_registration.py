@@ -1,0 +1,221 @@
+"""Registration: every kept model a version, no copy, the same versions again, all that it came from on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import small
+
+from pipeline.errors import DataError
+from pipeline.mlflow_access import connect
+from pipeline.registry import register
+from pipeline.versions import local_folder, search_versions
+
+
+def source_of(uri: str, model: str, version: int) -> Path:
+    folder = local_folder(connect(uri).get_model_version(model, str(version)).source)
+    assert folder is not None
+    return folder
+
+
+def test_every_kept_model_becomes_a_version_that_loads_as_it_is(uri, settings, folders):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    facts = register(settings, folders, uri=uri)
+
+    assert [(v["step"], v["role"]) for v in facts["versions"]] == [(20, "kept"), (120, "final")]
+    assert not facts["reused"]
+    assert facts["candidate"] == facts["versions"][-1]["version"]
+    source = source_of(uri, facts["model"], facts["candidate"])
+    assert AutoModelForCausalLM.from_pretrained(source).config.model_type == "qwen3"
+    prompt = AutoTokenizer.from_pretrained(source).apply_chat_template(
+        [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert prompt == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_weights_are_not_copied(uri, settings, folders):
+    facts = register(settings, folders, uri=uri)
+    weights = source_of(uri, facts["model"], facts["candidate"]) / "model.safetensors"
+    assert os.path.samefile(weights, folders["train"] / "model" / "model.safetensors")
+
+
+def test_a_pruned_store_leaves_the_version_whole(settings, folders, sqlite_uri, tmp_path):
+    copy = tmp_path / "train"
+    shutil.copytree(folders["train"], copy, copy_function=os.link)
+    facts = register(settings, {**folders, "train": copy}, uri=sqlite_uri)
+    before = (folders["train"] / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(copy)
+    assert (source_of(sqlite_uri, facts["model"], facts["candidate"]) / "model.safetensors").read_bytes() == before
+
+
+def test_registering_again_finds_the_versions_that_are_there(uri, settings, folders):
+    first = register(settings, folders, uri=uri)
+    again = register(settings, folders, uri=uri)
+    assert again["reused"]
+    assert {**again, "reused": False} == first
+    assert len(search_versions(connect(uri), first["model"])) == 2
+
+
+def test_a_registration_that_was_killed_half_way_is_completed_without_doubles(settings, folders, sqlite_uri, monkeypatch):
+    from mlflow import MlflowClient
+
+    real = MlflowClient.create_model_version
+
+    def dies_at_the_second(self, *args, **kwargs):
+        if search_versions(self, args[0]):
+            raise KeyboardInterrupt
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_model_version", dies_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            register(settings, folders, uri=sqlite_uri)
+    facts = register(settings, folders, uri=sqlite_uri)
+    assert [v["version"] for v in facts["versions"]] == [1, 2]
+    client = connect(sqlite_uri)
+    mine = f"tags.`talaria.train_key` = '{facts['train_key']}'"
+    experiment = client.get_run(facts["run_id"]).info.experiment_id
+    models = [m for m in client.search_logged_models([experiment], filter_string=mine) if m.name == facts["model"]]
+    assert len(models) == 2
+
+
+def test_a_version_says_where_it_comes_from_and_how_good_it_is(uri, settings, folders, outputs):
+    facts = register(settings, folders, uri=uri)
+    client = connect(uri)
+    version = client.get_model_version(facts["model"], str(facts["candidate"]))
+    for stage in ("download", "convert", "base", "tokenize", "train", "evaluate"):
+        assert version.tags[f"talaria.key.{stage}"] == outputs[stage].key
+    assert version.tags["talaria.train_key"] == outputs["train"].key
+    report = json.loads((folders["evaluate"] / "report.json").read_text())
+    assert float(version.tags["talaria.eval_loss"]) == report["tuned"]["loss"]
+    assert float(version.tags["talaria.eval_base_loss"]) == report["base"]["loss"]
+    assert version.tags["talaria.heldout_digest"] == report["heldout"]["digest"]
+
+    model = client.get_logged_model(version.tags["talaria.model_id"])
+    by_name = {metric.key: metric for metric in model.metrics}
+    assert by_name["eval_loss"].value == report["tuned"]["loss"]
+    assert by_name["eval_loss"].dataset_digest == report["heldout"]["digest"][:32]
+    kept = client.get_model_version(facts["model"], str(facts["versions"][0]["version"]))
+    assert float(kept.tags["talaria.eval_loss"]) == report["exports"][0]["loss"]
+
+
+def test_the_run_has_the_configuration_the_data_and_the_files(uri, settings, folders):
+    facts = register(settings, folders, uri=uri)
+    client = connect(uri)
+    run = client.get_run(facts["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {name: str(value) for name, value in small.config().flat().items()} | {
+        name: run.data.params[name] for name in ("registry.model",)
+    }
+    contexts = {tag.value: inputs.dataset for inputs in run.inputs.dataset_inputs for tag in inputs.tags}
+    assert contexts.keys() == {"training", "heldout"}
+    assert all(dataset.digest for dataset in contexts.values())
+    assert len(client.get_metric_history(facts["run_id"], "loss")) == 120
+    names = {file.path for folder in ("evaluation", "plots", "data") for file in client.list_artifacts(facts["run_id"], folder)}
+    assert names >= {"evaluation/report.json", "evaluation/answers.json", "plots/loss.png", "data/samples.html"}
+
+
+def test_answers_before_and_after_are_a_table(sqlite_uri, settings, folders):
+    import mlflow
+
+    facts = register(settings, folders, uri=sqlite_uri)
+    path = connect(sqlite_uri).download_artifacts(facts["run_id"], "evaluation/answers.json")
+    table = json.loads(Path(path).read_text())
+    assert {"prompt", "reference", "base", "tuned", "tuned_match"} <= set(table["columns"])
+    assert len(table["data"]) == 8
+    assert mlflow.__version__
+
+
+def test_the_card_is_the_description_and_the_readme(uri, settings, folders):
+    facts = register(settings, folders, uri=uri)
+    version = connect(uri).get_model_version(facts["model"], str(facts["candidate"]))
+    readme = (source_of(uri, facts["model"], facts["candidate"]) / "README.md").read_text()
+    assert version.description in readme
+    assert readme.startswith("---\nlibrary_name: transformers\n")
+    report = json.loads((folders["evaluate"] / "report.json").read_text())
+    assert f"{report['tuned']['loss']:.4f}" in version.description
+    assert f"{report['base']['loss']:.4f}" in version.description
+    assert "dropped: 3 unknown role" in version.description
+    assert (folders["train"] / "model" / "README.md").read_text() == "# first card\n"  # the store's own file is as it was
+
+
+def test_a_damaged_file_is_refused_by_name(settings, folders, sqlite_uri, tmp_path):
+    copy = tmp_path / "train"
+    shutil.copytree(folders["train"], copy)
+    weights = copy / "model" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(DataError, match=r"model\.safetensors.*sha256"):
+        register(settings, {**folders, "train": copy}, uri=sqlite_uri)
+
+
+def test_an_unfinished_training_is_refused(settings, folders, sqlite_uri, tmp_path):
+    copy = tmp_path / "train"
+    shutil.copytree(folders["train"], copy, copy_function=os.link)
+    status = copy / "status.json"
+    text = status.read_text().replace('"done"', '"preempted"')
+    status.unlink()
+    status.write_text(text)
+    with pytest.raises(DataError, match="has not finished"):
+        register(settings, {**folders, "train": copy}, uri=sqlite_uri)
+
+
+def test_folders_outside_a_store_register_too(settings, folders, sqlite_uri, tmp_path):
+    copies = {}
+    for name in ("train", "tokenize", "evaluate"):
+        copies[name] = tmp_path / name
+        shutil.copytree(folders[name], copies[name], copy_function=os.link)
+        (copies[name] / "manifest.json").unlink()
+    facts = register(settings, copies, uri=sqlite_uri)
+    assert register(settings, copies, uri=sqlite_uri)["reused"]
+    assert len(facts["versions"]) == 2
+
+
+def test_without_a_held_out_split_versions_come_without_numbers(settings, folders, sqlite_uri, tmp_path):
+    (tmp_path / "report.json").write_text(
+        json.dumps({"heldout": None, "tuned": None, "base": None, "exports": [], "note": "none"})
+    )
+    facts = register(settings, {**folders, "evaluate": tmp_path}, uri=sqlite_uri)
+    version = connect(sqlite_uri).get_model_version(facts["model"], str(facts["candidate"]))
+    assert "talaria.eval_loss" not in version.tags
+    assert facts["versions"][-1]["loss"] is None
+
+
+def test_a_server_that_keeps_files_itself_gets_them(server, settings, folders):
+    upload = settings.model_copy(
+        update={"registry": settings.registry.model_copy(update={"artifacts": "server", "experiment": settings.registered_name})}
+    )
+    facts = register(upload, folders, uri=server.uri)
+    version = connect(server.uri).get_model_version(facts["model"], str(facts["candidate"]))
+    assert version.source.startswith("mlflow-artifacts:")
+    from pipeline.generate import resolve_model
+
+    folder = resolve_model(f"models:/{facts['model']}/{facts['candidate']}", uri=server.uri)
+    original = folders["train"] / "model" / "model.safetensors"
+    assert (folder / "model.safetensors").read_bytes() == original.read_bytes()
+    assert not list(folders["train"].glob(".upload-*"))
+
+
+def test_nothing_secret_reaches_mlflow(settings, folders, sqlite_uri, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_plantedplantedplanted")
+    monkeypatch.setenv("SOME_API_KEY", "planted-key-1234")
+    monkeypatch.setenv("AIRFLOW_CTX_DAG_RUN_ID", "manual__planted-key-1234")
+    leaky = settings.model_copy(
+        update={
+            "download": settings.download.model_copy(update={"repo": "https://user:planted-pass@host/hf_plantedplantedplanted"}),
+            "registry": settings.registry.model_copy(update={"model": settings.registered_name}),
+        }
+    )
+    facts = register(leaky, folders, uri=sqlite_uri, context={"note": "planted-key-1234"})
+    client = connect(sqlite_uri)
+    version = client.get_model_version(facts["model"], str(facts["candidate"]))
+    run = client.get_run(facts["run_id"])
+    readme = (source_of(sqlite_uri, facts["model"], facts["candidate"]) / "README.md").read_text()
+    told = json.dumps([version.tags, version.description, run.data.tags, run.data.params, readme])
+    assert "planted" not in told
