@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -80,8 +81,11 @@ def refuse_foreign(output: Path, made_by: str) -> None:
 
 def sweep(output: Path) -> None:
     """Remove the temporary folders of runs that no longer live."""
-    for stale in output.parent.glob(f"{_prefix(output)}*"):
-        lock = os.open(stale, os.O_RDONLY)
+    for stale in output.parent.glob(f"{glob.escape(_prefix(output))}*"):
+        try:
+            lock = os.open(stale, os.O_RDONLY)
+        except FileNotFoundError:  # another run has swept it
+            continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

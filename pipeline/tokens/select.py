@@ -28,10 +28,13 @@ DROPS = {
 }
 TRUNCATED, COMPARED = "truncated", "compared"
 CONTROL_TEXT, LINE_BREAK, EMPTY = "control_token_text_rows", "line_break_answers", "empty_answers"
+ANSWER_FIRST, NO_ANSWER_LAST = "answer_first_rows", "no_answer_last_rows"
 ODDITIES = {
     CONTROL_TEXT: "rows whose text holds a control token; it stays text",
     LINE_BREAK: "answers that begin with a line break; encoded as generation sees them",
     EMPTY: "answers with no content; the model learns to end at once",
+    ANSWER_FIRST: "rows that begin with an answer, after at most a system message; it is learnt without a prompt",
+    NO_ANSWER_LAST: "rows that do not end with an answer; their last turns teach nothing",
 }
 
 AUDIT_SHARE, AUDIT_ROWS = 0.01, 2000
@@ -113,11 +116,16 @@ def oddities(messages: Messages) -> Counter[str]:
     control = pc.match_substring_regex(messages.content, _CONTROL).to_numpy(zero_copy_only=False)
     answers = messages.content.filter(pa.array(messages.answers))
     row = np.searchsorted(messages.offsets, np.flatnonzero(control), side="right")
+    first, end = messages.offsets[:-1], messages.offsets[1:]
+    first, last = first[end > first], end[end > first] - 1
+    after_system = np.minimum(first + pc.equal(messages.role, "system").to_numpy(zero_copy_only=False)[first], last)
     return Counter(
         {
             CONTROL_TEXT: len(np.unique(row)),
             LINE_BREAK: pc.sum(pc.match_substring_regex(answers, r"^\s*[\r\n]")).as_py() or 0,
             EMPTY: pc.sum(pc.equal(pc.binary_length(answers), 0)).as_py() or 0,
+            ANSWER_FIRST: int(np.count_nonzero(messages.answers[after_system])),
+            NO_ANSWER_LAST: int(np.count_nonzero(~messages.answers[last])),
         }
     )
 
