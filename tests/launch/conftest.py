@@ -1,0 +1,74 @@
+"""Launches of a stub trainer (stub/pipeline/train), beneath the real `accelerate launch`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trees
+
+from pipeline import config as settings
+from pipeline.config import Config
+from pipeline.supervised import Stop
+from pipeline.train.launch import Machine, launch
+
+STUB = Path(__file__).parent / "stub"
+
+
+@dataclass
+class Launches:
+    """Starts the stub again and again in one folder; `lines` is what was told by the last start."""
+
+    root: Path
+    mark: str = field(default_factory=trees.new_mark)
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def output(self) -> Path:
+        return self.root / "output"
+
+    def config(self, ranks: int = 1, grace: float = 60.0) -> Config:
+        return settings.parse({"name": "stub", "train": {"num_processes": ranks, "stop_grace": grace}}, "test")
+
+    def machine(self, **stub: Any) -> Machine:
+        return Machine(env={"PYTHONPATH": str(STUB), "STUB": json.dumps(stub), trees.MARK: self.mark})
+
+    def start(self, ranks: int = 1, grace: float = 60.0, stop: Stop | None = None, on_line: Any = None, **stub: Any) -> Any:
+        """Launch and wait. `on_line` hears each line too."""
+        self.lines = []
+
+        def hear(line: str) -> None:
+            self.lines.append(line)
+            if on_line:
+                on_line(line)
+
+        return launch(
+            self.config(ranks, grace),
+            self.root / "tokens",
+            self.root / "model",
+            self.output,
+            on_line=hear,
+            machine=self.machine(**stub),
+            stop=stop or Stop(),
+        )
+
+    def status(self) -> dict[str, Any]:
+        return dict(json.loads((self.output / "status.json").read_text()))
+
+    def steps(self) -> list[int]:
+        return [json.loads(line)["step"] for line in (self.output / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
+    for name, file in (("tokens", "state.json"), ("model", "config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("{}")
+    monkeypatch.chdir(tmp_path)  # `python -m` looks into the working directory first: it must not find the real trainer
+    launches = Launches(tmp_path)
+    yield launches
+    trees.kill_marked(launches.mark)

@@ -1,0 +1,288 @@
+"""How a launch ends, whatever ends it, and that the next one goes on from there. The trainer is a stub, the rest is real."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import trees
+
+from pipeline.config import Train
+from pipeline.errors import DataError, UserError
+from pipeline.locks import Busy, locked
+from pipeline.supervised import MARK, Stop
+from pipeline.train.launch import Machine, command
+from pipeline.train.outcome import Preempted, TrainingCrashed, likely_cause
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_finished_training_gives_its_facts_and_its_lines(launches, ranks: int) -> None:
+    facts = launches.start(ranks=ranks)
+    assert facts["steps"] == 3
+    assert facts["loss"] == pytest.approx(1 / 3)
+    assert facts["tokens"] == 300
+    assert facts["world_size"] == ranks
+    assert sorted(line for line in launches.lines if line.startswith("rank")) == [
+        f"rank {rank} of {ranks} from step 0" for rank in range(ranks)
+    ]
+    assert "step 2 loss 0.500" in launches.lines  # what a terminal shows of 'step 2\rstep 2 loss 0.500'
+    assert json.loads((launches.output / "config.json").read_text())["name"] == "stub"
+    assert not (launches.output / "lock").exists()
+    assert trees.marked(launches.mark) == {}
+
+
+def test_what_the_user_has_to_change_is_said_in_the_trainers_sentence(launches) -> None:
+    with pytest.raises(UserError, match=r"^tokens/data\.arrow row 3: is empty\.$"):
+        launches.start(at={2: "user"})
+
+
+def test_a_crash_names_its_cause_and_the_next_start_goes_on(launches) -> None:
+    with pytest.raises(TrainingCrashed, match=r"after step 1: RuntimeError: the loss is not finite \(log: .*/train\.log\)"):
+        launches.start(ranks=2, at={2: "raise"})
+    assert launches.status()["state"] == "failed"
+    assert launches.status()["kind"] == "crash"
+    assert launches.start()["steps"] == 3
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_killed_rank_ends_the_launch(launches, ranks: int) -> None:
+    with pytest.raises(TrainingCrashed, match="a process was killed by signal 9"):
+        launches.start(ranks=ranks, at={2: "kill"}, steps=1000)
+    assert trees.marked(launches.mark) == {}
+    assert launches.status()["state"] == "failed"
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_told_to_stop_the_ranks_save_and_the_next_start_goes_on_from_there(launches, ranks: int) -> None:
+    stop = Stop()
+    with pytest.raises(Preempted, match="the next start goes on"):
+        launches.start(ranks=ranks, stop=stop, on_line=lambda line: "step 2" in line and stop.request(), steps=1000)
+    assert launches.status()["state"] == "preempted"
+    assert not any("Traceback" in line for line in launches.lines)  # the launcher went with its ranks, without a fuss
+    saved = launches.status()["step"]
+    launches.start(ranks=ranks, steps=saved + 2)
+    assert f"rank 0 of {ranks} from step {saved}" in launches.lines
+    assert launches.steps() == list(range(1, saved + 3))
+
+
+def test_deaf_ranks_are_gone_when_the_grace_period_is_over(launches) -> None:
+    stop = Stop()
+    with pytest.raises(Preempted):
+        launches.start(
+            ranks=2,
+            grace=0.5,
+            stop=stop,
+            on_line=lambda line: "step 2" in line and stop.request(),
+            steps=1000,
+            ignore_sigterm=True,
+        )
+    assert trees.marked(launches.mark) == {}
+    assert launches.status()["reason"] == "stopped before it could save"
+
+
+def test_told_to_stop_before_anything_runs(launches) -> None:
+    stop = Stop()
+    stop.request()
+    with pytest.raises(Preempted):
+        launches.start(stop=stop, steps=1000)
+    assert trees.marked(launches.mark) == {}
+
+
+def test_an_exception_of_the_listener_stops_the_ranks_first(launches) -> None:
+    """A task's timeout, or a log that nobody reads any more: nothing runs on when the launch returns."""
+
+    def fail(line: str) -> None:
+        if "step 2" in line:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        launches.start(ranks=2, on_line=fail, steps=1000)
+    assert trees.marked(launches.mark) == {}
+    assert launches.status()["state"] == "preempted"
+
+
+def test_when_reaper_and_ranks_lose_each_other_the_launch_still_clears_up(launches) -> None:
+    def shoot(line: str) -> None:
+        if "step 2" in line:
+            reaper = next(pid for pid, argv in trees.marked(launches.mark).items() if "reaper.py" in " ".join(argv[:5]))
+            os.kill(reaper, signal.SIGKILL)
+
+    with pytest.raises(Preempted):
+        launches.start(ranks=2, on_line=shoot, steps=1000)
+    assert trees.marked(launches.mark) == {}
+
+
+# A launching process of its own, to be shot or interrupted: the command line's way.
+DRIVER = """
+import json, sys
+from pathlib import Path
+from pipeline import config
+from pipeline.train.launch import Machine, launch
+root, tree, env = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+launch(config.parse(tree, "test"), root / "tokens", root / "model", root / "output", machine=Machine(env=env),
+       on_line=lambda line: print(line, flush=True))
+"""
+
+
+def drive(launches, **stub: object) -> subprocess.Popen[str]:
+    """Another process that launches; returns when its ranks have made a few steps."""
+    tree = launches.config(ranks=2).model_dump_json()
+    env = json.dumps(dict(launches.machine(steps=1000, **stub).env))
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(launches.root), tree, env],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, trees.MARK: launches.mark},
+    )
+    assert driver.stdout is not None
+    for line in driver.stdout:
+        if "step 3" in line:
+            return driver
+    raise AssertionError(driver.communicate()[1])
+
+
+def test_when_the_launching_process_is_killed_the_next_start_waits_for_the_save_and_goes_on(launches) -> None:
+    driver = drive(launches, save_seconds=1)
+    driver.kill()
+    driver.wait()
+    with pytest.raises(Busy), locked(launches.output / "lock", wait=0):
+        pass  # the reaper holds it while the ranks save
+    launches.start(ranks=2, steps=launches.steps()[-1] + 3)
+    assert "waiting for an earlier training to save and leave" in launches.lines[0]
+    assert launches.steps() == list(range(1, launches.steps()[-1] + 1))  # saved: no step was lost, none made twice
+    kinds = [json.loads(line)["kind"] for line in (launches.output / "events.jsonl").read_text().splitlines()]
+    assert kinds == ["start", "resume"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_command_line_lets_the_ranks_save(launches, number: signal.Signals) -> None:
+    driver = drive(launches)
+    driver.send_signal(number)
+    _, errors = driver.communicate(timeout=60)
+    assert "Preempted" in errors
+    assert launches.status()["state"] == "preempted"
+    assert trees.marked(launches.mark) == {}
+
+
+def test_a_second_interrupt_does_not_wait_for_the_save(launches) -> None:
+    driver = drive(launches, save_seconds=300)
+    driver.send_signal(signal.SIGINT)
+    trees.eventually(lambda: "received SIGTERM" in (launches.output / "train.log").read_text())
+    driver.send_signal(signal.SIGINT)
+    driver.communicate(timeout=60)
+    assert trees.marked(launches.mark) == {}
+
+
+def test_a_folder_in_use_is_refused_after_the_grace_period(launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.train.launch.SLACK", 0.2)
+    with locked(launches.output / "lock"), pytest.raises(TrainingCrashed, match=f"is in use: .*process {os.getpid()}"):
+        launches.start(grace=0.1)
+
+
+def test_waiting_for_the_lock_ends_when_told_to_stop(launches) -> None:
+    stop = Stop()
+    with locked(launches.output / "lock"), pytest.raises(Preempted):
+        launches.start(stop=stop, on_line=lambda line: threading.Timer(0.3, stop.request).start())
+
+
+def test_inputs_that_are_none_are_refused_at_once(launches) -> None:
+    (launches.root / "tokens" / "state.json").unlink()
+    with pytest.raises(DataError, match="tokens: not a tokens folder"):
+        launches.start()
+    assert not launches.output.exists()
+
+
+def test_secrets_of_airflow_do_not_reach_the_ranks(launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "postgresql://user:secret@host/db")
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    seen = {}
+
+    def look(line: str) -> None:
+        if "step 1" in line:
+            pid = (launches.output / "rank-0.pid").read_text()
+            seen.update(item.split("=", 1) for item in Path(f"/proc/{pid}/environ").read_text().rstrip("\0").split("\0"))
+
+    launches.start(on_line=look)
+    assert seen["NCCL_DEBUG"] == "INFO"
+    assert MARK in seen
+    assert not any(name.startswith("AIRFLOW__") for name in seen)
+
+
+# The command line, which needs no process to be checked.
+
+HERE = Machine()
+
+
+def flags(argv: list[str]) -> dict[str, str]:
+    """The options of accelerate, up to the module that it runs."""
+    options = argv[argv.index("accelerate.commands.launch") + 1 : argv.index("pipeline.train") - 1]
+    return {name: value for name, value in zip(options, [*options[1:], ""], strict=True) if name.startswith("--")}
+
+
+def command_of(gpus: int, machine: Machine = HERE, **train: object) -> tuple[dict[str, str], dict[str, str]]:
+    argv, env = command(Train(**train), Path("tokens"), Path("model"), Path("out"), machine, gpus=gpus)
+    assert argv[0] == machine.python
+    return flags(argv), env
+
+
+def test_one_process_a_gpu_unless_told_otherwise() -> None:
+    on_eight, env = command_of(8)
+    assert on_eight["--num_processes"] == "8"
+    assert "--multi_gpu" in on_eight
+    assert "ACCELERATE_USE_CPU" not in env
+    on_one, _ = command_of(1)
+    assert on_one["--num_processes"] == "1"
+    assert not {"--multi_gpu", "--cpu"} & on_one.keys()
+    assert command_of(8, num_processes=2)[0]["--num_processes"] == "2"
+    with pytest.raises(UserError, match="num_processes is 4, but this machine has 2 GPUs"):
+        command_of(2, num_processes=4)
+
+
+def test_ranks_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8))
+    one, env = command_of(0)
+    assert one["--num_processes"] == "1"
+    assert "--cpu" in one
+    assert env["OMP_NUM_THREADS"] == "8"
+    two, env = command_of(0, num_processes=2)
+    assert "--multi_gpu" in two  # with --cpu, accelerate would start one process
+    assert env["ACCELERATE_USE_CPU"] == "true"
+    assert env["OMP_NUM_THREADS"] == "4"
+
+
+def test_several_machines_meet_at_the_rendezvous() -> None:
+    second, _ = command_of(8, Machine(rank=1, rendezvous="node0:29400"), num_machines=2)
+    assert second["--num_processes"] == "16"  # accelerate wants the total
+    assert second["--num_machines"] == "2"
+    assert second["--machine_rank"] == "1"
+    assert second["--main_process_ip"] == "node0"
+    assert second["--main_process_port"] == "29400"
+    assert second["--rdzv_backend"] == "c10d"
+    with pytest.raises(UserError, match="HOST:PORT of machine 0"):
+        command_of(8, num_machines=2)
+    with pytest.raises(UserError, match="from 0 to 1"):
+        command_of(8, Machine(rank=2, rendezvous="node0:29400"), num_machines=2)
+
+
+def test_the_likely_cause() -> None:
+    torchelastic = ["  exitcode  : -9 (pid: 4)", "  traceback : Signal 9 (SIGKILL) received by PID 4"]
+    assert "for want of memory" in likely_cause(1, torchelastic, oom_kills=1)
+    assert "by signal 9" in likely_cause(1, torchelastic, oom_kills=0)
+    assert "by signal 9" in likely_cause(137, [], oom_kills=0)
+    assert "lower train.max_tokens_per_device" in likely_cause(1, ["torch.OutOfMemoryError: CUDA out of memory. Tried"], 0)
+    echoes = [
+        "[rank1]: RuntimeError: [gloo] Connection closed by peer [127.0.0.1]:1",
+        "[rank0]: ValueError: cannot reshape",
+        "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: ",
+    ]
+    assert likely_cause(1, echoes, oom_kills=0) == "ValueError: cannot reshape"
+    assert likely_cause(128 + 11, [], oom_kills=0) == "a process ended by signal 11 (SIGSEGV)"
+    assert likely_cause(3, ["nothing to see"], oom_kills=0) == "the launcher ended with exit code 3 and no process said why"
