@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,7 @@ DEFAULT_STORE = Path(".talaria/store")
 
 def main() -> None:
     """Entry point: runs the command and turns a user's mistake into one line and exit code 2."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # unwinds, so that half an output is removed
     try:
         sys.exit(app(standalone_mode=False))
     except UserError as error:
