@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,15 +117,27 @@ def fill(files: Sequence[SourceFile], target: Path, config: Convert, make_step: 
 def write(stream: Stream, step: Step, target: Path, config: Convert, threads: int) -> Facts:
     dropped: Counter[str] = Counter(dict.fromkeys(shape.REASONS, 0))
     rows = 0
-    with pq.ParquetWriter(target, step.schema, compression=COMPRESSION) as writer:
+    with (
+        pq.ParquetWriter(target, step.schema, compression=COMPRESSION) as writer,
+        ThreadPoolExecutor(1, thread_name_prefix="write") as writing,
+    ):
+        written: Future[None] | None = None
         for chunk in finished(stream, step, config, threads):
             dropped.update(bad.reason for bad in chunk.bad)
             rows += len(chunk.table)
-            if len(chunk.table):
-                writer.write_table(chunk.table.cast(step.schema))
+            if written:
+                written.result()
+            written = writing.submit(write_chunk, writer, chunk.table.cast(step.schema))
+        if written:
+            written.result()
     if not rows:
         raise DataError(f"{stream.name}: no row is left to write; dropped: {dict(dropped) if dropped.total() else 'none'}.")
     return {"rows_in": rows + dropped.total(), "rows": rows, "dropped": dict(dropped), "columns": step.schema.names}
+
+
+def write_chunk(writer: pq.ParquetWriter, table: pa.Table) -> None:
+    if len(table):
+        writer.write_table(table)
 
 
 def finished(stream: Stream, step: Step, config: Convert, threads: int) -> Iterator[Chunk]:

@@ -14,7 +14,7 @@ import pyarrow.json as pa_json
 
 from pipeline.data import shape
 from pipeline.data.chunk import Chunk
-from pipeline.data.rows import Layout, read_chunks
+from pipeline.data.rows import Layout, read_blocks, read_chunks
 from pipeline.data.shape import Bad
 from pipeline.data.sources import SourceFile
 from pipeline.errors import DataError
@@ -52,12 +52,11 @@ def quick_schema(files: Iterable[SourceFile]) -> pa.Schema | None:
             layout = Layout.of(stream, file.name)
             if layout.key is None:
                 return None
-            for chunk in read_chunks(stream, layout, exact=False):
-                found = dict.fromkeys(layout.key.findall(chunk))
-                names.update(dict.fromkeys(json.loads(b'"' + key + b'"') for key in found))
+            for block in read_blocks(stream, layout):
+                names.update(dict.fromkeys(key.decode(errors="replace") for key in dict.fromkeys(layout.key.findall(block))))
                 if not names.keys() <= DECLARED.keys():
                     return None
-                weighted = weighted or b'"weight":' in chunk
+                weighted = weighted or b'"weight":' in block
     types = {name: DECLARED[name] for name in names}
     if "conversations" in types and not weighted:
         types["conversations"] = _TURNS

@@ -27,7 +27,7 @@ class Layout:
     head: bytes
     is_array: bool
     separator: bytes | None = None
-    """What stands between two rows of a pretty-printed array: closing brace, comma, line break, opening brace."""
+    """What stands between two rows of a pretty-printed array: line break, closing brace, comma, line break."""
     key: re.Pattern[bytes] | None = None
     """A column's name in a pretty-printed array."""
 
@@ -42,16 +42,16 @@ class Layout:
         if not pretty:
             return cls(name, head, head.startswith(b"["))
         newline, indent, key_indent = pretty.groups()
-        separator = newline + indent + b"}," + newline + indent + b"{"
-        return cls(name, head, True, separator, re.compile(rb"\n" + key_indent + rb'"((?:[^"\\]|\\.)*)":'))
+        separator = newline + indent + b"}," + newline
+        return cls(name, head, True, separator, re.compile(rb"\n" + key_indent + rb'"([^"\\]*)":'))
 
 
 def read_chunks(stream: BinaryIO, layout: Layout, *, exact: bool) -> Iterator[bytes]:
     """Chunks of whole rows of a JSON array or of JSON Lines; `stream` stands where `Layout.of` left it.
 
-    A pretty-printed array is cut where a row's closing brace and the next row's opening brace stand at the indentation
-    of the first row. A cut inside a row, possible only where indentation lies, leaves an unbalanced chunk that no parser
-    takes; the caller then asks for `exact`, which follows strings and brackets.
+    A pretty-printed array is cut after each closing brace at the indentation of the first row. A cut inside a row, possible
+    only where indentation lies, leaves an unbalanced chunk that no parser takes; the caller then asks for `exact`, which
+    follows strings and brackets.
     Raises DataError where the file ends inside a row or the array holds anything but objects.
     """
     if not layout.is_array:
@@ -59,6 +59,16 @@ def read_chunks(stream: BinaryIO, layout: Layout, *, exact: bool) -> Iterator[by
     if layout.separator and not exact:
         return _pretty(stream, layout.head, layout.separator, layout.name)
     return _array(stream, layout.head, layout.name)
+
+
+def read_blocks(stream: BinaryIO, layout: Layout) -> Iterator[bytes]:
+    """The file in blocks that do not care for rows, and between two blocks the line that the cut went through."""
+    line, block = b"", layout.head
+    while block:
+        yield line + block[: block.find(b"\n") + 1]
+        yield block
+        line = block[block.rfind(b"\n") :]
+        block = stream.read(CHUNK)
 
 
 def _lines(stream: BinaryIO, block: bytes) -> Iterator[bytes]:
@@ -77,21 +87,22 @@ def _lines(stream: BinaryIO, block: bytes) -> Iterator[bytes]:
 
 def _pretty(stream: BinaryIO, block: bytes, separator: bytes, name: str) -> Iterator[bytes]:
     blank = separator.replace(b",", b" ")
-    brace = separator.index(b"}") + 1
-    rest = block[1:]
-    size = len(block)
+    block = block[1:]
+    rest: list[bytes] = []
+    size = 1
     while block:
-        cut = rest.rfind(separator)
-        if cut >= 0:
-            yield rest[: cut + brace].replace(separator, blank) + b"\n"
-            rest = rest[cut + brace + 1 :]
-        block = stream.read(CHUNK)
         size += len(block)
-        rest += block
-    rest = rest.rstrip()
-    if not rest.endswith(b"]"):
+        cut = block.rfind(separator) + len(separator)
+        if cut >= len(separator):
+            yield b"".join([*rest, memoryview(block)[:cut]]).replace(separator, blank)
+            rest = [block[cut:]]
+        else:
+            rest.append(block)
+        block = stream.read(CHUNK)
+    tail = b"".join(rest).rstrip()
+    if not tail.endswith(b"]"):
         raise _truncated(name, size)
-    yield rest[:-1].replace(separator, blank) + b"\n"
+    yield tail[:-1].replace(separator, blank) + b"\n"
 
 
 def _array(stream: BinaryIO, block: bytes, name: str) -> Iterator[bytes]:
