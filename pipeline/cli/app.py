@@ -13,6 +13,7 @@ from typer._click.exceptions import ClickException, NoArgsIsHelpError
 
 from pipeline import config as settings
 from pipeline.errors import UserError
+from pipeline.train.outcome import TrainingStopped
 
 HELP = """The pipeline without Airflow: one command for the whole way and one for each stage.
 
@@ -36,6 +37,8 @@ def main() -> None:
         sys.exit(app(standalone_mode=False))
     except UserError as error:
         sys.exit(_refuse(str(error)))
+    except TrainingStopped as error:
+        sys.exit(_refuse(str(error), code=1))
     except NoArgsIsHelpError:
         sys.exit(2)  # typer has printed the help
     except ClickException as error:

@@ -48,6 +48,7 @@ def stage(
     set_: Overrides = [],
     store: StoreDir = DEFAULT_STORE,
     force: bool = False,
+    result: Annotated[Path | None, typer.Option(help="Write the output's description here instead of to stdout.")] = None,
 ) -> None:
     """Run one stage in the store; the Airflow tasks that want a process of their own use this."""
     from pipeline.stages import STAGES, run_stage
@@ -57,7 +58,10 @@ def stage(
         raise UserError(f"unknown stage {name!r}; the stages are {', '.join(STAGES)}.")
     upstream = {key: Output.from_json(value) for key, value in json.loads(inputs).items()}
     output = run_stage(name, settings.load(config, set_), Store(store), upstream, force=force)
-    print(json.dumps(output.as_json()))
+    if result is not None:
+        result.write_text(json.dumps(output.as_json()))
+    else:
+        print(json.dumps(output.as_json()))
 
 
 @app.command()
@@ -104,15 +108,19 @@ def train(
     model: Annotated[str, typer.Option(help="Folder of the base model, or its name on the hub.")],
     output: OutputPath,
     num_processes: Annotated[int | None, typer.Option(help="Ranks on this machine; overrides train.num_processes.")] = None,
+    machine_rank: Annotated[int, typer.Option(help="Which of train.num_machines this one is, from 0.")] = 0,
+    rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where machine 0 listens.")] = None,
     set_: Overrides = [],
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune; run again with the same output to continue where it stopped."""
+    from pipeline.train.command import Machine
     from pipeline.train.launch import launch
 
+    machine = Machine(machine_rank, rendezvous)
     if num_processes is not None:
         set_ = [*set_, f"train.num_processes={num_processes}"]
-    finish(launch(settings.load(config, set_), tokens, model, output, on_line=say), as_json)
+    finish(launch(settings.load(config, set_), tokens, model, output, on_line=say, machine=machine), as_json)
 
 
 @app.command()

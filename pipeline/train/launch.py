@@ -7,57 +7,55 @@ their outcome in status.json, since torchelastic flattens exit codes.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import supervised
-from pipeline.config import Config, Train
+from pipeline.config import Config
 from pipeline.errors import DataError, UserError
 from pipeline.locks import Busy, locked
 from pipeline.runs.glance import tail
-from pipeline.store import write_atomically
+from pipeline.stages import STAGES, key_of
+from pipeline.store import Output, Store, write_atomically
 from pipeline.supervised import Stop
 from pipeline.tracking import Tracker
+from pipeline.train.command import ACCELERATE, SLACK, Machine, command, gpu_count
 from pipeline.train.folder import METRICS, RunFolder
 from pipeline.train.identity import run_identity
 from pipeline.train.outcome import Preempted, TrainingCrashed, facts, is_echo, likely_cause, oom_kills
 
-SLACK = 30.0  # seconds beyond the grace period: until the kernel has torn down what was killed
 LAST_LINES = 400
-ACCELERATE = """\
-# `accelerate launch` takes the rest from its command line; this file keeps the user's own default_config.yaml out of it.
-compute_environment: LOCAL_MACHINE
-distributed_type: 'NO'
-mixed_precision: 'no'
-use_cpu: false
-debug: false
-num_processes: 1
-"""
+PUBLISHING = 3600.0  # seconds that machine 0 may take to hash and move what was trained
+HERE = Machine()
 
 
-@dataclass(frozen=True)
-class Machine:
-    """One of the machines that train together."""
-
-    rank: int = 0
-    rendezvous: str | None = None
-    """HOST:PORT where machine 0 listens; needed when train.num_machines is above 1."""
-    python: str = sys.executable
-    """Interpreter of the ranks."""
-    env: Mapping[str, str] | None = None
-    """Added to the ranks' environment."""
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path, **options: Any) -> dict[str, Any]:
     """The train stage; options as of `launch`."""
     return launch(config, inputs["tokenize"], inputs["base"], out_dir, **options)
+
+
+def follow(config: Config, store: Store, upstream: Mapping[str, Output], *, force: bool, **options: Any) -> Output:
+    """The train stage on every machine but the first, which publishes the output: train along, then wait for it."""
+    key, _ = key_of(STAGES["train"], config, {name: output.key for name, output in upstream.items()})
+    if not force and (found := store.find("train", key)):
+        return found
+    former = _inode(store.place("train", key))
+    run(config, {name: output.path for name, output in upstream.items()}, store.work("train", key), **options)
+    deadline = time.monotonic() + PUBLISHING
+    while time.monotonic() < deadline:
+        if (found := store.find("train", key)) and _inode(found.path) != former:
+            return found
+        time.sleep(1.0)
+    raise TrainingCrashed(f"Training is done, but machine 0 has not published {store.place('train', key)} in {PUBLISHING:g} s.")
 
 
 def launch(
@@ -66,9 +64,9 @@ def launch(
     model: str | Path,
     output: str | Path,
     *,
-    on_line: Callable[[str], None],
-    on_look: Callable[[Tracker | None], None] = lambda tracker: None,
-    machine: Machine = Machine(),
+    on_line: Callable[[str], None] = _to_stderr,
+    on_look: Callable[[], None] = lambda: None,
+    machine: Machine = HERE,
     stop: Stop | None = None,
     lifelines: Sequence[int] = (),
 ) -> dict[str, Any]:
@@ -76,6 +74,8 @@ def launch(
 
     Waits for the folder's lock while an earlier launch still saves. `on_line` gets what the ranks print, `on_look` is called
     several times a second; `stop` ends the ranks (absent: SIGTERM and Ctrl-C do); `lifelines` as of `supervised.run`.
+
+    With several machines, each launches in the same folder on a shared disk; machine 0 keeps the status and the facts.
 
     Raises Preempted (the same again goes on from the last checkpoint), UserError (a retry cannot help), TrainingCrashed.
     """
@@ -97,10 +97,8 @@ def launch(
             lines.append(line)
             on_line(line)
 
-        tracker = None
         if machine.rank == 0:
-            inputs = {"tokenize": tokens, "base": model}
-            tracker = stack.enter_context(Tracker(config, inputs, output, on_line=on_line))
+            stack.enter_context(Tracker(config, {"tokenize": tokens, "base": model}, output, on_line=on_line))
         code = supervised.run(
             argv,
             log=output / f"train{suffix}.log",
@@ -108,69 +106,13 @@ def launch(
             env=env,
             stop=stop,
             on_line=hear,
-            on_look=functools.partial(on_look, tracker),
+            on_look=on_look,
             inherit=[lock],
             lifelines=lifelines,
         )
+        if machine.rank and code == 0 and RunFolder(output).status() is None:
+            return {}  # machine 0 has published the folder already
         return _outcome(output, code, lines, oom_kills() - before, stop)
-
-
-def command(
-    train: Train, tokens: Path, model: Path, output: Path, machine: Machine, *, gpus: int
-) -> tuple[list[str], dict[str, str]]:
-    """The command line of `accelerate launch` on one machine, and its environment. gpus: how many this machine has."""
-    ranks = train.num_processes or max(gpus, 1)
-    if gpus and ranks > gpus:
-        raise UserError(f"train.num_processes is {ranks}, but this machine has {gpus} GPUs; lower it, or leave it at 0.")
-    world = ranks * train.num_machines
-    arguments = {
-        "config_file": output / "accelerate.yaml",
-        "num_processes": world,
-        "num_machines": train.num_machines,
-        "machine_rank": machine.rank,
-        "mixed_precision": "no",  # pipeline.train sees to precision, compilation and sharding itself
-        "dynamo_backend": "no",
-        "main_process_port": 0,  # a free one
-    }
-    if train.num_machines > 1:
-        host, port = _rendezvous(machine, train.num_machines)
-        arguments |= {"main_process_ip": host, "main_process_port": port, "rdzv_backend": "c10d"}
-    # Two ranks on CPU start only as if they were GPUs: with --cpu, accelerate silently starts one.
-    kind = ["--multi_gpu"] if world > 1 else [] if gpus else ["--cpu"]
-    argv = [machine.python, "-m", "accelerate.commands.launch", *kind]
-    argv += [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-    argv += ["-m", "pipeline.train", "--config", str(output / "config.json")]
-    argv += ["--tokens", str(tokens), "--model", str(model), "--output", str(output)]
-    return argv, _environment(train, machine, ranks, gpus)
-
-
-def gpu_count(python: str = sys.executable) -> int:
-    """GPUs that PyTorch sees here. It is asked in a process of its own, and only where there is a driver at all."""
-    drivers = ("nvidia[0-9]*", "kfd", "dxg")
-    if not any(any(Path("/dev").glob(name)) for name in drivers):
-        return 0
-    ask = [python, "-c", "import torch; print(torch.cuda.device_count())"]
-    return int(subprocess.run(ask, stdout=subprocess.PIPE, check=True, text=True).stdout)
-
-
-def _environment(train: Train, machine: Machine, ranks: int, gpus: int) -> dict[str, str]:
-    # Airflow's own settings hold secrets (database, JWT) that are no business of the ranks. NCCL's pass through untouched.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW__")}
-    env["PYTHONUNBUFFERED"] = "1"
-    env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(int(train.stop_grace + SLACK))  # else it kills ranks 30 s after SIGTERM
-    if not gpus:
-        env["ACCELERATE_USE_CPU"] = "true"
-        env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
-    return env | dict(machine.env or {})
-
-
-def _rendezvous(machine: Machine, machines: int) -> tuple[str, str]:
-    host, _, port = (machine.rendezvous or "").rpartition(":")
-    if not host or not port.isdigit():
-        raise UserError(f"train.num_machines is {machines}: name the rendezvous, HOST:PORT of machine 0, on each of them.")
-    if not 0 <= machine.rank < machines:
-        raise UserError(f"machine rank {machine.rank}: should be from 0 to {machines - 1}, train.num_machines being {machines}.")
-    return host.strip("[]"), port
 
 
 @contextlib.contextmanager
@@ -233,6 +175,10 @@ def _outcome(output: Path, code: int, lines: Sequence[str], killed: int, stop: S
         folder.set_status("failed", step=step, reason=reason, kind="crash")
         folder.event("failed", reason, step, reason_kind="crash")
     raise TrainingCrashed(f"Training failed after step {step}: {reason.rstrip('.')} (log: {output / 'train.log'}).")
+
+
+def _inode(folder: Path) -> int | None:
+    return folder.stat().st_ino if folder.exists() else None
 
 
 def _tokens(folder: Path) -> Path:
