@@ -1,6 +1,6 @@
 """`talaria`: the pipeline on the command line."""
 
-from pipeline.cli import models, stages
+from pipeline.cli import models, runs, stages
 from pipeline.cli.app import main
 
-__all__ = ["main", "models", "stages"]
+__all__ = ["main", "models", "runs", "stages"]

@@ -16,12 +16,14 @@ from typing import Any, BinaryIO
 
 from pydantic_core import from_json
 
-METRICS, EVALS, EVENTS, STATUS, CONFIG = "metrics.jsonl", "evals.jsonl", "events.jsonl", "status.json", "config.json"
+METRICS, EVALS, EVENTS, SYSTEM = "metrics.jsonl", "evals.jsonl", "events.jsonl", "system.jsonl"
+STATUS, CONFIG, MLFLOW = "status.json", "config.json", "mlflow.json"
 SPARK_POINTS = 32
 _TAIL_BYTES = 16_384
 _LINE_BYTES = 4_096
-_QUIET_SECONDS = 60.0
+_QUIET_SECONDS = 120.0
 _QUIET_STEPS = 10
+_QUIET_SHARE = 0.5  # of the hang timeout, before the first step: loading and compiling take their time
 _DEFAULT_HANG_SECONDS = 600.0
 
 
@@ -42,7 +44,7 @@ def glance(place: Place, now: float) -> dict[str, Any]:
     running one once it is worth a remark.
     """
     status = read_object(place.folder / STATUS)
-    config = read_object(place.folder / CONFIG)
+    config, mlflow = read_object(place.folder / CONFIG), read_object(place.folder / MLFLOW)
     rows = tail(place.folder / METRICS)
     last = rows[-1] if rows else {}
     evals = tail(place.folder / EVALS)
@@ -52,6 +54,7 @@ def glance(place: Place, now: float) -> dict[str, Any]:
     total = _int(status.get("total_steps"))
     state = _state(place, status, config, now - active)
     running = state == "running"
+    patience = max(_QUIET_SECONDS, _QUIET_STEPS * (seconds or 0)) if rows else _QUIET_SHARE * _hang_timeout(config)
     return {
         "key": place.key,
         "name": config.get("name") if isinstance(config.get("name"), str) else None,
@@ -65,9 +68,10 @@ def glance(place: Place, now: float) -> dict[str, Any]:
         "step_seconds": seconds,
         "eta_seconds": seconds * (total - step) if running and seconds and total else None,
         "active": active,
-        "quiet_seconds": now - active if running and now - active > max(_QUIET_SECONDS, _QUIET_STEPS * (seconds or 0)) else None,
+        "quiet_seconds": now - active if running and now - active > patience else None,
         "world_size": _int(status.get("world_size")),
-        "mlflow_run_id": status.get("mlflow_run_id"),
+        "mlflow_run_id": mlflow.get("run_id"),
+        "mlflow_url": mlflow.get("url"),
         "dag_run": status.get("airflow"),
         "spark": [rounded(row.get("loss")) for row in sample(place.folder / METRICS, SPARK_POINTS)],
     }
@@ -77,11 +81,15 @@ def _state(place: Place, status: dict[str, Any], config: dict[str, Any], silent:
     state = status.get("state")
     if place.finished or state == "done":
         return "done"
-    train = config.get("train")
-    hang = finite(train.get("hang_timeout")) if isinstance(train, dict) else None
-    if state in (None, "running") and silent > (hang or _DEFAULT_HANG_SECONDS):
+    if state in (None, "running") and silent > _hang_timeout(config):
         return "lost"
     return state if isinstance(state, str) else "starting"
+
+
+def _hang_timeout(config: dict[str, Any]) -> float:
+    """How long the run lets itself go without progress, in seconds."""
+    train = config.get("train")
+    return (finite(train.get("hang_timeout")) if isinstance(train, dict) else None) or _DEFAULT_HANG_SECONDS
 
 
 def last_activity(place: Place) -> float:

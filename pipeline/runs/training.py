@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any, Literal
 
-from pipeline.runs.glance import CONFIG, EVALS, EVENTS, METRICS, Place, finite, read_object, read_rows
+from pipeline.runs.glance import CONFIG, EVALS, EVENTS, METRICS, SYSTEM, Place, finite, read_object, read_rows, tail
 from pipeline.runs.journal import Journal, thin
 
 Axis = Literal["step", "tokens", "hours"]
@@ -34,11 +34,13 @@ class Training:
         self.evals.refresh()
 
     def history(self) -> dict[str, Any]:
-        """What the card (`glance`) leaves out: totals, the best held-out loss, restarts, checkpoints, events, settings."""
+        """What the card (`glance`) leaves out: totals, costs, the best held-out loss, restarts, checkpoints, events, settings."""
         events = read_rows(self.place.folder / EVENTS)
         tokens, times = self.metrics.column("tokens"), self.metrics.column("time")
         heldout = self.evals.column("loss")
         best = min(thin(heldout, len(heldout)), key=lambda index: heldout[index], default=None)
+        system = tail(self.place.folder / SYSTEM)
+        cost = system[-1] if system else {}
         saved = [event.get("step") for event in events if event.get("kind") == "checkpoint"]
         return {
             "latest": {name: finite(self.metrics.last(name)) for name in self.metrics.names()},
@@ -48,6 +50,7 @@ class Training:
             "restarts": restarts(events),
             "checkpoints": {"count": len(saved), "last_step": saved[-1] if saved else None},
             "events": events[-200:],
+            "cost": {name: finite(cost.get(f"cost/{name}")) for name in ("gpu_hours", "energy_kwh")},
             "skipped_lines": self.metrics.skipped + self.evals.skipped,
             "settings": flat(read_object(self.place.folder / CONFIG)),
         }

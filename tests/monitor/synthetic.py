@@ -117,9 +117,14 @@ def training(
         "kind": None,
         "time": start + steps * pace,
         "world_size": world_size,
-        "mlflow_run_id": mlflow_run_id,
     }
     (folder / "status.json").write_text(json.dumps(status))
+    if mlflow_run_id:
+        url = f"http://mlflow.example/#/experiments/1/runs/{mlflow_run_id}"
+        (folder / "mlflow.json").write_text(json.dumps({"run_id": mlflow_run_id, "url": url}))
+    system = {"step": 9, "time": start + steps * pace, "cost/seconds": steps * pace}
+    system |= {"cost/gpu_hours": world_size * steps * pace / 3600, "cost/energy_kwh": 0.6 * world_size * steps * pace / 3600}
+    (folder / "system.jsonl").write_text(lines([system]))
     for file in folder.iterdir():
         os.utime(file, (happened[-1]["time"], max(curve[-1]["time"], happened[-1]["time"])))
     return folder

@@ -37,7 +37,7 @@ def test_a_card_says_how_far_and_how_long(tmp_path: Path) -> None:
     assert card["heldout_loss"] == pytest.approx(json.loads((folder / "evals.jsonl").read_text().splitlines()[-1])["loss"])
 
 
-@pytest.mark.parametrize(("silence", "state", "quiet"), [(5, "running", False), (120, "running", True), (700, "lost", False)])
+@pytest.mark.parametrize(("silence", "state", "quiet"), [(5, "running", False), (130, "running", True), (700, "lost", False)])
 def test_silence_is_remarked_and_in_the_end_called_lost(tmp_path: Path, silence: float, state: str, quiet: bool) -> None:
     folder = synthetic.training(tmp_path, steps=20, total=40)
     last = synthetic.START + 20 * 1.3
@@ -170,6 +170,7 @@ def test_history_sums_up(tmp_path: Path) -> None:
     assert history["checkpoints"] == {"count": 2, "last_step": 100}
     assert [one["why"] for one in history["restarts"]] == ["SIGTERM: saved and stopped"]
     assert history["settings"]["train.lr"] == 1e-5
+    assert history["cost"]["gpu_hours"] == pytest.approx(8 * 120 * 1.3 / 3600)
 
 
 def test_places_are_found_newest_first_and_nothing_else(tmp_path: Path) -> None:

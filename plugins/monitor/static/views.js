@@ -47,7 +47,8 @@ function links(run, registry) {
   const { dag_id, run_id } = run.dag_run ?? {};
   const found = [];
   if (dag_id && run_id) found.push(linkOut("DAG run", new URL(`../dags/${encodeURIComponent(dag_id)}/runs/${encodeURIComponent(run_id)}`, document.baseURI).href));
-  if (registry?.run_url) found.push(linkOut("MLflow run", registry.run_url));
+  const there = registry?.run_url ?? run.mlflow_url;
+  if (there) found.push(linkOut("MLflow run", there));
   const version = registry?.versions.find((one) => one.aliases.length) ?? registry?.versions[0];
   if (version?.url) found.push(linkOut(`${version.name} v${version.version}`, version.url));
   return found;
@@ -103,9 +104,11 @@ const version = ({ name, version: number, url, aliases }) =>
 
 /** Totals, why it restarted, what the registry says, and the settings. */
 export function drawFacts(container, run, registry) {
-  render(container, [run.tokens, run.best_heldout, run.restarts, run.skipped_lines, registry, run.settings], () => {
+  render(container, [run.tokens, run.cost, run.best_heldout, run.restarts, run.skipped_lines, registry, run.settings], () => {
     const pairs = [["Tokens", `${compact(run.tokens)}`]];
     if (run.best_heldout) pairs.push(["Best held-out loss", `${run.best_heldout.loss.toFixed(4)} at step ${count(run.best_heldout.step)}`]);
+    if (run.cost.gpu_hours !== null) pairs.push(["GPU-hours", run.cost.gpu_hours.toFixed(2)]);
+    if (run.cost.energy_kwh !== null) pairs.push(["Energy", `${run.cost.energy_kwh.toFixed(2)} kWh`]);
     if (run.started) pairs.push(["Started", clock(run.started)]);
     for (const one of run.restarts) pairs.push(["Restarted", `at step ${count(one.step)}, ${clock(one.time)}: ${one.why}`]);
     if (run.skipped_lines) pairs.push(["Broken lines", `${count(run.skipped_lines)} passed over in the logs`]);
