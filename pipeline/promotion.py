@@ -26,6 +26,7 @@ from pipeline.versions import (
     find_model,
     keys_of,
     search_versions,
+    set_tags,
 )
 
 if TYPE_CHECKING:
@@ -166,9 +167,7 @@ def _write_decision(
         f"{GATE}.by": scrub(by) if by else None,
         PREVIOUS: champion if decision.promoted else None,
     }
-    for name, value in tags.items():
-        if value is not None:
-            client.set_model_version_tag(model, number, name, str(value))
+    set_tags(client, model, number, tags)
     client.update_model_version(model, number, with_entry(candidate.description or "", _now(), decision.reason))
     if decision.promoted:
         for name in [name for name in candidate.tags if name.startswith(ROLLED_BACK)]:
@@ -217,10 +216,9 @@ def _write_rollback(client: MlflowClient, leaving: ModelVersion, back: int, reas
     model, number = leaving.name, str(leaving.version)
     text = f"Rolled back to version {back} by {who}: {reason}"
     client.update_model_version(model, number, with_entry(leaving.description or "", _now(), text))
-    tags = {"": "true", "_to": str(back), "_by": who, "_at": _now(), "_reason": reason, "_request": request}
-    for name, value in tags.items():  # the request last: it says that the rest is written
-        if value is not None:
-            client.set_model_version_tag(model, number, f"{ROLLED_BACK}{name}", value)
+    tags = {"": "true", "_to": back, "_by": who, "_at": _now(), "_reason": reason}
+    set_tags(client, model, number, {f"{ROLLED_BACK}{name}": value for name, value in tags.items()})
+    set_tags(client, model, number, {f"{ROLLED_BACK}_request": request})  # last: it says that the rest is written
 
 
 def _newest_candidate(client: MlflowClient, model: str) -> ModelVersion:
@@ -240,9 +238,8 @@ def _champion(client: MlflowClient, model: str) -> ModelVersion:
 def _find_request(client: MlflowClient, model: str, request: str | None) -> ModelVersion | None:
     if request is None:
         return None
-    quoted = request.replace("'", "''")
-    found = search_versions(client, model, f"tags.`{ROLLED_BACK}_request` = '{quoted}'")
-    return found[0] if found else None
+    rolled_back = search_versions(client, model, f"tags.`{ROLLED_BACK}` = 'true'")
+    return next((version for version in rolled_back if version.tags.get(f"{ROLLED_BACK}_request") == request), None)
 
 
 def _now() -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -20,6 +22,7 @@ TRAIN_KEY, STEP, DIGEST, CANDIDATE = "talaria.train_key", "talaria.step", "talar
 LOSS, BASE_LOSS, HELDOUT = "talaria.eval_loss", "talaria.eval_base_loss", "talaria.heldout_digest"
 TOKENS, MODEL_ID = "talaria.tokens", "talaria.model_id"
 PREVIOUS = "talaria.previous_champion"
+_AT_A_TIME = 8
 
 
 def search_versions(client: MlflowClient, model: str, condition: str = "") -> list[ModelVersion]:
@@ -64,6 +67,13 @@ def as_number(text: str | None) -> float | None:
     return None if text is None else float(json.loads(text))
 
 
+def set_tags(client: MlflowClient, model: str, version: int | str, tags: Mapping[str, Any]) -> None:
+    """Set tags of a version, but not those whose value is None. MLflow sets one a call, so several calls go at a time."""
+    values = [(name, str(value)) for name, value in tags.items() if value is not None]
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        list(pool.map(lambda tag: client.set_model_version_tag(model, str(version), *tag), values))
+
+
 def prune(model: str, keep: int, *, uri: str) -> dict[str, Any]:
     """Delete all but the newest `keep` versions, with their files.
 
@@ -81,8 +91,8 @@ def prune(model: str, keep: int, *, uri: str) -> dict[str, Any]:
         if champion is not None and PREVIOUS in champion.tags:
             kept.add(int(champion.tags[PREVIOUS]))
         removed = sorted(numbers.keys() - kept)
-        for number in removed:
-            _delete(client, numbers[number])
+        with ThreadPoolExecutor(_AT_A_TIME) as pool:  # MLflow deletes one version a call
+            list(pool.map(lambda number: _delete(client, numbers[number]), removed))
     return {"model": model, "removed": removed, "kept": sorted(numbers.keys() & kept)}
 
 

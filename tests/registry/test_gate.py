@@ -1,0 +1,51 @@
+"""The gate's rule, without MLflow."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.card import LIMIT
+from pipeline.gate import Losses, decide, with_entry
+
+
+@pytest.mark.parametrize(
+    ("losses", "margin", "champion", "promoted", "says"),
+    [
+        (Losses(1.0, 2.0), 0.0, None, True, "below that of the base model, 2.0000"),
+        (Losses(2.0, 2.0), 0.0, None, False, "not below that of the base model"),
+        (Losses(1.95, 2.0), 0.1, None, False, "by more than 0.1"),
+        (Losses(1.0, 2.0, 1.5), 0.0, 3, True, "the base model, 2.0000 and the champion (version 3), 1.5000"),
+        (Losses(1.5, 2.0, 1.5), 0.0, 3, False, "not below that of the champion (version 3)"),
+        (Losses(1.45, 2.0, 1.5), 0.1, 3, False, "not below that of the champion (version 3)"),
+        (Losses(2.5, 2.0, 3.0), 0.0, 3, False, "not below that of the base model"),
+        (Losses(1.0, 2.0, None), 0.0, 3, False, "champion (version 3) on its held-out conversations is not known"),
+        (Losses(1.0, None), 0.0, None, False, "base model on its held-out conversations is not known"),
+        (Losses(None, None), 0.0, None, False, "tokenize.validation_fraction"),
+        (Losses(float("nan"), 2.0), 0.0, None, False, "no held-out loss"),
+        (Losses(1.0, float("nan")), 0.0, None, False, "not below"),
+    ],
+)
+def test_a_candidate_must_beat_base_and_champion_by_the_margin(losses, margin, champion, promoted, says):
+    decision = decide(losses, margin, champion)
+    assert decision.promoted is promoted
+    assert says in decision.reason
+
+
+def test_why_the_champion_was_not_measured_is_said():
+    assert "another tokenizer" in decide(Losses(1.0, 2.0), 0.0, 3, "it has another tokenizer").reason
+
+
+def test_the_history_keeps_the_card_and_says_nothing_twice():
+    once = with_entry("# Card\n\ntext\n", "monday", "It lost.")
+    assert with_entry(once, "tuesday", "It lost.") == once
+    twice = with_entry(once, "tuesday", "It won.")
+    assert twice == "# Card\n\ntext\n\n## Gate\n\n- monday: It lost.\n- tuesday: It won.\n"
+
+
+def test_the_history_never_outgrows_the_description():
+    text = "word " * LIMIT
+    for day in range(30):
+        text = with_entry(text, f"day {day}", f"reason {day} " + "x" * 300)
+    assert len(text) <= LIMIT
+    assert "reason 29" in text
+    assert "reason 1 " not in text
