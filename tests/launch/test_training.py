@@ -1,0 +1,118 @@
+"""The real trainer on two CPU ranks, killed again and again: what it ends with is what an undisturbed run ends with."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+import trees
+
+from pipeline.config import Config
+from pipeline.store import Output, Store
+
+SETTINGS = {"num_processes": 2, "epochs": 4, "save_every": 4, "stop_grace": 60}
+DRIVER = """
+import json, sys
+from pipeline import config, stages
+from pipeline.store import Output, Store
+store, tree, upstream = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+outputs = {name: Output.from_json(value) for name, value in upstream.items()}
+print(json.dumps(stages.run_stage("train", config.parse(tree, "test"), Store(store), outputs).as_json()))
+"""
+
+
+class Trainings:
+    """Starts the stage `train` of one store in processes of their own, to be shot."""
+
+    def __init__(self, root: Path, config: Config, upstream: dict[str, Output]) -> None:
+        self.store, self.config, self.upstream, self.mark = Store(root), config, upstream, trees.new_mark()
+
+    def start(self) -> subprocess.Popen[str]:
+        upstream = json.dumps({name: self.upstream[name].as_json() for name in ("tokenize", "base")})
+        command = [sys.executable, "-c", DRIVER, str(self.store.root), self.config.model_dump_json(), upstream]
+        environment = {**os.environ, trees.MARK: self.mark, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+    def finish(self) -> Output:
+        driver = self.start()
+        told, errors = driver.communicate(timeout=240)
+        assert driver.returncode == 0, errors
+        return Output.from_json(json.loads(told))
+
+    def steps_made(self) -> int:
+        logs = list((self.store.root / ".work").glob("train-*/metrics.jsonl"))
+        return len(logs[0].read_text().splitlines()) if logs else 0
+
+    def pids(self, part: str) -> list[int]:
+        """part: reaper, launcher or rank."""
+        told = {"reaper": "reaper.py", "launcher": "accelerate.commands.launch", "rank": "pipeline.train"}[part]
+        return [pid for pid, argv in trees.marked(self.mark).items() if any(text.endswith(told) for text in argv[1:5])]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trainings]:
+    config = small.config(train=SETTINGS)
+    upstream = small.prepare(Store(tmp_path_factory.mktemp("inputs")), config)
+    return lambda name: Trainings(tmp_path_factory.mktemp(name), config, upstream)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Callable[[str], Trainings]) -> Output:
+    return prepared("undisturbed").finish()
+
+
+@pytest.fixture
+def trainings(prepared: Callable[[str], Trainings]) -> Iterator[Trainings]:
+    trainings = prepared("storm")
+    yield trainings
+    trees.kill_marked(trainings.mark)
+
+
+def curve(output: Output) -> list[Any]:
+    """Everything of a run that time does not decide."""
+    rows = [json.loads(line) for line in (output.path / "metrics.jsonl").read_text().splitlines()]
+    return [[row[name] for name in ("step", "epoch", "loss", "lr", "grad_norm", "tokens", "supervised_tokens")] for row in rows]
+
+
+def kill_a_rank(trainings: Trainings, driver: subprocess.Popen[str]) -> None:
+    os.kill(random.Random(0).choice(trainings.pids("rank")), signal.SIGKILL)
+
+
+def kill_the_launcher(trainings: Trainings, driver: subprocess.Popen[str]) -> None:
+    os.kill(trainings.pids("launcher")[0], signal.SIGKILL)
+
+
+def kill_the_task(trainings: Trainings, driver: subprocess.Popen[str]) -> None:
+    driver.kill()
+
+
+def stop_the_task(trainings: Trainings, driver: subprocess.Popen[str]) -> None:
+    driver.terminate()
+
+
+@pytest.mark.timeout(600)
+def test_a_training_that_is_killed_in_every_way_ends_as_an_undisturbed_one(trainings: Trainings, undisturbed: Output) -> None:
+    for kill in (kill_the_task, kill_a_rank, kill_the_launcher, stop_the_task):
+        goal = trainings.steps_made() + 3
+        driver = trainings.start()
+        trees.eventually(lambda: trainings.steps_made() >= goal or driver.poll() is not None, within=120)  # noqa: B023
+        assert driver.poll() is None, driver.communicate()[1]
+        kill(trainings, driver)
+        driver.communicate(timeout=120)
+        trees.eventually(lambda: not trees.marked(trainings.mark), within=SETTINGS["stop_grace"] + 5)
+    disturbed = trainings.finish()
+    assert disturbed.key == undisturbed.key
+    assert curve(disturbed) == curve(undisturbed)
+    events = [json.loads(line)["kind"] for line in (disturbed.path / "events.jsonl").read_text().splitlines()]
+    assert events.count("start") == 1
+    assert events.count("resume") == 4
+    assert disturbed.facts["heldout_losses"] == undisturbed.facts["heldout_losses"]
