@@ -115,6 +115,8 @@ def merge(part_dirs: Sequence[Path], tokenizer: Path, out_dir: Path, config: Tok
         folder.mkdir(exist_ok=True)
         for number, (shard, source) in enumerate(by_split[split]):
             link(source / shard.file, folder / shards.shard_name(number, len(by_split[split])))
+        if not by_split[split]:
+            shards.write_empty(folder / shards.shard_name(0, 1))
         shards.write_index(folder, [shard for shard, _ in by_split[split]])
     if config.validation_fraction:
         (out_dir / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}), encoding="utf-8")

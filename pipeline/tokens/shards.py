@@ -108,11 +108,17 @@ class ShardWriter:
         self.close()
 
 
+def write_empty(path: Path) -> None:
+    """A shard with no conversation: datasets cannot open a split that has no shard at all."""
+    pa.ipc.new_stream(str(path), SCHEMA).close()
+
+
 def write_index(folder: Path, shards: Sequence[Shard]) -> None:
     """The two files beside the shards that make a folder a Hugging Face data set."""
     from pipeline.store import digest
 
-    names = [shard_name(number, len(shards)) for number in range(len(shards))]
+    count = max(len(shards), 1)
+    names = [shard_name(number, count) for number in range(count)]
     state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in names],
         "_fingerprint": digest([shard.digest for shard in shards])[:16],

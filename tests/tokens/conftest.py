@@ -1,0 +1,19 @@
+"""A tokenizer that loads at once, for tests that are not about Qwen3's ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokens.conversations import HANDWRITTEN, numbered, write_parquet
+
+from pipeline import scratch
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer folder: Qwen3's structure and control tokens, 400 tokens in all."""
+    folder = tmp_path_factory.mktemp("small")
+    parquet = write_parquet(folder / "messages.parquet", [*HANDWRITTEN.values(), *numbered(50)])
+    scratch.train_tokenizer(parquet, 400, folder / "tokenizer")
+    return folder / "tokenizer"
