@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def supervise(command: Sequence[str], grace: float, parent: int, watch: Sequence[int]) -> int:
     """Run the command and outlive everything that it starts. Returns the exit code."""
-    lifelines = {pid: process for pid in watch if (process := _process(pid))}
+    lifelines = {pid: process for pid in watch if (process := alive(pid))}
     if os.getppid() != parent or len(lifelines) < len(set(watch)):  # gone before anybody could tell
         say("a process on which this run depends had ended; nothing was started")
         return 128 + signal.SIGTERM
@@ -108,7 +108,7 @@ def descendants() -> list[Process]:
     """Every living process below this one (zombies hold nothing and do not count)."""
     children: dict[int, list[Process]] = {}
     for name in os.listdir("/proc"):
-        if name.isdigit() and (process := _process(int(name))):
+        if name.isdigit() and (process := alive(int(name))):
             children.setdefault(process.parent, []).append(process)
     found: list[Process] = []
     unseen = [os.getpid()]
@@ -137,7 +137,7 @@ def _reason(number: int | None, parent: int, lifelines: dict[int, Process], code
     if number in (*STOP, signal.SIGQUIT):
         return f"received {signal.Signals(number).name}"
     for pid, process in lifelines.items():
-        now = _process(pid)
+        now = alive(pid)
         if now is None or now.started != process.started:
             return f"process {pid}, on which this run depends, ended"
     return None if code is None else f"the launcher ended with exit code {code} and left processes behind"
@@ -164,7 +164,7 @@ def _collect(launcher: int, code: int | None) -> int | None:
     return code
 
 
-def _process(pid: int) -> Process | None:
+def alive(pid: int) -> Process | None:
     """The living process of this pid, or None."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
