@@ -171,9 +171,7 @@ def _data_revision(config: Config, known: Manifests) -> str | None:
 def _commit(known: Manifests, stage: str) -> str | None:
     """The commit that a stage's source resolved to."""
     outside = known.get(stage, {}).get("outside")
-    if isinstance(outside, dict):
-        return outside.get("commit") or outside.get("revision") or outside.get("sha256")
-    return outside if isinstance(outside, str) else None
+    return outside.get("commit") if isinstance(outside, dict) else None
 
 
 def airflow_context() -> dict[str, str]:
