@@ -180,6 +180,6 @@ class _AddGradient:
         self.total = total
 
     def __call__(self, param: Tensor) -> None:
-        assert param.grad is not None
-        self.total.add_(param.grad)
-        param.grad = None
+        if param.grad is not None:  # else a fused layer has added it already
+            self.total.add_(param.grad)
+            param.grad = None
