@@ -48,7 +48,7 @@ class Journal:
 
     def names(self) -> list[str]:
         """Fields that hold at least one number."""
-        return [name for name, values in self._columns.items() if any(value == value for value in values)]
+        return [name for name, values in self._columns.items() if not all(map(math.isnan, values))]
 
     def last(self, name: str) -> float | None:
         """The latest finite value of a field."""

@@ -44,7 +44,7 @@ class Training:
         saved = [event.get("step") for event in events if event.get("kind") == "checkpoint"]
         return {
             "latest": {name: finite(self.metrics.last(name)) for name in self.metrics.names()},
-            "tokens": int(sum(finite(count) or 0 for count in tokens)),
+            "tokens": int(sum(filter(math.isfinite, tokens))),
             "started": finite(events[0].get("time")) if events else finite(times[0]) if times else None,
             "best_heldout": None if best is None else {"step": int(self.evals.steps[best]), "loss": heldout[best]},
             "restarts": restarts(events),

@@ -19,20 +19,21 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic_core import to_json
 
-from pipeline.runs.library import Library, locate
+from pipeline.runs.library import Library, locate, places
 from pipeline.runs.training import HELDOUT, Axis
 from plugins.monitor.dag_runs import trained_by
 from plugins.monitor.registry import Registry
 
 DAG_ID = "sft"
 STATIC = Path(__file__).parent / "static"
-LISTED = 200
+LISTED = 60
 FOCUS_BUCKETS, SMALL_BUCKETS = 450, 80
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-cache",  # asked for again each time, and answered 304 while it is the same
 }
 CURVES = (
     "loss",
@@ -101,18 +102,20 @@ Place = Annotated[Any, Depends(_place)]
 
 @router.get("/", include_in_schema=False)
 def page() -> FileResponse:
-    return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+    return FileResponse(STATIC / "index.html")
 
 
 @router.get("/api/runs", dependencies=[_reads_runs_of(None)])
 def runs(request: Request, session: SessionDep, dag_id: str | None = None, run_id: str | None = None) -> Json:
     """Cards of the latest runs; of one DAG run's only, where `dag_id` and `run_id` name it."""
-    library = _library(request)
-    cards = library.glances(LISTED)
-    if dag_id and run_id:
-        keys = trained_by(session, dag_id, run_id)
-        cards = [card for card in cards if card["key"] in keys or card["dag_run"] == {"dag_id": dag_id, "run_id": run_id}]
-    return Json({"now": time.time(), "runs": cards})
+    library, now = _library(request), time.time()
+    everything = places(library.root)
+    if not (dag_id and run_id):
+        cards = [library.glance(place, now) for place in everything[:LISTED]]
+        return Json({"now": now, "runs": cards, "more": len(everything) - len(cards)})
+    keys, itself = trained_by(session, dag_id, run_id), {"dag_id": dag_id, "run_id": run_id}
+    cards = [library.glance(place, now) for place in everything if place.key in keys or not place.finished]
+    return Json({"now": now, "runs": [card for card in cards if card["key"] in keys or card["dag_run"] == itself], "more": 0})
 
 
 @router.get("/api/runs/{key}")

@@ -1,11 +1,12 @@
 """What MLflow knows of a run, asked over its REST API: importing MLflow would cost the api-server seconds and threads.
 
-Answers are kept for a while, failures too, and one thread asks at a time: an MLflow that is slow or away costs the page
-its links and nothing else.
+Answers are kept for a while, failures too. One thread asks at a time, and who comes meanwhile gets what is known so far: an
+MLflow that is slow or away costs the page its links and holds up nothing else of the api-server.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -32,12 +33,14 @@ class Registry:
         as pairs of a heading and a text; `problem`: why these lack, if they do."""
         if not run_id or not os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
             return _NOTHING
-        with self._asking:
-            when, facts = self._kept.get(run_id, (-KEPT_SECONDS, _NOTHING))
-            if time.monotonic() - when >= KEPT_SECONDS:
+        when, facts = self._kept.get(run_id, (-math.inf, _NOTHING))
+        if time.monotonic() - when >= KEPT_SECONDS and self._asking.acquire(blocking=False):
+            try:
                 facts = _ask(tracking_uri(), run_id)
                 self._kept[run_id] = time.monotonic(), facts
-            return facts
+            finally:
+                self._asking.release()
+        return facts
 
 
 def _ask(uri: str, run_id: str) -> dict[str, Any]:

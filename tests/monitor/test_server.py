@@ -71,6 +71,19 @@ def test_the_list_has_the_newest_first(airflow: Airflow, store: Path) -> None:
     assert [(run["key"], run["state"]) for run in runs] == [(KEY, "running"), (synthetic.key(2), "done")]
 
 
+def test_a_long_list_is_cut_but_a_dag_run_finds_its_training_however_old(airflow: Airflow, store: Path) -> None:
+    synthetic.finished(store, TRAINED, steps=3, start=synthetic.START - 1e6)
+    for number in range(100, 162):
+        synthetic.finished(store, number, steps=3)
+    client = airflow.client("viewer")
+    answer = client.get("api/runs")
+    assert len(answer.json()["runs"]) == 60
+    assert answer.json()["more"] == 3
+    assert len(answer.content) < 50_000
+    of_run = client.get("api/runs", params={"dag_id": "sft", "run_id": airflow.dag_run}).json()["runs"]
+    assert [run["key"] for run in of_run] == [synthetic.key(TRAINED)]
+
+
 def test_a_dag_run_shows_what_it_trained(airflow: Airflow, store: Path) -> None:
     synthetic.finished(store, 1)
     synthetic.finished(store, TRAINED)

@@ -56,8 +56,8 @@ function spanOf(key) {
 
 async function askList() {
   const query = scope.has("run_id") ? { dag_id: scope.get("dag_id"), run_id: scope.get("run_id") } : {};
-  const { now, runs: cards } = await ask("runs", query);
-  Object.assign(state, { now, cards, listed: Date.now() });
+  const { now, runs: cards, more } = await ask("runs", query);
+  Object.assign(state, { now, cards, more, listed: Date.now() });
   state.chosen = state.chosen.filter(cardOf).slice(0, COLORS.length);
   if (!state.chosen.length && cards.length) state.chosen = [cards[0].key];
 }
@@ -173,7 +173,7 @@ function draw() {
   if (!state.cards) return;
   drawScope(byId("scope"), byId("empty"), byId("layout"), scope, state);
   const marks = asCss(colors());
-  views.drawRuns(byId("runs"), { cards: state.cards, colors: marks, now: state.now }, { open, toggle });
+  views.drawRuns(byId("runs"), { cards: state.cards, more: state.more, colors: marks, now: state.now }, { open, toggle });
   const [front] = shown();
   if (!front) return;
   views.drawHead(byId("head"), front.history, front.registry, state.now);

@@ -36,7 +36,7 @@ export function render(container, facts, build) {
   const focused = container.contains(document.activeElement) ? document.activeElement.dataset.id : undefined;
   const open = [...container.querySelectorAll("details[open]")].map((element) => element.dataset.id);
   const scrolled = [...container.querySelectorAll("[data-scroll]")].map((element) => element.scrollTop);
-  container.replaceChildren(...[build()].flat().filter(Boolean));
+  container.replaceChildren(...[build()].flat(2).filter(Boolean));
   for (const id of open) container.querySelector(`details[data-id="${id}"]`)?.setAttribute("open", "");
   container.querySelectorAll("[data-scroll]").forEach((element, index) => (element.scrollTop = scrolled[index] ?? 0));
   if (focused) container.querySelector(`[data-id="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });

@@ -11,8 +11,11 @@ const pill = (card) => h("span", { class: `pill ${card.state}` }, card.state);
 const share = (card) => (card.total_steps ? Math.min(100, (100 * card.step) / card.total_steps) : 0);
 
 /** The list of runs. `colors`: key -> CSS colour of the chosen ones. */
-export function drawRuns(container, { cards, colors, now }, { open, toggle }) {
-  render(container, [cards, colors, Math.floor(now / 60)], () => cards.map((card) => drawCard(card, colors, now, { open, toggle })));
+export function drawRuns(container, { cards, more, colors, now }, { open, toggle }) {
+  render(container, [cards, more, colors, Math.floor(now / 60)], () => [
+    cards.map((card) => drawCard(card, colors, now, { open, toggle })),
+    more > 0 && h("p", { class: "muted" }, `${count(more)} older ones: talaria runs`),
+  ]);
 }
 
 function drawCard(card, colors, now, { open, toggle }) {
