@@ -113,6 +113,22 @@ def softmax_nll_(logits: Tensor, targets: Tensor, weights: Tensor | None, want_g
     return nll if weights is None else nll * weights
 
 
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
+
+
+def quantize(x: Tensor, column_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Rows of x * column_scale in e4m3, each divided by a scale that takes its largest value to the format's.
+
+    x: [rows, columns], may be strided over rows; column_scale: fp32[columns]. Returns (e4m3[rows, columns], fp32[rows]).
+    """
+    if kernels := fused(x):
+        return kernels.quantize(x, column_scale)  # type: ignore[no-any-return]
+    z = x.float() if column_scale is None else x.float() * column_scale
+    scale = z.abs().amax(-1).clamp(min=1e-12) / FP8_MAX
+    return (z / scale[:, None]).to(FP8), scale
+
+
 def _split_heads(qkv: Tensor, q_heads: int, k_heads: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     heads = qkv.view(len(qkv), q_heads + 2 * k_heads, width)
     return heads[:, :q_heads], heads[:, q_heads : q_heads + k_heads], heads[:, q_heads + k_heads :]

@@ -33,6 +33,8 @@ class Shape:
     eps: float
     head_eps: float
     scale: float
+    fp8: bool
+    """Whether products of activations and weights are taken in e4m3; gradients of weights never are."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def why_not(layer: nn.Module, config: Any) -> str | None:
     return None
 
 
-def fuse(layer: nn.Module, config: Any) -> None:
+def fuse(layer: nn.Module, config: Any, fp8: bool) -> None:
     """Let the layer run as `decoder_layer` when it is called with a stream; its parameters and hooks stay.
 
     Called with hidden states, as transformers does to generate text, it runs as before.
@@ -96,6 +98,7 @@ def fuse(layer: nn.Module, config: Any) -> None:
         eps=layer.input_layernorm.variance_epsilon,  # type: ignore[arg-type, union-attr]
         head_eps=attention.q_norm.variance_epsilon if hasattr(attention, "q_norm") else 0.0,
         scale=attention.scaling,
+        fp8=fp8,
     )
     original = layer.forward
 
@@ -147,7 +150,7 @@ class _DecoderLayer(torch.autograd.Function):
         w = Weights(*weights)
         x, n1, rstd1 = norm(x, w.norm1, shape.eps, add)
         kept = _attend(x, n1, rstd1, w, shape, packed, rotary)
-        down = swiglu(kept.gate_up) @ w.down.t()
+        down = project(swiglu(kept.gate_up), (w.down,), shape.fp8)
         ctx.shape, ctx.packed, ctx.rotary, ctx.again, ctx.pair = shape, packed, rotary, again, add is not None
         ctx.save_for_backward(*((x,) if again else kept), *weights)
         return kept.x2, down
@@ -170,11 +173,11 @@ class _DecoderLayer(torch.autograd.Function):
 
 def _attend(x: Tensor, n1: Tensor, rstd1: Tensor, w: Weights, shape: Shape, packed: Packed, rotary: Rotary) -> Kept:
     """The layer's forward pass up to the MLP's activation."""
-    qkv = project(n1, (w.q, w.k, w.v))
+    qkv = project(n1, (w.q, w.k, w.v), shape.fp8)
     q, k = rope(qkv, w.q_norm, w.k_norm, rotary.cos, rotary.sin, shape.heads, shape.kv_heads, shape.head_eps)
     attended, lse = packed.forward(q, k, _values(qkv, shape), shape.scale)
-    x2, n2, rstd2 = norm(x, w.norm2, shape.eps, attended.flatten(1) @ w.o.t())
-    return Kept(x, rstd1, qkv, attended, lse, x2, rstd2, project(n2, (w.gate, w.up)))
+    x2, n2, rstd2 = norm(x, w.norm2, shape.eps, project(attended.flatten(1), (w.o,), shape.fp8))
+    return Kept(x, rstd1, qkv, attended, lse, x2, rstd2, project(n2, (w.gate, w.up), shape.fp8))
 
 
 def _values(qkv: Tensor, shape: Shape) -> Tensor:
@@ -185,21 +188,21 @@ def _backward(
     kept: Kept, w: Weights, shape: Shape, packed: Packed, rotary: Rotary, skip: Tensor, grad: Tensor
 ) -> tuple[Tensor, Weights]:
     """`skip`, `grad`: derivatives by the two halves of the output. Overwrites kept.gate_up."""
-    act = grad @ w.down  # the derivative by the activation, and then the activation itself
+    act = project_backward(grad, (w.down,), shape.fp8)  # the derivative by the activation, and then the activation itself
     d_gate_up = kept.gate_up
     swiglu_backward_(d_gate_up, act)
     (d_down,) = weight_gradients((w.down,), grad, act)
-    dx2, n2, d_norm2 = norm_backward(kept.x2, kept.rstd2, w.norm2, project_backward(d_gate_up, (w.gate, w.up)), skip)
+    dx2, n2, d_norm2 = norm_backward(kept.x2, kept.rstd2, w.norm2, project_backward(d_gate_up, (w.gate, w.up), shape.fp8), skip)
     d_gate, d_up = weight_gradients((w.gate, w.up), d_gate_up, n2)
 
-    d_attended = (dx2 @ w.o).view_as(kept.attended)
+    d_attended = project_backward(dx2, (w.o,), shape.fp8).view_as(kept.attended)
     (d_o,) = weight_gradients((w.o,), dx2, kept.attended.flatten(1))
     heads = (kept.qkv, w.q_norm, w.k_norm, rotary.cos, rotary.sin)
     q, k = rope(*heads, shape.heads, shape.kv_heads, shape.head_eps)
     d_heads = packed.backward(d_attended, q, k, _values(kept.qkv, shape), kept.attended, kept.lse, shape.scale)
     d_qkv, d_q_norm, d_k_norm = rope_backward(*heads, *d_heads, shape.head_eps)
 
-    dx, n1, d_norm1 = norm_backward(kept.x, kept.rstd1, w.norm1, project_backward(d_qkv, (w.q, w.k, w.v)), dx2)
+    dx, n1, d_norm1 = norm_backward(kept.x, kept.rstd1, w.norm1, project_backward(d_qkv, (w.q, w.k, w.v), shape.fp8), dx2)
     d_q, d_k, d_v = weight_gradients((w.q, w.k, w.v), d_qkv, n1)
     vectors = [
         None if weight is None else vector_gradient(weight, d)

@@ -12,6 +12,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
+from pipeline.train.kernels import quantize
+
 _TOTAL = "_talaria_total"
 
 
@@ -45,8 +47,10 @@ def lay_side_by_side(weights: Sequence[nn.Parameter]) -> None:
         weight.data = block[rows]
 
 
-def project(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+def project(x: Tensor, weights: Sequence[Tensor], fp8: bool = False) -> Tensor:
     """x @ [w1; w2; ...].T. x: [T, K]; weights: [N_i, K]. Returns [T, sum of N_i]."""
+    if fp8:
+        return torch.cat([_project_fp8(x, w) for w in _blocks(weights)], dim=1)
     if (block := side_by_side(weights)) is not None:
         return x @ block.t()
     out = torch.empty(len(x), sum(len(w) for w in weights), dtype=x.dtype, device=x.device)
@@ -55,14 +59,46 @@ def project(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return out
 
 
-def project_backward(dy: Tensor, weights: Sequence[Tensor]) -> Tensor:
+def project_backward(dy: Tensor, weights: Sequence[Tensor], fp8: bool = False) -> Tensor:
     """Derivative by x: dy @ [w1; w2; ...]. dy: [T, sum of N_i]. Returns [T, K]."""
+    if fp8:
+        blocks = _blocks(weights)
+        parts = [_project_backward_fp8(dy[:, columns], w) for w, columns in zip(blocks, _slices(blocks), strict=True)]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
     if (block := side_by_side(weights)) is not None:
         return dy @ block
     dx = torch.empty(len(dy), weights[0].shape[1], dtype=dy.dtype, device=dy.device)
     for w, columns in zip(weights, _slices(weights), strict=True):
         torch.addmm(dx, dy[:, columns], w, beta=int(columns.start > 0), out=dx)
     return dx
+
+
+def _project_fp8(x: Tensor, w: Tensor) -> Tensor:
+    """x @ w.T with both operands in e4m3, a scale for each row of each."""
+    xq, x_scale = quantize(x)
+    wq, w_scale = quantize(w)
+    return _scaled_product(xq, wq, x_scale, w_scale, x.dtype)
+
+
+def _project_backward_fp8(dy: Tensor, w: Tensor) -> Tensor:
+    """dy @ w, likewise: as w's scales belong to the dimension that is summed over, they are moved to dy before it is rounded."""
+    wq, w_scale = quantize(w)
+    dyq, dy_scale = quantize(dy, w_scale)
+    by_column = wq.view(torch.uint8).t().contiguous().view(wq.dtype)
+    return _scaled_product(dyq, by_column, dy_scale, torch.ones(w.shape[1], device=w.device), dy.dtype)
+
+
+def _scaled_product(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """(a * a_scale) @ (b * b_scale).T; scales: fp32, one a row."""
+    if a.is_cuda:
+        return torch._scaled_mm(a, b.t(), a_scale[:, None], b_scale[None], out_dtype=dtype, use_fast_accum=True)
+    return ((a.float() * a_scale[:, None]) @ (b.float() * b_scale[:, None]).t()).to(dtype)
+
+
+def _blocks(weights: Sequence[Tensor]) -> list[Tensor]:
+    """One matrix where they lie side by side, else each."""
+    block = side_by_side(weights)
+    return list(weights) if block is None else [block]
 
 
 def weight_gradients(weights: Sequence[Tensor], dy: Tensor, x: Tensor) -> list[Tensor | None]:

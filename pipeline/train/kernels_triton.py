@@ -378,3 +378,46 @@ def softmax_nll_(logits: Tensor, targets: Tensor, weights: Tensor | None, want_g
         logits, targets, weights, nll, V=vocabulary, BLOCK=8192, WEIGHTED=weights is not None, GRAD=want_grad, num_warps=16
     )
     return nll
+
+
+@triton.jit
+def _quantize_kernel(
+    x_ptr,
+    column_scale_ptr,
+    out_ptr,
+    scale_ptr,
+    stride,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SCALED: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    col = tl.arange(0, BLOCK)
+    largest = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, WIDTH, BLOCK):
+        inside = start + col < WIDTH
+        x = tl.load(x_ptr + row * stride + start + col, inside, 0.0).to(tl.float32)
+        if SCALED:
+            x *= tl.load(column_scale_ptr + start + col, inside, 0.0)
+        largest = tl.maximum(largest, tl.abs(x))
+    scale = tl.maximum(tl.max(largest, 0), 1e-12) / 448.0
+    tl.store(scale_ptr + row, scale)
+    for start in range(0, WIDTH, BLOCK):
+        inside = start + col < WIDTH
+        x = tl.load(x_ptr + row * stride + start + col, inside, 0.0).to(tl.float32)
+        if SCALED:
+            x *= tl.load(column_scale_ptr + start + col, inside, 0.0)
+        x = tl.minimum(tl.maximum(x / scale, -448.0), 448.0)
+        tl.store(out_ptr + row * WIDTH + start + col, x.to(tl.float8e4nv), inside)
+
+
+def quantize(x: Tensor, column_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    rows, width = x.shape
+    out = torch.empty(rows, width, dtype=torch.float8_e4m3fn, device=x.device)
+    scale = torch.empty(rows, dtype=torch.float32, device=x.device)
+    block = min(4096, triton.next_power_of_2(width))
+    if rows:
+        _quantize_kernel[(rows,)](
+            x, column_scale, out, scale, x.stride(0), WIDTH=width, BLOCK=block, SCALED=column_scale is not None, num_warps=8
+        )
+    return out, scale

@@ -40,7 +40,7 @@ class CausalLM(nn.Module):
         self._room: int | None = None
         if self.fused:
             for layer in layers(self):
-                kernels_layer.fuse(layer, self.core.config)
+                kernels_layer.fuse(layer, self.core.config, fp8=train.precision == "fp8")
 
     @property
     def core(self) -> Any:
@@ -165,7 +165,11 @@ def load_model(folder: str | Path, train: Train, device: torch.device | str) -> 
     hf.config.use_cache = False
     if train.lora.rank:
         hf = add_adapters(hf, train)
-    return CausalLM(hf, train).to(device)
+    model = CausalLM(hf, train)
+    if train.precision == "fp8" and (not model.fused or config.hidden_size % 16 or config.intermediate_size % 16):
+        why = model.plain_because or "its widths are no multiples of 16"
+        raise ConfigError(f"train.precision fp8 does not work for {folder}, as {why}; choose mixed.")
+    return model.to(device)
 
 
 def add_adapters(hf: Any, train: Train) -> nn.Module:

@@ -1,12 +1,13 @@
 """The fused layer and its kernels equal plain PyTorch under autograd, on whatever device there is."""
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import batch_of, conversations, save_tiny
 from torch.nn.functional import rms_norm, silu
 
 from pipeline.config import Train
-from pipeline.train import attention, kernels
+from pipeline.train import attention, kernels, parallel
 from pipeline.train.kernels_products import (
     accumulate_into,
     lay_side_by_side,
@@ -16,6 +17,9 @@ from pipeline.train.kernels_products import (
     weight_gradients,
 )
 from pipeline.train.model import lay_out, layers, load_model, sum_loss
+from pipeline.train.optim import AdamW, learning_rate
+from pipeline.train.parallel import Layout
+from pipeline.train.world import World
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6
@@ -242,3 +246,73 @@ def test_generation_still_goes_through_hugging_faces_layers(folder):
         model.core.set_attn_implementation("sdpa")
         torch.testing.assert_close(model.core(text[None]).logits[0], ours, rtol=1e-4, atol=1e-5)
     assert len(layers(model)) == 3
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_rows_in_eight_bits(scaled):
+    x, column_scale = draw(7, 96, dtype=torch.bfloat16), draw(96).abs() + 0.1
+    x[3] = 0
+    wanted = x.float() * column_scale if scaled else x.float()
+    quantized, scale = kernels.quantize(x, column_scale if scaled else None)
+    assert quantized.dtype == torch.float8_e4m3fn
+    torch.testing.assert_close(quantized.float() * scale[:, None], wanted, rtol=2**-4, atol=float(wanted.abs().max()) * 2**-10)
+    assert not quantized[3].float().any()
+
+
+def test_eight_bit_products_are_near_exact_ones():
+    weights = [torch.nn.Parameter(draw(rows, 64, dtype=torch.bfloat16, seed=rows), requires_grad=False) for rows in (32, 16)]
+    x, dy = draw(50, 64, dtype=torch.bfloat16), draw(50, 48, dtype=torch.bfloat16)
+    for laid_out in (False, True):
+        if laid_out:
+            lay_side_by_side(weights)
+        for function, argument in ((project, x), (project_backward, dy)):
+            exact_one = function(argument.double(), [w.double() for w in weights])
+            error = (function(argument, weights, True).double() - exact_one).norm() / exact_one.norm()
+            assert 1e-3 < error < 0.05
+
+
+def train(folder, precision, steps, **settings):
+    """Losses of `steps` optimiser steps of two micro-batches, through the trainer's own parts."""
+    how = Train(precision=precision, lr=3e-3, min_lr=1e-3, **settings)
+    world = World(0, 1, 0, 1, torch.device(DEVICE))
+    model = load_model(folder, how, DEVICE)
+    trained = parallel.distribute(model, layers(model), how, Layout(1, 1), world)
+    lay_out(model)
+    optimizer = AdamW([param for _, param in trained.named], trained.cut_off, how)
+    losses = []
+    for step in range(steps):
+        batches = [batch_of(repeating(step * 2 + part)).to(DEVICE) for part in range(2)]
+        count = sum(len(batch.targets) for batch in batches)
+        parts = []
+        for batch in batches:
+            loss = sum_loss(model, batch, 1 / count)
+            loss.backward()
+            parts.append(loss.item())
+        grads = trained.gradients.reduce()
+        norm = float(torch.nn.utils.get_total_norm(grads))
+        optimizer.step(grads, learning_rate(step, steps, how), min(1.0, how.clip / norm))
+        trained.gradients.clear()
+        losses.append(sum(parts))
+    return losses
+
+
+def repeating(seed):
+    """Conversations that repeat four random tokens: to be learnt by attending to what came before."""
+    generator = np.random.default_rng(seed)
+    return [np.tile(generator.integers(0, 16, 4, dtype=np.int32), 6) for _ in range(8)]
+
+
+@pytest.fixture(scope="module")
+def fp32_losses(tmp_path_factory):
+    folder = save_tiny(tmp_path_factory.mktemp("numerics"), hidden_size=64, intermediate_size=96, num_hidden_layers=2)
+    losses = train(folder, "fp32", 50)
+    assert losses[-1] < 0.75 * losses[0]  # it does learn
+    return folder, losses
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("mixed", 0.01), ("fp8", 0.05), ("bf16", 0.05)])
+def test_fifty_steps_follow_those_in_fp32(fp32_losses, precision, bound):
+    """The bound is on the relative difference of the loss at every step."""
+    folder, expected = fp32_losses
+    differences = [abs(a - b) / b for a, b in zip(train(folder, precision, 50), expected, strict=True)]
+    assert max(differences) < bound, max(differences)

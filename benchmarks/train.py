@@ -1,0 +1,141 @@
+"""Training speed on one card: this project's trainer and TRL's SFTTrainer on the same model shape and lengths, in one run.
+
+    python benchmarks/train.py                       # every run of the table
+    python benchmarks/train.py --only mixed --profile
+
+Each run is a process of its own, so that none inherits another's memory. MFU is model FLOPs (metrics.FlopCount: attention
+inside conversations only, recomputation not counted) over the card's dense bf16 peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+OURS: dict[str, dict[str, Any]] = {
+    "bf16": {"precision": "bf16", "max_tokens_per_device": 16384},
+    "mixed": {"precision": "mixed", "max_tokens_per_device": 4096},
+    "fp8": {"precision": "fp8", "max_tokens_per_device": 4096},
+}
+TRL: dict[str, dict[str, Any]] = {
+    "trl-varlen": {"attention": "variable-length", "max_length": 8192, "accumulate": 7, "checkpointing": False},
+    "trl-pip": {"attention": "sdpa", "max_length": 4096, "accumulate": 14, "checkpointing": False},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=[*OURS, *TRL], help="runs to make; all by default")
+    parser.add_argument("--shape", default="qwen3-4b", choices=["qwen3-4b", "tiny"])
+    parser.add_argument("--steps", type=int, default=20, help="optimiser steps a run")
+    parser.add_argument("--peer-steps", type=int, default=6, help="optimiser steps of a peer's run")
+    parser.add_argument("--warm", type=int, default=3, help="first steps that are not counted")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="train settings for our runs")
+    parser.add_argument("--profile", action="store_true", help="where the time of one more step goes, by class of kernel")
+    parser.add_argument("--work", type=Path, help="folder for the model and tokens, kept; a temporary one by default")
+    parser.add_argument("--json", type=Path, help="write the results here too")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.run:
+        args.json.write_text(json.dumps(measure(args)))
+        return
+    work = args.work or Path(tempfile.mkdtemp(prefix="talaria-benchmark-"))
+    try:
+        results = run_all(args, work)
+    finally:
+        if not args.work:
+            shutil.rmtree(work)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
+
+
+def run_all(args: argparse.Namespace, work: Path) -> dict[str, Any]:
+    prepare(args, work)
+    results: dict[str, Any] = {"machine": machine()}
+    print(json.dumps(results["machine"]), flush=True)
+    for name in args.only or [*OURS, *TRL]:
+        out = work / f"{name}.json"
+        command = [sys.executable, __file__, *sys.argv[1:], "--run", name, "--work", str(work), "--json", str(out)]
+        done = subprocess.run(command, check=False)
+        results[name] = json.loads(out.read_text()) if done.returncode == 0 else {"failed": done.returncode}
+        print(line(name, results), flush=True)
+    print("\n" + "\n".join(line(name, results) for name in results if name != "machine"))
+    return results
+
+
+def prepare(args: argparse.Namespace, work: Path) -> None:
+    import torch
+
+    from benchmarks.train_data import SHAPES, make_model, make_tokens
+
+    vocabulary = SHAPES[args.shape]["vocab_size"]
+    if not (work / "model").exists():
+        make_model(work / "model", args.shape, "cuda" if torch.cuda.is_available() else "cpu")
+    if not (work / "tokens").exists():
+        make_tokens(work / "tokens", 128 * (args.steps + 2), vocabulary, 4096)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks import train_runs
+
+    model, tokens, output = args.work / "model", args.work / "tokens", Path(tempfile.mkdtemp(dir=args.work)) / "out"
+    if args.run in TRL:
+        return train_runs.run_trl(model, tokens, output, TRL[args.run], args.peer_steps, min(args.warm, args.peer_steps - 1))
+    chosen = dict(pair.split("=", 1) for pair in args.set)
+    settings = {"max_steps": args.steps + args.profile, "global_batch": 128, **OURS[args.run], **chosen}
+    return train_runs.run_ours(model, tokens, output, settings, args.warm, args.profile)
+
+
+def line(name: str, results: dict[str, Any]) -> str:
+    result = results[name]
+    if "failed" in result:
+        return f"{name:12} failed with exit code {result['failed']}"
+    text = f"{name:12} {result['tokens_per_second']:8,.0f} tokens/s  MFU {result['mfu']:.1%}  "
+    text += f"memory {result['peak_memory'] / 1e9:.1f} GB (process {result['process_memory'] / 1e9:.1f})"
+    if "data_wait" in result:
+        text += f"  data wait {result['data_wait']:.2%}  p99/median {result['p99_over_median']:.3f}"
+        text += f"  compiled after step 10: {result['compiled_after_10']}  micro-batches {result['micro_batches']:.1f}"
+        text += "".join(
+            f"  {results[name]['tokens_per_second'] / results[peer]['tokens_per_second']:.2f}x {peer}"
+            for peer in TRL
+            if "tokens_per_second" in results.get(peer, {})
+        )
+        text += f"\n             {result['kernels']}"
+    for kind, milliseconds in result.get("profile", {}).items():
+        text += f"\n             {milliseconds:9.2f} ms  {kind}"
+    return text
+
+
+def machine() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    found = {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"}
+    found["python"] = platform.python_version()
+    for package in ("torch", "triton", "transformers", "flash-attn-4", "nvidia-cudnn-cu13", "trl", "liger-kernel"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)

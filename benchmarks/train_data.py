@@ -1,0 +1,87 @@
+"""What the training benchmark trains: a model of random weights and conversations of random tokens, with real shapes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.tokens.batch import Batch
+from pipeline.tokens.shards import ShardWriter, shard_name, write_index
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen3-4b": {
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    },
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 512,
+    },
+}
+MEDIAN, SIGMA, LONGEST = 330, 0.66, 8000
+"""Lognormal lengths with the statistics of OpenHermes-2.5 under Qwen3's tokenizer: mean ~410, p90 ~770, p99 ~1,530."""
+SUPERVISED = 0.6
+"""Mean share of a conversation that is its answer, at its end."""
+
+
+def lengths_like_openhermes(count: int, longest: int, seed: int = 0) -> np.ndarray:
+    """int64[count]; a longer conversation than `longest` is drawn again, as tokenize.on_long drops it."""
+    draw = np.random.default_rng(seed)
+    lengths = np.empty(0, np.int64)
+    while len(lengths) < count:
+        more = np.exp(draw.normal(math.log(MEDIAN), SIGMA, count)).astype(np.int64)
+        lengths = np.concatenate([lengths, more[(more >= 8) & (more <= min(longest, LONGEST))]])
+    return lengths[:count]
+
+
+def make_tokens(folder: Path, count: int, vocabulary: int, longest: int, seed: int = 0) -> np.ndarray:
+    """A tokens folder as the tokenize stage writes it; returns the lengths."""
+    lengths = lengths_like_openhermes(count, longest, seed)
+    draw = np.random.default_rng(seed + 1)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+    start = np.repeat((lengths * (1 - draw.beta(6, 4, count))).astype(np.int64) + 1, lengths)  # beta(6, 4) has mean 0.6
+    ids = draw.integers(0, vocabulary, offsets[-1], dtype=np.int32)
+    folder.mkdir(parents=True)
+    writer = ShardWriter(folder, "train", 0)
+    writer.write(Batch(ids=ids, mask=place >= start, offsets=offsets, rows=np.arange(count)))
+    shard = writer.close()
+    assert shard is not None
+    writer.path.rename(folder / shard_name(0, 1))
+    write_index(folder, [shard])
+    return lengths
+
+
+def make_model(folder: Path, shape: str, device: str, seed: int = 0) -> None:
+    """A Hugging Face folder of bf16 weights drawn on the device; tied embeddings, as Qwen3-4B has."""
+    from safetensors.torch import save_file
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(**SHAPES[shape], tie_word_embeddings=True, dtype="bfloat16", architectures=["Qwen3ForCausalLM"])
+    with torch.device("meta"):
+        names = {name: tuple(p.shape) for name, p in Qwen3ForCausalLM(config).named_parameters()}
+    draw = torch.Generator(device).manual_seed(seed)
+    weights = {}
+    for name, size in names.items():
+        if len(size) == 1:
+            weights[name] = torch.ones(size, dtype=torch.bfloat16)
+        else:
+            weights[name] = (torch.randn(size, generator=draw, device=device) * config.initializer_range).bfloat16().cpu()
+    folder.mkdir(parents=True)
+    config.save_pretrained(folder)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
