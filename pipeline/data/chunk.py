@@ -20,6 +20,8 @@ class Chunk:
     size: int
     """Rows of the stretch: those of the table and the bad ones."""
     bad: list[Bad] = field(default_factory=list)
+    repaired: int = 0
+    """Rows whose broken text was mended (half a surrogate pair left out)."""
 
     @classmethod
     def whole(cls, table: pa.Table) -> Chunk:
@@ -39,4 +41,5 @@ class Chunk:
         if size >= self.size:
             return self
         kept = int(np.searchsorted(self.rows, size))
-        return Chunk(self.table.slice(0, kept), self.rows[:kept], size, [bad for bad in self.bad if bad.row < size])
+        bad = [bad for bad in self.bad if bad.row < size]
+        return replace(self, table=self.table.slice(0, kept), rows=self.rows[:kept], size=size, bad=bad)

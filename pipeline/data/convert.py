@@ -77,7 +77,8 @@ def convert_with(config: Convert, files: Sequence[SourceFile], target: Path) -> 
     facts = fill([returned], target, config.model_copy(update={"rows": None}), to_messages)
     dropped: Counter[str] = Counter(read["dropped"]) + Counter(facts["dropped"])
     counts = {reason: dropped[reason] for reason in shape.REASONS}
-    return facts | {"rows_in": read["rows_in"], "rows_of_function": facts["rows_in"], "dropped": counts}
+    own = {"rows_in": read["rows_in"], "rows_of_function": facts["rows_in"], "repaired": read["repaired"]}
+    return facts | own | {"dropped": counts}
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def fill(files: Sequence[SourceFile], target: Path, config: Convert, make_step: 
 
 def write(stream: Stream, step: Step, target: Path, config: Convert, threads: int) -> Facts:
     dropped: Counter[str] = Counter(dict.fromkeys(shape.REASONS, 0))
-    rows = 0
+    rows = repaired = 0
     with (
         pq.ParquetWriter(target, step.schema, compression=COMPRESSION) as writer,
         ThreadPoolExecutor(1, thread_name_prefix="write") as writing,
@@ -125,6 +126,7 @@ def write(stream: Stream, step: Step, target: Path, config: Convert, threads: in
         for chunk in finished(stream, step, config, threads):
             dropped.update(bad.reason for bad in chunk.bad)
             rows += len(chunk.table)
+            repaired += chunk.repaired
             if written:
                 written.result()
             written = writing.submit(write_chunk, writer, chunk.table.cast(step.schema))
@@ -132,7 +134,8 @@ def write(stream: Stream, step: Step, target: Path, config: Convert, threads: in
             written.result()
     if not rows:
         raise DataError(f"{stream.name}: no row is left to write; dropped: {dict(dropped) if dropped.total() else 'none'}.")
-    return {"rows_in": rows + dropped.total(), "rows": rows, "dropped": dict(dropped), "columns": step.schema.names}
+    counts = {"rows_in": rows + dropped.total(), "rows": rows, "dropped": dict(dropped), "repaired": repaired}
+    return counts | {"columns": step.schema.names}
 
 
 def write_chunk(writer: pq.ParquetWriter, table: pa.Table) -> None:

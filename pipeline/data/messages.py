@@ -21,11 +21,11 @@ _TEXTS = (pa.string(), pa.large_string(), pa.string_view())
 def shape_of(schema: pa.Schema, where: str) -> Names:
     """Which of the two shapes a source has. Raises DataError where it has neither."""
     names = shape.names_for(schema.names)
+    if not schema.names:
+        raise DataError(f"{where}: holds no row with any column.")
     if names is None:
-        raise DataError(
-            f"{where}: no column 'conversations' or 'messages', found {', '.join(schema.names) or 'no columns'}; "
-            "convert.function can make one."
-        )
+        found = ", ".join(schema.names)
+        raise DataError(f"{where}: no column 'conversations' or 'messages', found {found}; convert.function can make one.")
     kind = schema.field(names.column).type
     if not _holds_turns(kind, names):
         raise DataError(f"{where}: {names.column} should be a list of {{{names.role}, {names.text}}}, found {kind}.")
@@ -63,7 +63,12 @@ def add_messages(chunk: Chunk, names: Names) -> Chunk:
 
 def messages_schema(schema: pa.Schema, names: Names) -> pa.Schema:
     """The schema that add_messages gives."""
-    return add_messages(Chunk.whole(schema.empty_table()), names).table.schema
+    fields = {"role": pa.string(), "content": pa.string()}
+    if names is MESSAGES:
+        at = schema.get_field_index(names.column)
+        fields |= {field.name: field.type for field in schema.field(at).type.value_type if field.name not in fields}
+        schema = schema.remove(at)
+    return schema.append(pa.field("messages", pa.list_(pa.struct(list(fields.items())))))
 
 
 def drop_empty_answers(chunk: Chunk) -> Chunk:
@@ -135,6 +140,10 @@ def _map_roles(role: pa.Array, names: Names) -> pa.Array:
     return mapped.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())
 
 
-def _offsets(lists: pa.Array) -> pa.Array:
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-    return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+def _offsets(lists: pa.ListArray) -> pa.Array:
+    """Where each list begins in the flattened values: from 0 on, which a slice's own offsets are not. No list is null."""
+    # by buffers: pa.array and to_numpy would import pandas, a quarter of a second
+    own = np.zeros(1, np.int32)
+    if len(lists):
+        own = np.frombuffer(lists.buffers()[1], np.int32)[lists.offset : lists.offset + len(lists) + 1]
+    return pa.Array.from_buffers(pa.int32(), len(own), [None, pa.py_buffer(own - own[0])])

@@ -24,6 +24,8 @@ class Layout:
     """How a file's rows are laid out, from its first bytes."""
 
     name: str
+    size: int
+    """Bytes to read at a time, which is about what a chunk has."""
     head: bytes
     is_array: bool
     separator: bytes | None = None
@@ -32,18 +34,18 @@ class Layout:
     """A column's name in a pretty-printed array."""
 
     @classmethod
-    def of(cls, stream: BinaryIO, name: str) -> Layout:
+    def of(cls, stream: BinaryIO, name: str, size: int = CHUNK) -> Layout:
         """Read the first bytes. Raises DataError where they begin no array and no object."""
-        head = stream.read(CHUNK).removeprefix(_BOM).lstrip()
+        head = stream.read(size).removeprefix(_BOM).lstrip()
         if not head.startswith((b"[", b"{")):
             found = f"begins with {head[:20].decode('utf-8', 'replace')!r}" if head else "is empty"
             raise DataError(f"{name}: {found}; expected a JSON array of rows, or one row (an object) a line.")
         pretty = _PRETTY.match(head)
         if not pretty:
-            return cls(name, head, head.startswith(b"["))
+            return cls(name, size, head, head.startswith(b"["))
         newline, indent, key_indent = pretty.groups()
         separator = newline + indent + b"}," + newline
-        return cls(name, head, True, separator, re.compile(rb"\n" + key_indent + rb'"([^"\\]*)":'))
+        return cls(name, size, head, True, separator, re.compile(rb"\n" + key_indent + rb'"([^"\\]*)":'))
 
 
 def read_chunks(stream: BinaryIO, layout: Layout, *, exact: bool) -> Iterator[bytes]:
@@ -52,13 +54,11 @@ def read_chunks(stream: BinaryIO, layout: Layout, *, exact: bool) -> Iterator[by
     A pretty-printed array is cut after each closing brace at the indentation of the first row. A cut inside a row, possible
     only where indentation lies, leaves an unbalanced chunk that no parser takes; the caller then asks for `exact`, which
     follows strings and brackets.
-    Raises DataError where the file ends inside a row or the array holds anything but objects.
+    Raises DataError where the file ends inside a row.
     """
     if not layout.is_array:
-        return _lines(stream, layout.head)
-    if layout.separator and not exact:
-        return _pretty(stream, layout.head, layout.separator, layout.name)
-    return _array(stream, layout.head, layout.name)
+        return _lines(stream, layout)
+    return _array(stream, layout) if exact or not layout.separator else _pretty(stream, layout, layout.separator)
 
 
 def read_blocks(stream: BinaryIO, layout: Layout) -> Iterator[bytes]:
@@ -68,26 +68,26 @@ def read_blocks(stream: BinaryIO, layout: Layout) -> Iterator[bytes]:
         yield line + block[: block.find(b"\n") + 1]
         yield block
         line = block[block.rfind(b"\n") :]
-        block = stream.read(CHUNK)
+        block = stream.read(layout.size)
 
 
-def _lines(stream: BinaryIO, block: bytes) -> Iterator[bytes]:
+def _lines(stream: BinaryIO, layout: Layout) -> Iterator[bytes]:
     """A line that begins with a brace begins a row; so objects printed over several lines pass too."""
-    rest = b""
+    rest, block = b"", layout.head
     while block:
         rest += block
         cut = rest.rfind(b"\n{") + 1
         if cut:
             yield rest[:cut]
             rest = rest[cut:]
-        block = stream.read(CHUNK)
+        block = stream.read(layout.size)
     if rest.strip():
         yield rest + b"\n"
 
 
-def _pretty(stream: BinaryIO, block: bytes, separator: bytes, name: str) -> Iterator[bytes]:
+def _pretty(stream: BinaryIO, layout: Layout, separator: bytes) -> Iterator[bytes]:
     blank = separator.replace(b",", b" ")
-    block = block[1:]
+    block = layout.head[1:]
     rest: list[bytes] = []
     size = 1
     while block:
@@ -98,42 +98,37 @@ def _pretty(stream: BinaryIO, block: bytes, separator: bytes, name: str) -> Iter
             rest = [block[cut:]]
         else:
             rest.append(block)
-        block = stream.read(CHUNK)
+        block = stream.read(layout.size)
     tail = b"".join(rest).rstrip()
     if not tail.endswith(b"]"):
-        raise _truncated(name, size)
+        raise _truncated(layout.name, size)
     yield tail[:-1].replace(separator, blank) + b"\n"
 
 
-def _array(stream: BinaryIO, block: bytes, name: str) -> Iterator[bytes]:
-    """Any JSON array, by strings and brackets."""
-    scan = _Brackets()
-    rest, base, rows = b"", 0, 0  # `rest` begins at byte `base` of the array
-    begun = -1  # start of the row that is open, in `rest`
-    closed = 0  # end of the last row, in `rest`
+def _array(stream: BinaryIO, layout: Layout) -> Iterator[bytes]:
+    """Any JSON array, by strings and brackets. Rows that are no objects are passed on too: the parser tells them."""
+    scan, block = _Brackets(), layout.head
+    rest, base = b"", 0  # `rest` begins at byte `base` of the array
+    begun = closed = -1  # in `rest`: where the row that is open begins; where the last row, or the array's bracket, ends
+    rows = 0
     while block:
         start = len(rest)
         rest += block
         found: list[bytes] = []
         for position, is_open, depth in scan(block):
             at = start + position
-            if depth == 0 and is_open:
-                closed = at + 1
-            elif depth == 1 and is_open:
-                gap = rest[closed:at].strip()
-                if rest[at] != ord("{") or gap != (b"," if rows else b""):
-                    raise _not_an_object(name, rows, gap)
+            if depth == 1 and is_open:
+                found += _scalars(rest[closed:at], rows > 0, True, layout.name, base + at)
                 begun = at
             elif depth == 1:
                 found.append(rest[begun : at + 1])
                 begun, closed, rows = -1, at + 1, rows + 1
-            elif depth == 0:
-                gap = rest[closed:at].strip()
-                if gap:
-                    raise _not_an_object(name, rows, gap)
-                tail = (rest[at + 1 :] + stream.read(CHUNK)).strip()
-                if tail:
-                    raise DataError(f"{name}: text follows the end of the array at byte {base + at + 1}.")
+            elif is_open:
+                closed = at + 1
+            else:
+                found += _scalars(rest[closed:at], rows > 0, False, layout.name, base + at)
+                if (rest[at + 1 :] + stream.read(layout.size)).strip():
+                    raise DataError(f"{layout.name}: text follows the end of the array at byte {base + at + 1}.")
                 if found:
                     yield b"\n".join(found) + b"\n"
                 return
@@ -142,8 +137,24 @@ def _array(stream: BinaryIO, block: bytes, name: str) -> Iterator[bytes]:
         keep = begun if begun >= 0 else closed
         rest, base = rest[keep:], base + keep
         begun, closed = (0, 0) if begun >= 0 else (-1, 0)
-        block = stream.read(CHUNK)
-    raise _truncated(name, base + len(rest))
+        block = stream.read(layout.size)
+    raise _truncated(layout.name, base + len(rest))
+
+
+def _scalars(gap: bytes, after_row: bool, before_row: bool, name: str, at: int) -> list[bytes]:
+    """What stands between two rows besides commas: rows that are null, a number or text."""
+    pieces = [piece.strip() for piece in gap.split(b",")]
+    if pieces == [b""] and not (after_row and before_row):
+        return []
+    if after_row and not pieces[0]:
+        pieces = pieces[1:]
+    if before_row and pieces and not pieces[-1]:
+        pieces = pieces[:-1]
+    elif before_row:
+        pieces = [b""]
+    if not all(pieces):
+        raise DataError(f"{name}: not valid JSON: a comma too many or too few before byte {at} of the array.")
+    return pieces
 
 
 class _Brackets:
@@ -194,8 +205,3 @@ _IS_OPEN[list(b"[{")] = True
 
 def _truncated(name: str, size: int) -> DataError:
     return DataError(f"{name}: the array does not end: the file stops at byte {size}, in the middle; fetch it again.")
-
-
-def _not_an_object(name: str, row: int, gap: bytes) -> DataError:
-    text = gap.strip(b", \t\r\n")[:20].decode("utf-8", "replace")
-    return DataError(f"{name}: row {row} (counted from 0) is not an object" + (f": {text!r}." if text else "."))

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.data.chunk import Chunk
-from pipeline.data.parse import DECLARED, infer_files, parse_chunk, quick_schema
+from pipeline.data.columns import DECLARED, infer_files, quick_schema
+from pipeline.data.parse import parse_chunk
 from pipeline.data.rows import Layout, read_chunks
 from pipeline.data.shape import Problem
 from pipeline.data.sources import SourceFile
