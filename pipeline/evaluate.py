@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pipeline.answers import Answer, Prompt
 
 REPORT, SAMPLES = "report.json", "samples.jsonl"
+_CACHED = 4
+"""Tokens in a batch of answers for each one in a batch of losses: a cached token has keys and values, but no logits."""
 NO_SPLIT = "No held-out conversations: set tokenize.validation_fraction above 0 to measure the model."
 
 
@@ -158,7 +160,7 @@ class Exam:
             ends=self.ends,
             pad=self.pad,
             max_new_tokens=self.settings.max_new_tokens,
-            max_tokens=self.settings.batch_tokens,
+            max_tokens=_CACHED * self.settings.batch_tokens,
         )
         texts = [self.decode(answer.ids) for answer in answers]
         references = [self.decode(prompt.reference) for prompt in self.prompts]
