@@ -67,6 +67,7 @@ def promote(
     model: ModelName,
     version: Annotated[int | None, typer.Argument(help="Version; absent: the newest candidate.")] = None,
     margin: Annotated[float, typer.Option(help="How much lower its held-out loss must be.")] = 0.0,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Promote it whatever the gate says; your name is recorded.")] = False,
     store: StoreDir = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
@@ -74,7 +75,8 @@ def promote(
     from pipeline.promotion import promote as work
     from pipeline.tracking import tracking_uri
 
-    finish(work(model, version, margin=margin, uri=tracking_uri(store)), as_json)
+    by = getpass.getuser() if anyway else None
+    finish(work(model, version, margin=margin, uri=tracking_uri(store), by=by), as_json)
 
 
 @app.command()
@@ -89,6 +91,20 @@ def rollback(
     from pipeline.tracking import tracking_uri
 
     finish(work(model, reason=reason, who=getpass.getuser(), uri=tracking_uri(store)), as_json)
+
+
+@app.command()
+def prune(
+    model: ModelName,
+    keep: Annotated[int, typer.Option(min=1, help="Newest versions to keep.")],
+    store: StoreDir = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Delete old versions of a model and their files; one with an alias stays, and the one a rollback would go to."""
+    from pipeline.registry import prune as work
+    from pipeline.tracking import tracking_uri
+
+    finish(work(model, keep, uri=tracking_uri(store)), as_json)
 
 
 @app.command()
