@@ -11,13 +11,28 @@ from airflow.sdk import Asset, Param, TaskGroup, dag, get_current_context, task
 from pipeline import config as settings
 from plugins import stage_tasks
 from plugins.notifiers.webhook import Webhook
+from plugins.operators.accelerate_launch import AccelerateLaunchOperator
+from plugins.operators.register import RegisterOperator
+from plugins.operators.stage import StageOperator
 from plugins.policy import RETRIES
 from plugins.scheduling import config_file, config_names, deadline_of, default_config, schedule_of
 
 MESSAGES, TOKENS, MODEL = Asset("talaria-messages"), Asset("talaria-tokens"), Asset("talaria-model")
 SCHEDULED = settings.load(config_file(default_config()))
 
+GPU = "gpu"
+"""Pool with a slot for each node's accelerators."""
+FORCE = "{{ params.force }}"
 DECIDED = "sft {{ run_id }}: {{ ti.xcom_pull(task_ids=ti.task_id).reason }}"
+
+NUMBERS = """{% set found = ti.xcom_pull('model.evaluate').facts %}
+|               | base                         | candidate               |
+| ------------- | ---------------------------- | ----------------------- |
+| held-out loss | {{ found.base_heldout_loss }} | {{ found.heldout_loss }} |
+| exact match   | {{ found.base_exact_match }}  | {{ found.exact_match }}  |
+
+[The version in MLflow]({{ ti.xcom_pull('registry.register').model_url }})
+"""
 
 
 @dag(
@@ -51,19 +66,15 @@ def sft() -> None:
         """Validate the configuration; end the run as skipped where a scheduled one has nothing to do."""
         return stage_tasks.configure(get_current_context())
 
-    config = configure()
+    config: Any = configure()
 
-    def stage(name: str, asset: Asset | None = None, **upstream: Any) -> Any:
-        @task(task_id=name, outlets=[asset] if asset else [])
-        def run(config: Any, upstream: Any) -> Any:
-            return stage_tasks.stage(name, config, upstream, asset)
-
-        return run(config, upstream)
+    def stage(name: str, inputs: Any, **options: Any) -> Any:
+        return StageOperator(task_id=name, stage=name, config=config, inputs=inputs, force=FORCE, **options).output
 
     with TaskGroup("data"):
-        download = stage("download")
-        convert = stage("convert", MESSAGES, download=download)
-        base = stage("base", convert=convert)
+        download = stage("download", {})
+        convert = stage("convert", {"download": download}, outlets=[MESSAGES])
+        base = stage("base", {"convert": convert})
 
         @task
         def parts(config: Any, upstream: Any) -> Any:
@@ -81,18 +92,18 @@ def sft() -> None:
         texts = {"convert": convert, "base": base}
         ranges = tokenize_part.partial(config=config, upstream=texts).expand(part=parts(config, texts))
         ranges >> (tokens := tokenize(config, texts))
-        stage("report", download=download, convert=convert, tokenize=tokens)
+        report = stage("report", {"download": download, "convert": convert, "tokenize": tokens})
 
     with TaskGroup("model"):
-        train = stage("train", tokenize=tokens, base=base)
-        evaluate = stage("evaluate", train=train, tokenize=tokens, base=base)
+        ready = {"tokenize": tokens, "base": base}
+        train = AccelerateLaunchOperator(
+            task_id="train", config=config, inputs=ready, force=FORCE, pool=GPU, retries=5, execution_timeout=timedelta(days=14)
+        ).output
+        evaluate = stage("evaluate", {"train": train, **ready}, pool=GPU)
 
     with TaskGroup("registry"):
-
-        @task(outlets=[MODEL])
-        def register(config: Any, upstream: Any) -> Any:
-            """Make every kept checkpoint a model version."""
-            return stage_tasks.register(config, upstream, MODEL)
+        made = {"download": download, "convert": convert, "report": report, **ready, "train": train, "evaluate": evaluate}
+        registered = RegisterOperator(task_id="register", config=config, inputs=made, outlets=[MODEL]).output
 
         @task.branch
         def gate(config: Any) -> str:
@@ -107,14 +118,12 @@ def sft() -> None:
         approve = ApprovalOperator(
             task_id="approve",
             subject="Promote {{ ti.xcom_pull('registry.register').model }} {{ ti.xcom_pull('registry.register').candidate }}?",
-            body="{{ ti.xcom_pull('model.evaluate').facts | tojson }}",
+            body=NUMBERS,
             defaults="Reject",
             response_timeout=timedelta(days=7),
             execution_timeout=None,
             notifiers=[Webhook("sft {{ run_id }} waits for approval: {{ ti.log_url }}")],
         )
-        made = {"download": download, "convert": convert, "base": base, "tokenize": tokens, "train": train, "evaluate": evaluate}
-        registered = register(config, made)
         promoted = promote(config, registered)
         registered >> gate(config) >> [approve, promoted]
         approve >> promoted

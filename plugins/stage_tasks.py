@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from airflow.sdk import Asset, Context, get_current_context
@@ -14,8 +12,9 @@ from airflow.sdk.exceptions import AirflowSkipException
 from pipeline import config as settings
 from pipeline import spread
 from pipeline.errors import ConfigError
-from pipeline.stages import planned_keys, run_stage
+from pipeline.stages import planned_keys
 from pipeline.store import Output, Store
+from plugins.operators.stage import store_root
 from plugins.scheduling import config_file
 
 log = logging.getLogger(__name__)
@@ -24,10 +23,7 @@ PARAMETERS = ("config", "set", "force")
 
 
 def store() -> Store:
-    """TALARIA_STORE, which every worker has to see at the same path."""
-    if not (root := os.environ.get("TALARIA_STORE")):
-        raise ConfigError("TALARIA_STORE is not set; it names the folder of all stage outputs, shared by the workers.")
-    return Store(root)
+    return Store(store_root())
 
 
 def configure(context: Context) -> dict[str, Any]:
@@ -61,12 +57,6 @@ def _skip_if_unchanged(config: settings.Config) -> None:
         raise AirflowSkipException(reason)
 
 
-def stage(name: str, config: Json, upstream: Json, asset: Asset | None = None) -> dict[str, Any]:
-    """Run one stage, or reuse its output. `upstream`: stage -> what its task returned; `asset`: told what was made."""
-    output = run_stage(name, parse(config), store(), outputs(upstream), force=forced())
-    return _told(name, output, asset)
-
-
 def parts_to_do(config: Json, upstream: Json) -> list[int]:
     """Row ranges to tokenise, each a mapped task."""
     return spread.parts_to_do(parse(config), store(), outputs(upstream), force=forced())
@@ -78,7 +68,11 @@ def tokenize_part(config: Json, upstream: Json, part: int) -> None:
 
 def tokenize(config: Json, upstream: Json, asset: Asset) -> dict[str, Any]:
     """The stage `tokenize`, joined from its row ranges where there are any."""
-    return _told("tokenize", spread.join(parse(config), store(), outputs(upstream), force=forced()), asset)
+    output = spread.join(parse(config), store(), outputs(upstream), force=forced())
+    log.info("tokenize: %s %s", "reused" if output.reused else "made", output.path)
+    event = get_current_context()["outlet_events"][asset]
+    event.extra = {"key": output.key, "path": str(output.path), "reused": output.reused}
+    return output.as_json()
 
 
 def parse(config: Json) -> settings.Config:
@@ -92,27 +86,6 @@ def outputs(upstream: Json) -> dict[str, Output]:
 
 def forced() -> bool:
     return bool(get_current_context()["params"]["force"])
-
-
-def _told(name: str, output: Output, asset: Asset | None) -> dict[str, Any]:
-    log.info("%s: %s", name, f"reused {output.path}" if output.reused else f"made in {output.seconds:.1f} s: {output.path}")
-    if asset:
-        event = get_current_context()["outlet_events"][asset]
-        event.extra = {"key": output.key, "path": str(output.path), "reused": output.reused}
-    return output.as_json()
-
-
-def register(config: Json, upstream: Json, asset: Asset) -> dict[str, Any]:
-    """Make every kept checkpoint a model version."""
-    from pipeline import registry
-    from pipeline.tracking import tracking_uri
-
-    folders = {key: Path(value["path"]) for key, value in upstream.items()}
-    registered = registry.register(parse(config), folders, uri=tracking_uri(store().root))
-    log.info("%s: candidate is version %s: %s", registered["model"], registered["candidate"], registered["model_url"])
-    context = get_current_context()
-    context["outlet_events"][asset].extra = {key: registered[key] for key in ("model", "candidate", "train_key", "run_id")}
-    return registered
 
 
 def promote(config: Json, registered: Json) -> dict[str, Any]:

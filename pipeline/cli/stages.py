@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from pipeline.cli.app import (
     load,
     say,
 )
-from pipeline.errors import UserError
+from pipeline.errors import Unavailable, UserError
 
 
 @app.command()
@@ -50,14 +51,21 @@ def stage(
     force: bool = False,
     result: Annotated[Path | None, typer.Option(help="Write the output's description here instead of to stdout.")] = None,
 ) -> None:
-    """Run one stage in the store; the Airflow tasks that want a process of their own use this."""
+    """Run one stage in the store; the Airflow tasks that want a process of their own use this.
+
+    Exits 75 (EX_TEMPFAIL) where something outside does not answer, so that the task is tried again.
+    """
     from pipeline.stages import STAGES, run_stage
     from pipeline.store import Output, Store
 
     if name not in STAGES:
         raise UserError(f"unknown stage {name!r}; the stages are {', '.join(STAGES)}.")
     upstream = {key: Output.from_json(value) for key, value in json.loads(inputs).items()}
-    output = run_stage(name, settings.load(config, set_), Store(store), upstream, force=force)
+    try:
+        output = run_stage(name, settings.load(config, set_), Store(store), upstream, force=force)
+    except Unavailable as error:
+        say(f"talaria: {error}")
+        raise typer.Exit(os.EX_TEMPFAIL) from None
     if result is not None:
         result.write_text(json.dumps(output.as_json()))
     else:

@@ -71,7 +71,7 @@ class StageOperator(BaseOperator):
         with _as_task_failure():
             config = settings.parse(self.config, "configuration")
             upstream = {name: Output.from_json(value) for name, value in self.inputs.items()}
-            output = self.make(context, config, Store(self.store or _store()), upstream)
+            output = self.make(context, config, Store(self.store or store_root()), upstream)
         self.log.info("%s: %s %s", self.stage, "reused" if output.reused else "made", output.path)
         for asset in self.outlets:
             context["outlet_events"][asset].extra = {"key": output.key, "path": str(output.path), "reused": output.reused}
@@ -105,10 +105,12 @@ class StageOperator(BaseOperator):
                 on_line=hear,
                 lifelines=lifelines(),
             )
+            last = next((line.removeprefix("talaria: ") for line in reversed(lines) if line), "it said nothing")
             if code == REFUSED:
-                raise UserError(next((line.removeprefix("talaria: ") for line in reversed(lines) if line), "refused"))
+                raise UserError(last)
+            if code == os.EX_TEMPFAIL:
+                raise Unavailable(last)
             if code:
-                last = next((line for line in reversed(lines) if line), "it said nothing")
                 raise AirflowException(f"Stage {self.stage} ended with exit code {code}: {last}")
             return Output.from_json(json.loads((folder / "result.json").read_text()))
 
@@ -136,13 +138,14 @@ def _as_task_failure() -> Iterator[None]:
     """A user's mistake fails the task for good, with the command line's sentence; anything else may be tried again."""
     try:
         yield
-    except Unavailable as error:
-        raise AirflowException(str(error)) from error
+    except Unavailable:
+        raise
     except UserError as error:
         raise AirflowFailException(str(error)) from None
 
 
-def _store() -> str:
+def store_root() -> str:
+    """TALARIA_STORE, which every worker has to see at the same path."""
     if not (root := os.environ.get("TALARIA_STORE")):
         raise UserError("TALARIA_STORE is not set; it names the folder of all stage outputs, shared by the workers.")
     return root
