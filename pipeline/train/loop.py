@@ -123,8 +123,7 @@ class Trainer:
         trained = parallel.distribute(model, layers(model), train, layout, world)
         if not layout.sharded:
             lay_out(model)
-        compiled = world.device.type == "cuda" and train.compile != "off"
-        self.optimizer = AdamW([param for _, param in trained.named], trained.cut_off, train, compiled=compiled)
+        self.optimizer = AdamW([param for _, param in trained.named], trained.cut_off, train)
         self.model = model.train()
         self.stepper = Stepper(model, self.optimizer, trained.gradients, train, world, len(self.plan))
         staging = Staging(trained.named, self.optimizer, layout, world.device)

@@ -2,24 +2,27 @@
 
 What is trained is this rank's part of each parameter, whole or a shard, so the arithmetic is the same wherever it runs.
 Where a parameter is bf16 and precision is mixed, its fp32 master is the parameter itself and the 16 bits that rounding cut
-off, kept beside it: exact, at half the memory of a copy.
+off, kept beside it: exact, at half the memory of a copy. Under precision bf16 there is no master; weights are rounded
+stochastically.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from pipeline.train.kernels import fused
+
 if TYPE_CHECKING:
     from pipeline.config import Train
 
 _CHUNK = 1 << 26
-"""Elements updated at a time: bounds the temporaries of an update that is not compiled."""
+"""Elements updated at a time: bounds the temporaries of an update in plain PyTorch."""
 
 
 def learning_rate(step: int, total: int, train: Train) -> float:
@@ -42,9 +45,7 @@ class AdamW:
     params: what is trained; cut_off: per parameter the low 16 bits of its fp32 master, or None where it is its own master.
     """
 
-    def __init__(
-        self, params: Sequence[nn.Parameter], cut_off: Sequence[Tensor | None], train: Train, *, compiled: bool = False
-    ) -> None:
+    def __init__(self, params: Sequence[nn.Parameter], cut_off: Sequence[Tensor | None], train: Train) -> None:
         self.train = train
         self.params = list(params)
         self.cut_off = list(cut_off)
@@ -53,32 +54,21 @@ class AdamW:
         state_dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
         self.exp_avg = [torch.zeros_like(part, dtype=state_dtype) for part in self.parts()]
         self.exp_avg_sq = [torch.zeros_like(part, dtype=state_dtype) for part in self.parts()]
-        self._update: Callable[..., None] = torch.compile(update, dynamic=True, fullgraph=True) if compiled else update
 
     @torch.no_grad()
     def step(self, grads: Sequence[Tensor], lr: float, scale: float) -> None:
         """One update at rate `lr` with `scale` * grads, each this rank's part (fp32, or bf16 under precision bf16)."""
         self.steps_done += 1
-        train = self.train
-        # As tensors: a compiled update must not be specialised on numbers that change with every step.
-        scalars = torch.tensor(
-            [
-                scale,
-                lr,
-                lr * train.weight_decay,
-                1 - train.beta1**self.steps_done,
-                math.sqrt(1 - train.beta2**self.steps_done),
-            ],
-            device=self.params[0].device,
-        )
-        constants = train.beta1, train.beta2, train.eps
-        for param, low, grad, m, v, decays in zip(
-            self.parts(), self.cut_off, grads, self.exp_avg, self.exp_avg_sq, self.decays, strict=True
-        ):
-            flat = [t if t is None else t.view(-1).split(_CHUNK) for t in (param, low, grad, m, v)]
-            for index in range(len(flat[0] or ())):
-                chunk = [None if parts is None else parts[index] for parts in flat]
-                self._update(*chunk, scalars, *constants, decays)
+        state = zip(self.parts(), self.cut_off, grads, self.exp_avg, self.exp_avg_sq, self.decays, strict=True)
+        for index, (*tensors, decays) in enumerate(state):
+            numbers = Numbers.of(self.train, self.steps_done, index, lr, scale, decays)
+            param, low, grad, m, v = (tensor if tensor is None else tensor.view(-1) for tensor in tensors)
+            if kernels := fused(param):
+                kernels.adamw_(param, low, grad, m, v, numbers)
+                continue
+            for start in range(0, len(param), _CHUNK):
+                piece = slice(start, start + _CHUNK)
+                update(param[piece], None if low is None else low[piece], grad[piece], m[piece], v[piece], numbers, start)
 
     def parts(self) -> list[Tensor]:
         """This rank's part of each parameter. Looked up anew each time: fully_shard may move it to other memory."""
@@ -100,35 +90,71 @@ class AdamW:
             low.copy_(cut)
 
 
-def update(
-    param: Tensor,
-    low: Tensor | None,
-    grad: Tensor,
-    m: Tensor,
-    v: Tensor,
-    scalars: Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    decays: bool,
-) -> None:
-    """AdamW on one flat piece, in place, in fp32; `scalars`: scale, lr, lr * decay, 1 - beta1^t, sqrt(1 - beta2^t)."""
-    scale, lr, shrink, correction1, root_correction2 = scalars.unbind()
+class Numbers(NamedTuple):
+    """What an update of one parameter needs beside tensors."""
+
+    scale: float
+    """of the gradient"""
+    keep: float
+    """1 - lr * decay"""
+    step_size: float
+    """lr / (1 - beta1^t)"""
+    root_correction: float
+    """sqrt(1 - beta2^t)"""
+    beta1: float
+    beta2: float
+    eps: float
+    salt: int
+    """Under 2^31; makes the random bits of stochastic rounding this step's and parameter's own."""
+
+    @classmethod
+    def of(cls, train: Train, step: int, index: int, lr: float, scale: float, decays: bool) -> Numbers:
+        return cls(
+            scale=scale,
+            keep=1 - lr * train.weight_decay if decays else 1.0,
+            step_size=lr / (1 - train.beta1**step),
+            root_correction=math.sqrt(1 - train.beta2**step),
+            beta1=train.beta1,
+            beta2=train.beta2,
+            eps=train.eps,
+            salt=(step * 0x9E3779B1 ^ index * 0x85EBCA6B) & 0x7FFFFFFF,
+        )
+
+
+def update(param: Tensor, low: Tensor | None, grad: Tensor, m: Tensor, v: Tensor, numbers: Numbers, start: int = 0) -> None:
+    """AdamW on a flat piece, in place, in fp32; `start`: where in its parameter the piece begins.
+
+    Its twin on a GPU is kernels_triton.adamw_.
+    """
+    n = numbers
     master = param.float() if low is None else join_halves(param, low)
-    g = grad.float() * scale
-    if decays:
-        master = master * (1 - shrink)
-    new_m = torch.lerp(m.float(), g, 1 - beta1)
-    new_v = v.float() * beta2 + g * g * (1 - beta2)
-    master = master - lr / correction1 * new_m / (new_v.sqrt() / root_correction2 + eps)
+    g = grad.float() * n.scale
+    new_m = torch.lerp(m.float(), g, 1 - n.beta1)
+    new_v = v.float() * n.beta2 + g * g * (1 - n.beta2)
+    master = master * n.keep - n.step_size * new_m / (new_v.sqrt() / n.root_correction + n.eps)
     m.copy_(new_m)
     v.copy_(new_v)
-    if low is None:
-        param.copy_(master)
-    else:
+    if low is not None:
         high, cut = split_halves(master)
         param.copy_(high)
         low.copy_(cut)
+    elif param.dtype == torch.bfloat16:
+        param.copy_(round_stochastically(master, n.salt, start))
+    else:
+        param.copy_(master)
+
+
+def round_stochastically(master: Tensor, salt: int, start: int = 0) -> Tensor:
+    """fp32 -> bf16, up or down with the odds that make the mean exact: an update far below a bf16's spacing is not lost.
+
+    The random bits are a hash of (salt, place), the same whenever and wherever the step is made.
+    """
+    bits = torch.arange(start, start + master.numel(), device=master.device).view(master.shape)
+    bits = (bits * 747796405 + salt) & 0xFFFFFFFF
+    for _ in range(2):
+        bits = ((bits ^ (bits >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
+    bits = (bits ^ (bits >> 16)) & 0xFFFF
+    return ((master.view(torch.int32) + bits.int()) >> 16).to(torch.int16).view(torch.bfloat16)
 
 
 def split_halves(master: Tensor) -> tuple[Tensor, Tensor]:

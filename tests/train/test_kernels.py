@@ -17,7 +17,7 @@ from pipeline.train.kernels_products import (
     weight_gradients,
 )
 from pipeline.train.model import lay_out, layers, load_model, sum_loss
-from pipeline.train.optim import AdamW, learning_rate
+from pipeline.train.optim import AdamW, Numbers, join_halves, learning_rate, round_stochastically, split_halves, update
 from pipeline.train.parallel import Layout
 from pipeline.train.world import World
 
@@ -316,3 +316,36 @@ def test_fifty_steps_follow_those_in_fp32(fp32_losses, precision, bound):
     folder, expected = fp32_losses
     differences = [abs(a - b) / b for a, b in zip(train(folder, precision, 50), expected, strict=True)]
     assert max(differences) < bound, max(differences)
+
+
+@pytest.mark.parametrize("kind", ["fp32", "halves", "stochastic"])
+def test_the_optimisers_kernel_equals_its_plain_twin(kind):
+    half = kind != "fp32"
+    state_dtype = torch.bfloat16 if kind == "stochastic" else torch.float32
+    master = draw(5000) * 0.02
+    high, low = split_halves(master)
+    param = high if half else master
+    grad, m, v = draw(5000, seed=1), draw(5000, seed=2) * 0.1, draw(5000, seed=3).square()
+    numbers = Numbers.of(Train(lr=1e-3), 3, 7, 1e-3, 0.5, decays=True)
+    states = []
+    for step in (update, getattr(kernels.fused(param), "adamw_", update)):
+        copies = [t.clone() for t in (param, low, grad, m.to(state_dtype), v.to(state_dtype))]
+        copies[1] = copies[1] if kind == "halves" else None
+        step(*copies, numbers)
+        states.append([copies[0] if kind != "halves" else join_halves(copies[0], copies[1]), *copies[3:]])
+    for name, got, want in zip(("weight", "m", "v"), states[1], states[0], strict=True):
+        assert_near(got, want, torch.bfloat16 if kind == "stochastic" else torch.float32)
+        assert not torch.equal(want.float(), {"weight": master, "m": m, "v": v}[name]), name
+
+
+def test_stochastic_rounding_is_right_on_average():
+    value = 1.0 + 2**-10  # an eighth of the way between two neighbours in bf16
+    rounded = round_stochastically(torch.full((100_000,), value, device=DEVICE), salt=12345).float()
+    assert set(rounded.unique().tolist()) == {1.0, 1.0 + 2**-7}
+    assert abs(rounded.mean().item() - value) < 2**-7 * 0.005
+    other = round_stochastically(torch.full((100_000,), value, device=DEVICE), salt=12346).float()
+    assert not torch.equal(rounded, other)
+    halves = [round_stochastically(torch.full((50_000,), value, device=DEVICE), 12345, start) for start in (0, 50_000)]
+    assert torch.equal(torch.cat(halves).float(), rounded)
+    exact_values = draw(1000, dtype=torch.bfloat16)
+    assert torch.equal(round_stochastically(exact_values.float(), 1), exact_values)
