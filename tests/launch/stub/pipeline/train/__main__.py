@@ -1,6 +1,7 @@
 """Stands in for the trainer where a test is about launching: keeps the training folder's contract, learns nothing.
 
-STUB, a JSON object in the environment: steps, seconds per step, ignore_sigterm, and `at`: {step: what happens then}.
+STUB, a JSON object in the environment: steps, seconds per step, ignore_sigterm, print: a variable to show, and `at`:
+{step: what happens then}. A kill comes once, after a save.
 """
 
 import argparse
@@ -36,8 +37,11 @@ def append(name, **fields):
 
 
 saved = output / "checkpoints" / "step"
-step = int(saved.read_text()) if saved.exists() else 0
+resumed = saved.exists()
+step = int(saved.read_text()) if resumed else 0
 append("events.jsonl", kind="resume" if step else "start", step=step, time=time.time(), message="")
+if name := options.get("print"):
+    print(f"{name} is {os.environ[name]}", flush=True)
 print(f"rank {rank} of {world} from step {step}", flush=True)
 while step < options["steps"]:
     step += 1
@@ -48,7 +52,9 @@ while step < options["steps"]:
         sys.exit(1)
     if happens == "raise":
         raise RuntimeError("the loss is not finite")
-    if happens == "kill":
+    if happens == "kill" and not resumed:
+        saved.parent.mkdir(exist_ok=True)
+        saved.write_text(str(step - 1))
         os.kill(os.getpid(), signal.SIGKILL)
     append(
         "metrics.jsonl",
