@@ -83,14 +83,13 @@ def measure(title: str, rows: int, candidates: dict[str, Callable[[], Run]], slo
     """Run, print a line each, and remember the seconds a row of each candidate in `slow`."""
     able = {name: run for name, run in candidates.items() if slow.get(name, 0) * rows < args.patience}
     results = compare(able, args.runs)
-    first = next(iter(results.values()))["seconds"]
+    ours = results[title]
     for name, run in results.items():
         slow[name] = run["seconds"] / rows
-        ratio = f"{run['seconds'] / first:6.1f}x" if name != title else "       "
-        print(
-            f"{rows:>9,} {name:10} {run['seconds']:8.1f} s {ratio} {rows / run['seconds']:>10,.0f} rows/s {run['peak_mb']:>6} MB",
-            flush=True,
-        )
+        wall, work = run["seconds"] / ours["seconds"], run["cpu_seconds"] / ours["cpu_seconds"]
+        ratios = f"{wall:6.2f}x wall {work:6.2f}x cpu" if name != title else " " * 24
+        speed = f"{run['seconds']:8.1f} s {run['cpu_seconds']:8.1f} cpu s {rows / run['seconds']:>9,.0f} rows/s"
+        print(f"{rows:>9,} {name:10} {speed} {ratios} {run['peak_mb']:>6} MB", flush=True)
     for name in candidates.keys() - able.keys():
         print(f"{rows:>9,} {name:10} left out: about {slow[name] * rows:.0f} s", flush=True)
     return results

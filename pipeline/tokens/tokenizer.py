@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -92,9 +93,20 @@ def find(name: str | Path) -> Path:
 def load(folder: Path, backend: Backend = "auto") -> Tokenizer:
     """Read a tokenizer folder. Raises DataError where it holds no tokenizer.json or knows no ChatML."""
     file = folder / "tokenizer.json"
-    hugging_face = open_hugging_face(file)
+    # The encoders' own threads would compete with ours, each of which feeds one (encode.py); they read this on first use.
+    os.environ.setdefault("RAYON_NUM_THREADS", "1")
+    with ThreadPoolExecutor(1) as pool:  # each library takes a second over a large vocabulary
+        fast = pool.submit(_fastokens, file) if backend != "tokenizers" else None
+        hugging_face = open_hugging_face(file)
     start, end = control_id(hugging_face, chat.START, file), control_id(hugging_face, chat.END, file)
-    encode, used, fallback = _backend(file, hugging_face, backend)
+    encode, used, fallback = encode_with(hugging_face), "tokenizers", None
+    if fast is not None:
+        try:
+            encode, used = fast.result(), "fastokens"
+        except (ImportError, ValueError, RuntimeError, OSError) as error:
+            if backend == "fastokens":
+                raise DataError(f"{file}: fastokens cannot be used ({error}); set tokenize.backend to auto.") from error
+            fallback = str(error)
     ids, offsets = encode(["\n", chat.HEADER])
     return Tokenizer(folder, start, end, ids[: offsets[1]], ids[offsets[1] :], encode, hugging_face, used, fallback)
 
@@ -138,21 +150,7 @@ def encode_with(tokenizer: HuggingFaceTokenizer) -> Encode:
     return encode
 
 
-def _backend(file: Path, hugging_face: HuggingFaceTokenizer, backend: Backend) -> tuple[Encode, str, str | None]:
-    fallback = None
-    if backend != "tokenizers":
-        try:
-            return _fastokens(file), "fastokens", None
-        except (ImportError, ValueError, RuntimeError, OSError) as error:
-            if backend == "fastokens":
-                raise DataError(f"{file}: fastokens cannot be used ({error}); set tokenize.backend to auto.") from error
-            fallback = str(error)
-    return encode_with(hugging_face), "tokenizers", fallback
-
-
 def _fastokens(file: Path) -> Encode:
-    # The encoder's own threads would compete with ours, each of which feeds it (encode.py); it reads this on first use.
-    os.environ.setdefault("RAYON_NUM_THREADS", "1")
     from fastokens import _native
 
     tokenizer = _native.Tokenizer.from_file(str(file))

@@ -250,3 +250,21 @@ def test_only_an_output_of_ours_is_replaced(tmp_path: Path, small: Path) -> None
     with pytest.raises(UserError, match="there is something there that `talaria tokenize` did not make"):
         run(tmp_path, small, numbered(3), name="precious")
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_tokenizer_that_fastokens_cannot_read_falls_back_and_says_so(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "user": 1, "assistant": 2, "Hi": 3}, "[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    words.save(str(tmp_path / "tokenizer.json"))
+    parquet = write_parquet(tmp_path / "messages.parquet", [[user("Hi"), assistant("Hi Hi")]])
+    facts = tokenize(parquet, tmp_path, tmp_path / "tokens", Tokenize())
+    assert facts["backend"] == "tokenizers"
+    assert "unsupported pre-tokenizer" in facts["fallback"][0]
+    tokens = open_tokens(tmp_path / "tokens")["train"]
+    assert tokens is not None
+    assert tokens.gather([0])[0].tolist() == [4, 1, 3, 5, 4, 2, 3, 3, 5]
+    with pytest.raises(DataError, match="fastokens cannot be used"):
+        tokenize(parquet, tmp_path, tmp_path / "other", Tokenize(backend="fastokens"))
