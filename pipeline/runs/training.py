@@ -16,6 +16,7 @@ from pipeline.runs.journal import Journal, thin
 Axis = Literal["step", "tokens", "hours"]
 HELDOUT = "heldout_loss"
 SMOOTH = "smooth"
+EVENTS_SHOWN = 100
 _ENDINGS = ("preempted", "failed")
 _DIGITS = 6
 
@@ -49,7 +50,7 @@ class Training:
             "best_heldout": None if best is None else {"step": int(self.evals.steps[best]), "loss": heldout[best]},
             "restarts": restarts(events),
             "checkpoints": {"count": len(saved), "last_step": saved[-1] if saved else None},
-            "events": events[-200:],
+            "events": events[-EVENTS_SHOWN:],
             "cost": {name: finite(cost.get(f"cost/{name}")) for name in ("gpu_hours", "energy_kwh")},
             "skipped_lines": self.metrics.skipped + self.evals.skipped,
             "settings": flat(read_object(self.place.folder / CONFIG)),
@@ -83,7 +84,8 @@ class Training:
         first = self._after(since)
         x_of = {journal: self._axis(journal, axis) for journal in (self.metrics, self.evals)}
         curves = {}
-        for name, count in buckets.items():
+        for name, most in buckets.items():
+            count = most if axis == "step" else most * 2 // 3  # a third number a point, in the same room
             journal, column, start = (self.evals, "loss", 0) if name == HELDOUT else (self.metrics, name, first)
             x, stop = x_of[journal], len(journal.steps)
             if between:
@@ -161,5 +163,5 @@ def _curve(steps: array[float], x: array[float], y: array[float], buckets: int, 
         "y": [float(f"{y[index]:.{_DIGITS}g}") for index in drawn],
     }
     if axis != "step":
-        curve["x"] = [float(f"{x[index]:.10g}") for index in drawn]
+        curve["x"] = [int(x[index]) if axis == "tokens" else round(x[index], 5) for index in drawn]
     return curve

@@ -12,6 +12,7 @@ from mlflow_server import MlflowServer
 from tests.monitor import synthetic
 from tests.monitor.server import Airflow, ApiServer, environment, prepare
 
+PATIENCE_MS = 60_000  # a busy machine may be slow; nothing is decided by how fast it is
 SCREENSHOTS = Path(__file__).resolve().parents[2] / "build" / "screenshots"
 
 
@@ -86,8 +87,9 @@ def chromium() -> str:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     executable = chromium()
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield browser

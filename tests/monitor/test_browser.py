@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.monitor import synthetic
-from tests.monitor.conftest import SCREENSHOTS
+from tests.monitor.conftest import PATIENCE_MS, SCREENSHOTS
 from tests.monitor.server import TRAINED, Airflow
 
 Grow = Callable[[Path, int, int], None]
@@ -56,7 +56,7 @@ def visit(browser: Any, airflow: Airflow) -> Iterator[Callable[..., Visitor]]:
 
     def enter(user: str = "viewer", width: int = 1280, height: int = 900, **options: Any) -> Visitor:
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         return Visitor(context, airflow, user)
 

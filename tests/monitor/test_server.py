@@ -130,7 +130,10 @@ def test_a_hundred_thousand_steps_come_in_less_than_fifty_kilobytes(airflow: Air
     first = client.get(f"api/runs/{KEY}/curves", params={"smooth": 200, "axis": "tokens"})
     update = client.get(f"api/runs/{KEY}/curves", params={"smooth": 200, "since": cursor})
     small = client.get(f"api/runs/{KEY}/curves", params={"smooth": 200, "since": update.json()["cursor"]})
-    assert len(update.content) < 50_000
+    history = client.get(f"api/runs/{KEY}")
+    assert len(history.json()["events"]) == 100
+    assert len(update.content) + len(history.content) < 50_000
+    assert len(first.content) < 50_000
     assert len(small.content) < 3_000
     assert {9.5, 8.5} <= set(first.json()["curves"]["loss"]["y"])
     assert 8.5 in update.json()["curves"]["loss"]["y"]

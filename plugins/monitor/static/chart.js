@@ -5,6 +5,7 @@ import { compact, count } from "./format.js";
 import { color } from "./theme.js";
 
 const GAP = 8;
+const WHOLE = Array.from({ length: 10 }, (_, power) => [1, 2, 5].map((part) => part * 10 ** power)).flat(); // there is no step 2.5
 
 /**
  * A chart in `container`. `onHover(x)` tells the axis value under the pointer, or null; `onZoom(from, to)` a stretch
@@ -43,7 +44,7 @@ export function makeChart(container, { onHover, onZoom }) {
       cursor: { drag: { x: true, y: false, setScale: false }, points: { show: false }, y: false },
       scales: { x: { time: false }, y: { distr: log ? 3 : 1, range: (u, low, high) => span(u, low, high, { log, fit }) } },
       axes: [
-        { ...line, grid: { show: false }, values: (_, ticks) => ticks.map(xText), space: 80, size: 30 },
+        { ...line, grid: { show: false }, values: (_, ticks) => ticks.map(xText), space: 80, size: 30, ...(axis === "step" ? { incrs: WHOLE } : {}) },
         { ...line, values: (_, ticks) => ticks.map((tick) => (tick === null ? null : yText(tick))), size: (_, texts) => 2 * GAP + 6.5 * Math.max(3, ...(texts ?? []).map((text) => text?.length ?? 0)) },
       ],
       series: [{}, ...lines.map(({ color: stroke, width, dash, points }) => ({ stroke, width, dash, spanGaps: true, points: { show: points, size: 5, fill: stroke } }))],

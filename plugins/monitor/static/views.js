@@ -87,8 +87,11 @@ export function drawTiles(container, { latest, curves, colors, chosen }, pick) {
       h("button", { class: "tile", type: "button", "data-id": `tile-${name}`, "data-metric": name, "aria-pressed": String(name === chosen), onclick: () => pick(name) },
         h("div", { class: "label" }, label),
         h("div", { class: "value number" }, show(latest[name])),
-        sparkline(Object.entries(curves).filter(([, all]) => all[name]?.y.length).map(([key, all]) => ({ ...all[name], color: colors[key] })).reverse()))));
+        tileCurve(Object.entries(curves).filter(([, all]) => all[name]?.y.length).map(([key, all]) => ({ ...all[name], color: colors[key] }))))));
 }
+
+// The run in front is drawn last, over the others.
+const tileCurve = (lines) => (lines.length ? sparkline(lines.reverse()) : h("div", { class: "label" }, "not measured"));
 
 /** What happened, latest first. */
 export function drawEvents(container, events) {
@@ -110,7 +113,7 @@ export function drawFacts(container, run, registry) {
   render(container, [run.tokens, run.cost, run.best_heldout, run.restarts, run.skipped_lines, registry, run.settings], () => {
     const pairs = [["Tokens", `${compact(run.tokens)}`]];
     if (run.best_heldout) pairs.push(["Best held-out loss", `${run.best_heldout.loss.toFixed(4)} at step ${count(run.best_heldout.step)}`]);
-    if (run.cost.gpu_hours !== null) pairs.push(["GPU-hours", run.cost.gpu_hours.toFixed(2)]);
+    if (run.cost.gpu_hours) pairs.push(["GPU-hours", run.cost.gpu_hours.toFixed(2)]);
     if (run.cost.energy_kwh !== null) pairs.push(["Energy", `${run.cost.energy_kwh.toFixed(2)} kWh`]);
     if (run.started) pairs.push(["Started", clock(run.started)]);
     for (const one of run.restarts) pairs.push(["Restarted", `at step ${count(one.step)}, ${clock(one.time)}: ${one.why}`]);
