@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,6 +59,29 @@ def _refuse(sentence: str, code: int = 2) -> int:
 def say(text: str) -> None:
     """Progress and remarks go to stderr; stdout is for results."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Call what this yields with (done, to do): a bar on a terminal, elsewhere a line every ten seconds."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    last = time.monotonic()
+
+    def line(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 10:
+            last = time.monotonic()
+            say(f"{title}: {done:,} of {total:,} {unit}")
+
+    if not console.is_terminal:
+        yield line
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def finish(facts: dict[str, Any], as_json: bool) -> None:

@@ -21,6 +21,7 @@ from pipeline.cli.app import (
     app,
     finish,
     load,
+    progress,
     say,
 )
 from pipeline.errors import Unavailable, UserError
@@ -106,7 +107,9 @@ def tokenize(
     """Turn a messages parquet into token ids and loss masks, as Arrow shards."""
     from pipeline.tokens.encode import tokenize as work
 
-    finish(work(source, tokenizer, output, load(config, set_).tokenize), as_json)
+    with progress("tokenize", "rows") as rows:
+        facts = work(source, tokenizer, output, load(config, set_).tokenize, rows)
+    finish(facts, as_json)
 
 
 @app.command()

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from pipeline.tokens.tokenizer import find, save
 MESSAGES = "messages.parquet"
 PART = "part.json"
 Facts = dict[str, Any]
+OnRows = Callable[[int, int], None]
+"""Called with the rows done and the rows to do."""
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> Facts:
@@ -33,7 +35,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> Facts:
     return fill(inputs["convert"] / MESSAGES, inputs["base"], out_dir, config.tokenize)
 
 
-def tokenize(parquet: Path, tokenizer: str | Path, output: Path, config: Tokenize) -> Facts:
+def tokenize(parquet: Path, tokenizer: str | Path, output: Path, config: Tokenize, on_rows: OnRows | None = None) -> Facts:
     """The stage on explicit paths: the whole folder appears at `output` when it is done, or nothing.
 
     Raises UserError or DataError, one sentence, where the input or the place cannot be used.
@@ -43,21 +45,29 @@ def tokenize(parquet: Path, tokenizer: str | Path, output: Path, config: Tokeniz
     open_parquet(parquet)
     folder = find(tokenizer)
     with replacing(output, made_by="tokenize") as work:
-        facts = fill(parquet, folder, work.path, config)
+        facts = fill(parquet, folder, work.path, config, on_rows)
         work.describe({"settings": {"tokenize": config.key_fields()}, "facts": facts})
     return facts
 
 
-def fill(parquet: Path, tokenizer: Path, out_dir: Path, config: Tokenize) -> Facts:
+def fill(parquet: Path, tokenizer: Path, out_dir: Path, config: Tokenize, on_rows: OnRows | None = None) -> Facts:
     """Tokenise in this process."""
     part = out_dir / ".part"
-    tokenize_range(parquet, tokenizer, part, config, 0, 1)
+    tokenize_range(parquet, tokenizer, part, config, 0, 1, on_rows)
     facts = merge([part], tokenizer, out_dir, config)
     shutil.rmtree(part)
     return facts
 
 
-def tokenize_range(parquet: Path, tokenizer: Path, part_dir: Path, config: Tokenize, part: int, parts: int) -> Facts:
+def tokenize_range(
+    parquet: Path,
+    tokenizer: Path,
+    part_dir: Path,
+    config: Tokenize,
+    part: int,
+    parts: int,
+    on_rows: OnRows | None = None,
+) -> Facts:
     """Part `part` of `parts`: its share of the shards, and part.json with their facts, into `part_dir`.
 
     Raises DataError where a row cannot be encoded, naming it.
@@ -69,6 +79,7 @@ def tokenize_range(parquet: Path, tokenizer: Path, part_dir: Path, config: Token
     rows = file.metadata.num_rows
     selector = Selector(parquet, rows, tokenizer, config)
     chunks = chunks_of(rows, config.shard_rows, part, parts)
+    to_do, done = sum(chunk.stop - chunk.start for chunk in chunks), 0
     splits = (TRAIN, VALIDATION) if config.validation_fraction else (TRAIN,)
     counts: Counter[str] = Counter()
     written: list[Shard] = []
@@ -81,10 +92,13 @@ def tokenize_range(parquet: Path, tokenizer: Path, part_dir: Path, config: Token
             for writer in writers:
                 writer.write(kept.splits[writer.split])
             counts += kept.counts
+            done += kept.rows
+            if on_rows:
+                on_rows(done, to_do)
     finally:
         written += close(writers)
     facts = {
-        "rows": sum(chunk.stop - chunk.start for chunk in chunks),
+        "rows": to_do,
         "counts": dict(counts),
         "backend": selector.tokenizer.backend,
         "fallback": selector.tokenizer.fallback,

@@ -52,6 +52,8 @@ class Kept:
     """What is left of a chunk, by split, and the counts of everything that happened to it."""
 
     shard: int
+    rows: int
+    """Of the chunk, kept or not."""
     splits: dict[str, Batch]
     counts: Counter[str]
 
@@ -74,9 +76,9 @@ class Selector:
         held_out = held_out_rows(messages, self.config.validation_fraction)
         batch, keep = self._fit(batch, counts)
         if not self.config.validation_fraction:
-            return Kept(chunk.shard, {TRAIN: batch.select(keep)}, counts)
+            return Kept(chunk.shard, len(column), {TRAIN: batch.select(keep)}, counts)
         splits = {TRAIN: batch.select(keep & ~held_out), VALIDATION: batch.select(keep & held_out)}
-        return Kept(chunk.shard, splits, counts)
+        return Kept(chunk.shard, len(column), splits, counts)
 
     def _fit(self, batch: Batch, counts: Counter[str]) -> tuple[Batch, Mask]:
         """Drop or truncate what is too long, drop what has nothing to learn from; count each."""
