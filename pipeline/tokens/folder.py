@@ -74,8 +74,11 @@ def beside(output: Path) -> Iterator[Path]:
 def refuse_foreign(output: Path, made_by: str) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
-    manifest = output / MANIFEST
-    if not (manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8")).get("stage") == made_by):
+    try:
+        stage = json.loads((output / MANIFEST).read_text(encoding="utf-8"))["stage"]
+    except (OSError, ValueError, LookupError, TypeError):
+        stage = None  # no manifest of ours
+    if stage != made_by:
         raise UserError(f"{output}: there is something there that `talaria {made_by}` did not make; choose another --output.")
 
 

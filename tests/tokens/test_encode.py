@@ -247,6 +247,7 @@ def test_only_an_output_of_ours_is_replaced(tmp_path: Path, small: Path) -> None
     assert len(datasets.load_from_disk(str(folder))) == 5
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("mine")
+    (tmp_path / "precious" / "manifest.json").write_text("[not ours")
     with pytest.raises(UserError, match="there is something there that `talaria tokenize` did not make"):
         run(tmp_path, small, numbered(3), name="precious")
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "mine"
