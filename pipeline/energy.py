@@ -86,7 +86,9 @@ def visible_devices(setting: str | None, count: int) -> list[int | str]:
 
 
 def find_gpus(limit: int = 0) -> Gpus | None:
-    """The GPUs that can be measured, or None: no driver, no nvidia-ml-py, or no GPU for this process."""
+    """The GPUs that can be measured, or None: no driver, no nvidia-ml-py, no GPU for this process, or told to use the CPU."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return None
     try:
         gpus = Nvml(limit)
     except ImportError:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
 Manifests = dict[str, dict[str, Any]]
+ORIGIN = ("talaria.dag_id", "talaria.run_id", "talaria.git_commit")
+"""Tags that say who trained, rather than what."""
 _MAX_PARAM = 6000  # MLflow's longest param
 _MAX_DIGEST = 36  # and data set digest
 

@@ -113,7 +113,7 @@ class _Registration:
 
         about = f"{self.config.name}: {lineage.base_name(self.config)} fine-tuned on {lineage.data_name(self.config)} by Talaria."
         try:
-            self.client.create_registered_model(self.name, {"talaria.config": self.config.name}, about)
+            self.client.create_registered_model(self.name, {"talaria.config": self.config.name}, scrub(about))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -150,8 +150,7 @@ class _Registration:
             HELDOUT: (self.report.get("heldout") or {}).get("digest"),
             TOKENS: str(self.inputs["tokenize"].absolute()),
         }
-        tags = lineage.run_tags(self.config, self.known, self.log.context)
-        return tags | {name: str(value) for name, value in values.items() if value is not None}
+        return self.log.tags | {name: str(value) for name, value in values.items() if value is not None}
 
     def _logged_model(self, kept: Kept, tags: Mapping[str, str]) -> tuple[str, str]:
         """(id, location of its files) of MLflow's model for this kept one; one that a killed registration left is taken up."""

@@ -42,5 +42,7 @@ def _log_answers(log: RunLog, samples: Path) -> None:
     lines = samples.read_text(encoding="utf-8").splitlines() if samples.is_file() else []
     there = {file.path for file in log.client.list_artifacts(log.run_id, "evaluation")}
     if lines and TABLE not in there:
-        rows = [json.loads(line) for line in lines]
-        log.client.log_table(log.run_id, {name: [row[name] for row in rows] for name in rows[0]}, TABLE)
+        import pandas
+
+        rows = pandas.DataFrame([json.loads(line) for line in lines], dtype=object)
+        log.client.log_table(log.run_id, rows, TABLE)

@@ -68,6 +68,8 @@ class RunLog:
     run_id: str = ""
     """Empty, as the experiment's, until MLflow has answered."""
     experiment: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    """talaria.* of the run, as they are once it is open."""
     client: MlflowClient = field(init=False)
     _sent: dict[str, int] = field(default_factory=dict)
 
@@ -78,14 +80,17 @@ class RunLog:
     def url(self) -> str | None:
         return run_url(self.uri, self.experiment, self.run_id) if self.run_id else None
 
-    def open(self) -> None:
-        """Find the run of this folder, or create it; tell it what it is; learn how far it has come."""
+    def open(self, *, trains: bool) -> None:
+        """Find the run of this folder, or create it; tell it what it is; learn how far it has come.
+
+        `trains`: this process trains, so that it is the run's origin now; else an origin that the run has stays.
+        """
         self.client = connect(self.uri)
         with plain_errors(self.uri):
             self.experiment = experiment_id(self.client, self.config.registry.experiment, self.artifacts_root())
             run = self._find() or self._create()
             self.run_id = run.info.run_id
-            self._describe(run)
+            self._describe(run, trains)
             steps = {metric.key: metric.step for metric in run.data.to_proto().metrics}
             self._sent = {source.file: steps.get(source.marker, -1) for source in SOURCES}
 
@@ -150,12 +155,15 @@ class RunLog:
         name = f"{self.config.name}-{training_id(self.folder)[:8]}"
         return self.client.create_run(self.experiment, tags=tags, run_name=name)
 
-    def _describe(self, run: Run) -> None:
+    def _describe(self, run: Run, trains: bool) -> None:
         """Params and inputs that the run lacks, and the tags as they are now."""
         from mlflow.entities import Param, RunTag
 
         known = lineage.manifests(self.inputs)
-        tags = [RunTag(name, value) for name, value in lineage.run_tags(self.config, known, self.context).items()]
+        self.tags = lineage.run_tags(self.config, known, self.context)
+        if not trains:
+            self.tags |= {name: value for name, value in run.data.tags.items() if name in lineage.ORIGIN}
+        tags = [RunTag(name, value) for name, value in self.tags.items()]
         missing = [Param(k, v) for k, v in lineage.run_params(self.config).items() if k not in run.data.params]
         for first in range(0, max(len(missing), 1), _PARAMS_PER_BATCH):
             batch = missing[first : first + _PARAMS_PER_BATCH]

@@ -94,7 +94,7 @@ class Tracker:
 
     def _send(self, log: RunLog, last: bool) -> None:
         if not log.run_id:
-            log.open()
+            log.open(trains=True)
             log.running()
             if not self._abandoned.is_set():
                 write_identity(log)
@@ -107,7 +107,7 @@ class Tracker:
 def catch_up(config: Config, inputs: Mapping[str, str | Path], uri: str, context: Mapping[str, str] | None = None) -> RunLog:
     """The run of a finished training folder (`inputs["train"]`), with everything sent. Raises TrackingError."""
     log = RunLog(config, inputs, Path(inputs["train"]), uri, context)
-    log.open()
+    log.open(trains=False)
     log.push()
     log.close()
     return log

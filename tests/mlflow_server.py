@@ -20,7 +20,7 @@ def free_port() -> int:
 
 
 class MlflowServer:
-    """Starts on `start`, ends on `stop`; the same port and database again on the next `start`."""
+    """Starts on `start`, where it does not run yet; ends on `stop`. Every start has the same port and database."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
@@ -28,6 +28,8 @@ class MlflowServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        if self.process is not None:
+            return
         env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         env.pop("MLFLOW_TRACKING_URI", None)
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(self.port)]

@@ -202,13 +202,25 @@ def test_a_server_that_keeps_files_itself_gets_them(server, settings, folders):
     assert not list(folders["train"].glob(".upload-*"))
 
 
+def test_a_version_keeps_the_airflow_run_that_trained_it(settings, folders, sqlite_uri):
+    """Training is reused by a later run, which registers it: the later run did not train."""
+    name = settings.registered_name
+    own = settings.model_copy(update={"registry": settings.registry.model_copy(update={"experiment": name})})
+    later = own.model_copy(update={"registry": own.registry.model_copy(update={"model": f"{name}-later"})})
+    register(own, folders, uri=sqlite_uri, context={"dag_id": "sft", "run_id": "first"})
+    facts = register(later, folders, uri=sqlite_uri, context={"dag_id": "sft", "run_id": "second"})
+    assert connect(sqlite_uri).get_model_version(facts["model"], str(facts["candidate"])).tags["talaria.run_id"] == "first"
+
+
 def test_nothing_secret_reaches_mlflow(settings, folders, sqlite_uri, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_plantedplantedplanted")
     monkeypatch.setenv("SOME_API_KEY", "planted-key-1234")
     monkeypatch.setenv("AIRFLOW_CTX_DAG_RUN_ID", "manual__planted-key-1234")
     leaky = settings.model_copy(
         update={
-            "download": settings.download.model_copy(update={"repo": "https://user:planted-pass@host/hf_plantedplantedplanted"}),
+            "download": settings.download.model_copy(
+                update={"source": "hub", "repo": "https://user:planted-pass@host/hf_plantedplantedplanted"}
+            ),
             "registry": settings.registry.model_copy(update={"model": settings.registered_name}),
         }
     )
@@ -217,5 +229,7 @@ def test_nothing_secret_reaches_mlflow(settings, folders, sqlite_uri, monkeypatc
     version = client.get_model_version(facts["model"], str(facts["candidate"]))
     run = client.get_run(facts["run_id"])
     readme = (source_of(sqlite_uri, facts["model"], facts["candidate"]) / "README.md").read_text()
-    told = json.dumps([version.tags, version.description, run.data.tags, run.data.params, readme])
+    inputs = [str(dict(inputs.dataset)) for inputs in run.inputs.dataset_inputs]
+    about = client.get_registered_model(facts["model"]).description
+    told = json.dumps([version.tags, version.description, run.data.tags, run.data.params, readme, inputs, about])
     assert "planted" not in told

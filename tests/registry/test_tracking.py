@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import small
-from mlflow_server import MlflowServer, free_port
+from mlflow_server import free_port
 
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -58,13 +58,13 @@ def losses(uri: str, run_id: str) -> dict[int, float]:
     return {point.step: point.value for point in history}
 
 
-@pytest.fixture(params=["sqlite", "server"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return tracking_uri(tmp_path) if request.param == "sqlite" else request.getfixturevalue("server").uri
+def tracked(settings: Config, training: Training, uri: str, **more) -> Tracker:
+    """A tracker with all the time it needs at the end, so that a slow machine decides nothing."""
+    return Tracker(settings, training.inputs, training.folder, uri=uri, **{"flush_seconds": 300.0, "poll": 0.05, **more})
 
 
 def test_every_step_arrives_with_its_own_time(training, settings, uri):
-    with Tracker(settings, training.inputs, training.folder, uri=uri) as tracker:
+    with tracked(settings, training, uri) as tracker:
         training.steps(1, 1500)
         training.evaluated(1000, 0.25)
         training.ends("done")
@@ -82,14 +82,14 @@ def test_every_step_arrives_with_its_own_time(training, settings, uri):
 
 
 def test_a_retry_continues_the_run_though_the_trainer_went_back(training, settings, uri):
-    with Tracker(settings, training.inputs, training.folder, uri=uri) as first:
+    with tracked(settings, training, uri) as first:
         training.steps(1, 50)
         training.ends("preempted", "SIGTERM")
     stopped = connect(uri).get_run(first.run_id)
     assert stopped.info.status == "KILLED"
     assert stopped.data.tags["talaria.reason"] == "SIGTERM"
     training.rewind(30)
-    with Tracker(settings, training.inputs, training.folder, uri=uri) as second:
+    with tracked(settings, training, uri) as second:
         training.steps(31, 80)
         training.ends("done")
     assert second.run_id == first.run_id
@@ -100,7 +100,7 @@ def test_a_retry_continues_the_run_though_the_trainer_went_back(training, settin
 
 
 def test_a_trainer_that_goes_back_while_it_is_watched_logs_no_step_twice(training, settings, uri):
-    with Tracker(settings, training.inputs, training.folder, uri=uri, poll=0.05) as tracker:
+    with tracked(settings, training, uri) as tracker:
         training.steps(1, 50)
         wait_for(lambda: tracker.run_id and len(connect(uri).get_metric_history(tracker.run_id, "loss")) == 50)
         training.rewind(30)
@@ -111,7 +111,7 @@ def test_a_trainer_that_goes_back_while_it_is_watched_logs_no_step_twice(trainin
 
 
 def test_a_torn_line_is_sent_once_it_is_whole(training, settings, uri):
-    with Tracker(settings, training.inputs, training.folder, uri=uri, poll=0.05) as tracker:
+    with tracked(settings, training, uri) as tracker:
         training.steps(1, 3)
         line = json.dumps({"step": 4, "loss": 0.5, "time": time.time()})
         with (training.folder / "metrics.jsonl").open("a") as file:
@@ -123,10 +123,10 @@ def test_a_torn_line_is_sent_once_it_is_whole(training, settings, uri):
     assert losses(uri, tracker.run_id)[4] == 0.5
 
 
-def test_a_dead_server_is_one_line_and_gets_everything_later(training, settings, tmp_path):
+def test_a_dead_server_is_one_line_and_gets_everything_later(training, settings, sqlite_uri):
     said: list[str] = []
     dead = f"http://user:planted-pass@127.0.0.1:{free_port()}"
-    with Tracker(settings, training.inputs, training.folder, uri=dead, on_line=said.append, poll=0.05) as tracker:
+    with tracked(settings, training, dead, on_line=said.append) as tracker:
         training.steps(1, 20)
         training.ends("done")
     assert tracker.run_id is None
@@ -135,18 +135,15 @@ def test_a_dead_server_is_one_line_and_gets_everything_later(training, settings,
     assert "20 steps" in said[1]
     assert "planted" not in "".join(said) + (training.folder / "mlflow.json").read_text()
 
-    alive = tracking_uri(tmp_path)
-    log = catch_up(settings, training.inputs, alive)
-    assert sorted(losses(alive, log.run_id)) == list(range(1, 21))
-    assert catch_up(settings, training.inputs, alive).run_id == log.run_id
+    log = catch_up(settings, training.inputs, sqlite_uri)
+    assert sorted(losses(sqlite_uri, log.run_id)) == list(range(1, 21))
+    assert catch_up(settings, training.inputs, sqlite_uri).run_id == log.run_id
 
 
-def test_a_server_that_dies_and_comes_back_misses_nothing(training, settings, tmp_path_factory):
-    server = MlflowServer(tmp_path_factory.mktemp("mortal"))
-    server.start()
+def test_a_server_that_dies_and_comes_back_misses_nothing(training, settings, server):
+    said: list[str] = []
     try:
-        said: list[str] = []
-        with Tracker(settings, training.inputs, training.folder, uri=server.uri, on_line=said.append, poll=0.05) as tracker:
+        with tracked(settings, training, server.uri, on_line=said.append) as tracker:
             training.steps(1, 10)
             wait_for(lambda: tracker.run_id and len(losses(server.uri, tracker.run_id)) == 10)
             server.stop()
@@ -156,10 +153,10 @@ def test_a_server_that_dies_and_comes_back_misses_nothing(training, settings, tm
             training.steps(21, 30)
             wait_for(lambda: any("answers again" in line for line in said))
             training.ends("done")
-        assert sorted(losses(server.uri, tracker.run_id)) == list(range(1, 31))
-        assert len([line for line in said if "does not answer" in line]) == 1
     finally:
-        server.stop()
+        server.start()
+    assert sorted(losses(server.uri, tracker.run_id)) == list(range(1, 31))
+    assert len([line for line in said if "does not answer" in line]) == 1
 
 
 def test_without_any_address_training_is_not_tracked_and_goes_on(settings, tmp_path):
@@ -196,7 +193,7 @@ def test_many_processes_share_one_sqlite_file(tmp_path, settings):
             stderr=subprocess.PIPE,
             text=True,
         )
-        for child in range(4)
+        for child in range(3)
     ]
     ended = [child.communicate() for child in children]
     assert all(child.returncode == 0 for child in children), ended
@@ -225,7 +222,7 @@ def test_scrub_takes_out_what_looks_like_a_secret(monkeypatch):
     assert scrub("harmless max_tokens") == "harmless max_tokens"
 
 
-def wait_for(condition, seconds: float = 60.0) -> None:
+def wait_for(condition, seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
