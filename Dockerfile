@@ -9,7 +9,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends curl tini gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 50000 --create-home --home-dir /opt/airflow airflow \
-    && mkdir -p /opt/airflow/logs /var/lib/talaria && chown -R airflow /opt/airflow /var/lib/talaria
+    && mkdir -p /var/log/airflow /var/lib/talaria && chown airflow /var/log/airflow /var/lib/talaria
 
 WORKDIR /opt/talaria
 # The lock first: this layer is built again only when a dependency changes.
