@@ -48,6 +48,12 @@ class Stop:
             self._process.send_signal(number)  # does nothing once it has ended
 
 
+def environment() -> dict[str, str]:
+    """This process's, for a command: without Airflow's own settings, which hold secrets (its database's, its tokens')."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW__")}
+    return {**kept, "PYTHONUNBUFFERED": "1"}
+
+
 def run(
     command: Sequence[str],
     *,

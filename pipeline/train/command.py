@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.config import Train
 from pipeline.errors import UserError
+from pipeline.supervised import environment
 
 SLACK = 30.0  # seconds beyond the grace period: until the kernel has torn down what was killed
 ACCELERATE = """\
@@ -76,9 +77,7 @@ def gpu_count(python: str = sys.executable) -> int:
 
 
 def _environment(train: Train, machine: Machine, ranks: int, gpus: int) -> dict[str, str]:
-    # Airflow's own settings hold secrets (database, JWT) that are no business of the ranks. NCCL's pass through untouched.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW__")}
-    env["PYTHONUNBUFFERED"] = "1"
+    env = environment()  # with NCCL's settings as they are
     env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(int(train.stop_grace + SLACK))  # else it kills ranks 30 s after SIGTERM
     if not gpus:
         env["ACCELERATE_USE_CPU"] = "true"

@@ -100,7 +100,7 @@ class StageOperator(BaseOperator):
                 command,
                 log=folder / "log",
                 grace=30.0 if self.grace is None else float(self.grace),
-                env={**os.environ, **self.environment(context)},
+                env={**supervised.environment(), **self.environment(context)},
                 stop=self._stop,
                 on_line=hear,
                 lifelines=lifelines(),
