@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from reference import our_rows, reference_rows
 
 from pipeline.config import Convert
 from pipeline.data.convert import convert
 from pipeline.data.sample import generate, write_sample
 from pipeline.errors import DataError, UserError
+from tests.data.reference import our_rows, reference_rows
 
 Row = dict[str, Any]
 TURNS = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub import COMMIT, REPO, Hub, serve
 
 from pipeline.config import Config, Download
 from pipeline.data.download import download, fingerprint
 from pipeline.data.sample import generate
 from pipeline.errors import DataError, UserError
+from tests.data.hub import COMMIT, REPO, Hub, serve
 
 ROWS = json.dumps(list(generate(400, 0)), indent=4).encode()
 TOKEN = "hf_not_to_be_seen"

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from tiny_models import batch_of, conversations, save_tiny
 from torch.nn.functional import rms_norm, silu
 
 from pipeline.config import Train
@@ -20,6 +19,7 @@ from pipeline.train.model import lay_out, layers, load_model, sum_loss
 from pipeline.train.optim import AdamW, Numbers, join_halves, learning_rate, round_stochastically, split_halves, update
 from pipeline.train.parallel import Layout
 from pipeline.train.world import World
+from tests.train.tiny_models import batch_of, conversations, save_tiny
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6

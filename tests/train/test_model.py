@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny_models import VOCAB, batch_of, conversations, save_tiny
 
 from pipeline.config import Lora, Train
 from pipeline.errors import ConfigError
 from pipeline.train.model import describe, layers, load_model, sum_loss
+from tests.train.tiny_models import VOCAB, batch_of, conversations, save_tiny
 
 FP32 = Train(precision="fp32")
 
