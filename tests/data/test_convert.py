@@ -149,7 +149,7 @@ def test_parquet_files_may_have_columns_in_another_order_and_encoding(tmp_path: 
 
 
 def test_what_the_reference_wrote_can_be_read(tmp_path: Path) -> None:
-    from reference import reference_convert
+    from tests.data.reference import reference_convert
 
     source = write_json(tmp_path / "odd.json", ODD_ROWS)
     reference_convert(source, tmp_path / "theirs.parquet", tmp_path / "cache")
