@@ -22,7 +22,9 @@ OPERATOR_GRANTS = [
 
 def main() -> None:
     subprocess.run(["airflow", "db", "migrate"], check=True)
-    subprocess.run(["airflow", "pools", "set", "gpu", os.environ.get("GPU_SLOTS", "1"), "One slot is one node's GPUs."], check=True)
+    subprocess.run(
+        ["airflow", "pools", "set", "gpu", os.environ.get("GPU_SLOTS", "1"), "One slot is one node's GPUs."], check=True
+    )
     create_users()
 
 

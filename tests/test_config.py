@@ -85,4 +85,4 @@ def test_every_setting_is_documented() -> None:
     for name, default, meaning in config.documentation():
         shown = "–" if default is None else default
         assert meaning, f"{name} has no description"
-        assert f"| `{name}` | `{shown}` | {meaning} |" in page, "run `make docs`"
+        assert f"| `{name}` | `{shown}` | {meaning} |" in page, "run `talaria config --markdown`"

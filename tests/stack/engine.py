@@ -12,12 +12,11 @@ import json
 import os
 import pwd
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,9 @@ class Service:
 class Engine:
     """Up to 200 services on one bridge. Use as a context manager: leaving it stops all and removes what it made."""
 
-    def __init__(self, work: Path, values: Mapping[str, str], *, overrides: Mapping[str, Mapping[str, str]] | None = None) -> None:
+    def __init__(
+        self, work: Path, values: Mapping[str, str], *, overrides: Mapping[str, Mapping[str, str]] | None = None
+    ) -> None:
         self.work = work
         self.document = load_compose(REPOSITORY / "docker-compose.yaml", values)
         self.overrides = overrides or {}
