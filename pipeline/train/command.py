@@ -37,6 +37,11 @@ class Machine:
     env: Mapping[str, str] | None = None
     """Added to the ranks' environment."""
 
+    @property
+    def suffix(self) -> str:
+        """Of this machine's own files in the folder that all share."""
+        return f".{self.rank}" if self.rank else ""
+
 
 def command(
     train: Train, tokens: Path, model: Path, output: Path, machine: Machine, *, gpus: int
@@ -47,7 +52,7 @@ def command(
         raise UserError(f"train.num_processes is {ranks}, but this machine has {gpus} GPUs; lower it, or leave it at 0.")
     world = ranks * train.num_machines
     arguments = {
-        "config_file": output / "accelerate.yaml",
+        "config_file": output / f"accelerate{machine.suffix}.yaml",
         "num_processes": world,
         "num_machines": train.num_machines,
         "machine_rank": machine.rank,
@@ -57,12 +62,12 @@ def command(
     }
     if train.num_machines > 1:
         host, port = _rendezvous(machine, train.num_machines)
-        arguments |= {"main_process_ip": host, "main_process_port": port, "rdzv_backend": "c10d"}
+        arguments |= {"main_process_ip": host, "main_process_port": port, "rdzv_backend": "static"}
     # Two ranks on CPU start only as if they were GPUs: with --cpu, accelerate silently starts one.
     kind = ["--multi_gpu"] if world > 1 else [] if gpus else ["--cpu"]
     argv = [machine.python, "-m", "accelerate.commands.launch", *kind]
     argv += [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-    argv += ["-m", "pipeline.train", "--config", str(output / "config.json")]
+    argv += ["-m", "pipeline.train", "--config", str(output / f"config{machine.suffix}.json")]
     argv += ["--tokens", str(tokens), "--model", str(model), "--output", str(output)]
     return argv, _environment(train, machine, ranks, gpus)
 

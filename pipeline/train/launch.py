@@ -81,12 +81,11 @@ def launch(
     """
     tokens, model, output = _tokens(Path(tokens)), _model(model), Path(output).absolute()
     output.mkdir(parents=True, exist_ok=True)
-    suffix = f".{machine.rank}" if machine.rank else ""
     with contextlib.ExitStack() as stack:
         if stop is None:
             stop = Stop()
             stack.enter_context(supervised.stopped_by_signals(stop))
-        lock = stack.enter_context(_sole_use(output / f"lock{suffix}", config.train.stop_grace, on_line, stop))
+        lock = stack.enter_context(_sole_use(output / f"lock{machine.suffix}", config.train.stop_grace, on_line, stop))
         if _done(config, tokens, model, output):
             return facts(output)
         argv, env = command(config.train, tokens, model, output, machine, gpus=gpu_count(machine.python))
@@ -101,7 +100,7 @@ def launch(
             stack.enter_context(Tracker(config, {"tokenize": tokens, "base": model}, output, on_line=on_line))
         code = supervised.run(
             argv,
-            log=output / f"train{suffix}.log",
+            log=output / f"train{machine.suffix}.log",
             grace=config.train.stop_grace,
             env=env,
             stop=stop,
@@ -148,8 +147,8 @@ def _done(config: Config, tokens: Path, model: Path, output: Path) -> bool:
 
 def _prepare(config: Config, output: Path, machine: Machine) -> None:
     """What the ranks read, and a status that says that they are about to start."""
-    write_atomically(output / "config.json", config.model_dump_json(indent=1))
-    write_atomically(output / "accelerate.yaml", ACCELERATE)
+    write_atomically(output / f"config{machine.suffix}.json", config.model_dump_json(indent=1))
+    write_atomically(output / f"accelerate{machine.suffix}.yaml", ACCELERATE)
     if machine.rank == 0:
         names = {"dag_id": "AIRFLOW_CTX_DAG_ID", "run_id": "AIRFLOW_CTX_DAG_RUN_ID"}
         airflow = {name: os.environ[variable] for name, variable in names.items() if variable in os.environ}

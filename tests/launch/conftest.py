@@ -14,7 +14,8 @@ import trees
 from pipeline import config as settings
 from pipeline.config import Config
 from pipeline.supervised import Stop
-from pipeline.train.launch import Machine, launch
+from pipeline.train.command import Machine
+from pipeline.train.launch import launch
 
 STUB = Path(__file__).parent / "stub"
 
@@ -34,8 +35,9 @@ class Launches:
     def config(self, ranks: int = 1, grace: float = 60.0) -> Config:
         return settings.parse({"name": "stub", "train": {"num_processes": ranks, "stop_grace": grace}}, "test")
 
-    def machine(self, **stub: Any) -> Machine:
-        return Machine(env={"PYTHONPATH": str(STUB), "STUB": json.dumps(stub), trees.MARK: self.mark})
+    def machine(self, rank: int = 0, rendezvous: str | None = None, **stub: Any) -> Machine:
+        env = {"PYTHONPATH": str(STUB), "STUB": json.dumps(stub), trees.MARK: self.mark}
+        return Machine(rank, rendezvous, env=env)
 
     def start(self, ranks: int = 1, grace: float = 60.0, stop: Stop | None = None, on_line: Any = None, **stub: Any) -> Any:
         """Launch and wait. `on_line` hears each line too."""

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trees
 
+from pipeline import config as settings
 from pipeline.config import Train
 from pipeline.errors import DataError, UserError
 from pipeline.locks import Busy, locked
+from pipeline.stages import run_stage
+from pipeline.store import Store
 from pipeline.supervised import MARK, Stop
-from pipeline.train.launch import Machine, command
+from pipeline.train import launch
+from pipeline.train.command import Machine, command
 from pipeline.train.outcome import Preempted, TrainingCrashed, likely_cause
 
 
@@ -215,6 +224,39 @@ def test_secrets_of_airflow_do_not_reach_the_ranks(launches, monkeypatch: pytest
     assert not any(name.startswith("AIRFLOW__") for name in seen)
 
 
+def test_two_machines_train_together_and_the_first_publishes(launches) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        rendezvous = f"127.0.0.1:{probe.getsockname()[1]}"
+    store = Store(launches.root / "store")
+    upstream = {
+        name: store.run(name, name * 8, functools.partial(_copy, launches.root / folder), described_by={})
+        for name, folder in (("tokenize", "tokens"), ("base", "model"))
+    }
+    config = settings.parse({"name": "stub", "train": {"num_processes": 1, "num_machines": 2}}, "test")
+    lines: list[str] = []
+
+    def options(rank: int) -> dict[str, Any]:
+        return {"machine": launches.machine(rank=rank, rendezvous=rendezvous), "stop": Stop(), "on_line": lines.append}
+
+    with ThreadPoolExecutor() as machines:
+        train = functools.partial(launch.run, **options(0))
+        first = machines.submit(run_stage, "train", config, store, upstream, function=train)
+        second = machines.submit(launch.follow, config, store, upstream, force=False, **options(1))
+        for done in as_completed([first, second], timeout=120):
+            done.result()
+        output = first.result()
+        assert output.facts["world_size"] == 2
+        assert second.result().path == output.path
+    assert {"rank 0 of 2 from step 0", "rank 1 of 2 from step 0"} <= set(lines)
+    assert launch.follow(config, store, upstream, force=False, **options(1)).key == output.key
+
+
+def _copy(source: Path, folder: Path) -> dict[str, Any]:
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    return {}
+
+
 # The command line, which needs no process to be checked.
 
 HERE = Machine()
@@ -265,7 +307,7 @@ def test_several_machines_meet_at_the_rendezvous() -> None:
     assert second["--machine_rank"] == "1"
     assert second["--main_process_ip"] == "node0"
     assert second["--main_process_port"] == "29400"
-    assert second["--rdzv_backend"] == "c10d"
+    assert second["--rdzv_backend"] == "static"  # c10d would put rank 0 on whichever machine
     with pytest.raises(UserError, match="HOST:PORT of machine 0"):
         command_of(8, num_machines=2)
     with pytest.raises(UserError, match="from 0 to 1"):
