@@ -1,11 +1,11 @@
-"""What the trainer would do on 1 to 1,024 GPUs: a simulation from one GPU's measured speed, the plan's real imbalance and link speeds.
+"""What the trainer would do on 1 to 1,024 GPUs: simulated from one GPU's measured speed, the plan's imbalance and stated links.
 
     python benchmarks/scaling.py --tokens-per-second 20000 [--json FILE]
 
 Nothing here was measured on several GPUs. What goes in:
 
-- compute: a micro-batch takes FLOPs / (MFU x peak), the FLOPs of docs/training.md (6 x matmul parameters x tokens + causal attention
-  inside conversations), the MFU from the one-GPU speed given on the command line;
+- compute: a micro-batch takes FLOPs / (MFU x peak), the FLOPs of docs/training.md (6 x matmul parameters x tokens + causal
+  attention inside conversations), the MFU from the one-GPU speed given on the command line;
 - imbalance: the trainer's own Plan over OpenHermes-like lengths; in each round every rank waits for the costliest micro-batch;
 - sharding: HSDP, parameters sharded over the 8 GPUs of a node and replicated over nodes. In each round the bf16 parameters are
   gathered twice (forward, backward) inside the node, and gradients are reduced in fp32 in the last round: scattered inside the
@@ -114,11 +114,11 @@ def main() -> None:
     print(f"One GPU: {options.tokens_per_second:,.0f} tokens/s = {mfu:.1%} of {PEAK / 1e12:.0f} TFLOP/s. Simulated:")
     for title, points in tables.items():
         print(
-            f"\n{title}\n{'GPUs':>6} {'batch':>8} {'tokens/s':>12} {'per GPU':>9} {'efficiency':>11} {'balance':>8} {'exposed':>8}"
+            f"\n{title}\n{'GPUs':>6} {'batch':>8} {'tokens/s':>12} {'per GPU':>9} {'efficient':>10} {'balance':>8} {'exposed':>8}"
         )
         for p in points:
             print(
-                f"{p.gpus:6} {p.global_batch:8} {p.tokens_per_second:12,.0f} {p.per_gpu:9,.0f} {p.efficiency:11.1%} "
+                f"{p.gpus:6} {p.global_batch:8} {p.tokens_per_second:12,.0f} {p.per_gpu:9,.0f} {p.efficiency:10.1%} "
                 f"{p.balance:8.1%} {p.exposed_communication:8.1%}"
             )
     if options.json:
