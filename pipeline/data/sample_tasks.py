@@ -1,7 +1,7 @@
 """Short questions with one right answer each, which a model of a million parameters learns from scratch in minutes.
 
-A task is a table (question item -> answer) and wordings of the question. A held-out conversation asks a known item in words
-that it was not asked in before, so exact match on held-out prompts measures learning, not memory of the prompt.
+A task is a table (item -> answer) and wordings of the question. A held-out conversation is one that training has not seen as
+it is: a known item, asked in another combination of wording, greeting, system message and other questions.
 """
 
 from __future__ import annotations
