@@ -30,7 +30,8 @@ from pipeline.tokens.folder import beside
 MESSAGES = "messages.parquet"
 THREADS = 8
 """At most: each holds a chunk or two, and one thread writes what all of them make."""
-COMPRESSION = "zstd"
+COMPRESSION = "lz4"
+"""The size of the reference's snappy at three quarters of zstd's time, on the one thread that writes."""
 Facts = dict[str, Any]
 
 
