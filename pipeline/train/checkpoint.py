@@ -125,11 +125,13 @@ class Checkpoints:
         return Found(folder, marker), None
 
     def _write(self, folder: Path, progress: dict[str, Any]) -> None:
+        # The writer of another rank makes the folder too: it must not do so while it is being cleared.
+        box: list[Any] = [self._clear(folder) if self.world.leads else []]
+        dist.broadcast_object_list(box, src=0, group=self._group)
+        if box[0]:
+            raise CheckpointError(f"{folder.name} could not be saved: {box[0][0]}")
         fault, files = None, {}
         try:
-            if self.world.leads:
-                shutil.rmtree(folder, ignore_errors=True)  # what an interrupted save left
-                folder.mkdir(parents=True)
             writer = HuggingFaceStorageWriter(str(folder), self._file_of_tensor(), save_distributed=True)
             save(self.staging.tensors, storage_writer=writer, process_group=self._group)
             files = {path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in self._written(folder)}
@@ -149,6 +151,15 @@ class Checkpoints:
             raise CheckpointError(f"{folder.name} could not be saved: {box[0][0]}")
         if self.world.leads:
             self._prune()
+
+    def _clear(self, folder: Path) -> list[str]:
+        """Make the folder, without what an interrupted save left in it."""
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        except OSError as error:
+            return [_reason(error)]
+        return []
 
     def _complete(self, folder: Path, marker: dict[str, Any]) -> list[str]:
         try:
