@@ -1,8 +1,9 @@
 """Spreading a step's conversations over ranks and micro-batches: equal counts, a token limit, balanced cost.
 
 Balance decides how long ranks wait for each other. Karmarkar and Karp's largest differencing method (1982, "The differencing
-method of set partitioning") balances costs far better than greedy assignment; where the token limit rejects its answer, the
-greedy one (longest first into the cheapest bin that has room) is taken.
+method of set partitioning") balances costs far better than greedy assignment; where the token limit rejects its answer, or there
+are so many bins and conversations that it would take longer than a step, the greedy one (longest first into the cheapest bin that
+has room) is taken, which balances well when every bin gets many.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
+DIFFERENCED = 200_000
+"""Most conversations x bins for the differencing method: about a quarter of a second."""
 
 
 def balanced_bins(lengths: Ints, costs: npt.NDArray[np.float64], *, ranks: int, capacity: int) -> list[list[Ints]]:
@@ -26,8 +29,9 @@ def balanced_bins(lengths: Ints, costs: npt.NDArray[np.float64], *, ranks: int, 
     assert len(lengths) == 0 or lengths.max() <= capacity
     rounds = max(1, -(-int(lengths.sum()) // (ranks * capacity)))
     while True:
-        bins = differencing(costs, rounds * ranks)
-        if any(lengths[bin].sum() > capacity for bin in bins):
+        small = len(costs) * rounds * ranks <= DIFFERENCED
+        bins = differencing(costs, rounds * ranks) if small else []
+        if not bins or any(lengths[bin].sum() > capacity for bin in bins):
             greedy = longest_first(lengths, costs, rounds * ranks, capacity)
             if greedy is None:
                 rounds += 1
@@ -63,15 +67,19 @@ def differencing(costs: Sequence[float] | npt.NDArray[np.float64], bins: int) ->
 
 def longest_first(lengths: Ints, costs: npt.NDArray[np.float64], bins: int, capacity: int) -> list[Ints] | None:
     """Greedy: the longest conversation left goes into the cheapest bin with room; None when one finds no room."""
-    tokens = np.zeros(bins, dtype=np.int64)
-    load = np.zeros(bins)
+    tokens = [0] * bins
     items: list[list[int]] = [[] for _ in range(bins)]
-    for item in np.argsort(-lengths, kind="stable"):
-        room = np.flatnonzero(tokens + lengths[item] <= capacity)
-        if not len(room):
+    cheapest = [(0.0, bin) for bin in range(bins)]
+    for item in np.argsort(-lengths, kind="stable").tolist():
+        length, full = int(lengths[item]), []
+        while cheapest and tokens[cheapest[0][1]] + length > capacity:
+            full.append(heapq.heappop(cheapest))
+        if not cheapest:
             return None
-        chosen = room[np.argmin(load[room])]
-        tokens[chosen] += lengths[item]
-        load[chosen] += costs[item]
-        items[chosen].append(int(item))
+        load, chosen = cheapest[0]
+        heapq.heapreplace(cheapest, (load + float(costs[item]), chosen))
+        tokens[chosen] += length
+        items[chosen].append(item)
+        for entry in full:
+            heapq.heappush(cheapest, entry)
     return [np.array(sorted(bin), dtype=np.int64) for bin in items]
