@@ -11,6 +11,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from pipeline import config as settings
 from pipeline import spread
+from pipeline.data import custom
 from pipeline.errors import ConfigError
 from pipeline.stages import planned_keys
 from pipeline.store import Output, Store
@@ -36,6 +37,8 @@ def configure(context: Context) -> dict[str, Any]:
     if unknown := sorted(set(run.conf or {}) - set(PARAMETERS)):
         raise ConfigError(f"unknown parameter {unknown[0]}; a run takes {', '.join(PARAMETERS)}.")
     config = settings.load(config_file(params["config"]), {**_triggering_revision(context), **params["set"]})
+    if config.convert.function:
+        custom.load(config.convert.function)  # refuses, before anything runs, what the deployment does not allow
     if run.run_type != "manual" and config.schedule.skip_unchanged and not params["force"]:
         _skip_if_unchanged(config)
     return config.model_dump(mode="json")

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,19 +67,25 @@ class Stack:
     api: Any
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Airflow and MLflow as `make up` starts them, in a folder of their own, stopped at the end."""
+@contextmanager
+def running_stack(root: Path) -> Iterator[Stack]:
+    """Airflow and MLflow as `make up` starts them, in a folder of their own, with the environment of now."""
     from rich.console import Console
 
     from pipeline.local.airflow_api import AirflowApi
     from pipeline.local.home import Home
     from pipeline.local.stack import down, up
 
-    home, console = Home(tmp_path_factory.mktemp("talaria")), Console(quiet=True)
+    home, console = Home(root), Console(quiet=True)
     try:
         ports = up(home, console)
         with AirflowApi(ports.airflow_url, "admin", home.password()) as api:
             yield Stack(home, ports, api)
     finally:
         down(home, console)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with running_stack(tmp_path_factory.mktemp("talaria")) as stack:
+        yield stack

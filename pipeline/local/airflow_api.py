@@ -21,7 +21,7 @@ class AirflowApi:
 
     def __init__(self, url: str, user: str, password: str) -> None:
         self._http = httpx.Client(base_url=url, timeout=30, trust_env=False)
-        token = self._json("POST", "/auth/token", json={"username": user, "password": password})["access_token"]
+        token = self.call("POST", "/auth/token", json={"username": user, "password": password})["access_token"]
         self._http.headers["Authorization"] = f"Bearer {token}"
 
     def __enter__(self) -> AirflowApi:
@@ -33,28 +33,28 @@ class AirflowApi:
     def ensure_pool(self, name: str, slots: int, description: str) -> None:
         """Make the pool if it is absent; its size stays as it is if somebody has changed it."""
         if self._http.get(f"/api/v2/pools/{name}").status_code == httpx.codes.NOT_FOUND:
-            self._json("POST", "/api/v2/pools", json={"name": name, "slots": slots, "description": description})
+            self.call("POST", "/api/v2/pools", json={"name": name, "slots": slots, "description": description})
 
     def import_errors(self) -> list[dict[str, Any]]:
-        return list(self._json("GET", "/api/v2/importErrors")["import_errors"])
+        return list(self.call("GET", "/api/v2/importErrors")["import_errors"])
 
     def has_dag(self, dag_id: str) -> bool:
         return self._http.get(f"/api/v2/dags/{dag_id}").is_success
 
     def unpause(self, dag_id: str) -> None:
-        self._json("PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": False})
+        self.call("PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": False})
 
     def dag_tasks(self, dag_id: str) -> list[dict[str, Any]]:
         """The tasks of a DAG, with what follows each."""
-        return list(self._json("GET", f"/api/v2/dags/{dag_id}/tasks")["tasks"])
+        return list(self.call("GET", f"/api/v2/dags/{dag_id}/tasks")["tasks"])
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
-        return dict(self._json("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}"))
+        return dict(self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}"))
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """The run's task instances, mapped ones one by one."""
         return list(
-            self._json("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 1000})["task_instances"]
+            self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 1000})["task_instances"]
         )
 
     def xcom(self, dag_id: str, run_id: str, task_id: str) -> Any:
@@ -67,10 +67,11 @@ class AirflowApi:
         """The structured lines of a task's log."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{attempt}"
         params = {"full_content": True, "map_index": map_index}
-        content = self._json("GET", path, params=params, headers={"Accept": "application/json"})["content"]
+        content = self.call("GET", path, params=params, headers={"Accept": "application/json"})["content"]
         return [line for line in content if isinstance(line, dict)]
 
-    def _json(self, method: str, path: str, **kwargs: Any) -> Any:
+    def call(self, method: str, path: str, **kwargs: Any) -> Any:
+        """The JSON that a call answers; raises httpx.HTTPStatusError when it fails."""
         answer = self._http.request(method, path, **kwargs)
         answer.raise_for_status()
         return answer.json()

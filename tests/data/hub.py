@@ -28,6 +28,8 @@ class Hub:
     """After how many bytes the next transfers break off, one each."""
     damaged: bool = False
     """Serve other bytes than are listed, as many."""
+    commit: str = COMMIT
+    """Where `main` points to; every commit serves the same files."""
     url: str = ""
     ranges: list[str | None] = field(default_factory=list)
     """Range header of each transfer."""
@@ -57,22 +59,22 @@ def serve(hub: Hub) -> Iterator[Hub]:
                 self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
             elif hub.error:
                 self.answer(hub.error[0], b"{}", {"X-Error-Code": hub.error[1]})
-            elif path in (f"/api/datasets/{REPO}", f"/api/datasets/{REPO}/revision/main"):
-                self.answer(200, json.dumps({"id": REPO, "sha": COMMIT, "siblings": []}).encode())
-            elif path == f"/api/datasets/{REPO}/tree/{COMMIT}":
+            elif path in {f"/api/datasets/{REPO}"} | {f"/api/datasets/{REPO}/revision/{name}" for name in ("main", hub.commit)}:
+                self.answer(200, json.dumps({"id": REPO, "sha": hub.commit, "siblings": []}).encode())
+            elif path == f"/api/datasets/{REPO}/tree/{hub.commit}":
                 self.answer(200, json.dumps(hub.entries()).encode())
-            elif path.startswith(f"/datasets/{REPO}/resolve/{COMMIT}/"):
-                self.transfer(hub.files[path.rsplit(f"{COMMIT}/", 1)[1]])
+            elif path.startswith(f"/datasets/{REPO}/resolve/{hub.commit}/"):
+                self.transfer(hub.files[path.rsplit(f"{hub.commit}/", 1)[1]])
             else:
                 self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
 
         def do_HEAD(self) -> None:
             """What the library itself asks before it fetches a file into its cache."""
-            name = urlsplit(self.path).path.rsplit(f"{COMMIT}/", 1)[-1]
+            name = urlsplit(self.path).path.rsplit(f"{hub.commit}/", 1)[-1]
             entry = next(entry for entry in hub.entries() if entry["path"] == name)
             etag = entry.get("lfs", {}).get("oid", entry["oid"])
             self.send_response(200)
-            for header, value in {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Content-Length": entry["size"]}.items():
+            for header, value in {"ETag": f'"{etag}"', "X-Repo-Commit": hub.commit, "Content-Length": entry["size"]}.items():
                 self.send_header(header, str(value))
             self.end_headers()
 
