@@ -4,13 +4,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 STACK  := $(VENV)/.installed-production
+DEBIAN := postgresql redis-server iproute2 curl
 LOCAL  := $(BIN)/python -m pipeline.local
 
 # More for pytest, for example: make test PYTEST_ARGS='-k convert -x'
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv up demo down test test-stack lint
+.PHONY: help venv up demo down test test-stack lint compose-env
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +30,12 @@ down: ## Stop everything that `make up` and `make demo` started
 test: $(STAMP) ## Run the tests that need nothing but this clone
 	@$(BIN)/pytest -m "not stack" $(PYTEST_ARGS)
 
+compose-env: ## Write .env with fresh secrets for docker compose; an existing one is kept
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m pipeline.local.compose_env; else $(PYTHON) -m pipeline.local.compose_env; fi
+
 test-stack: $(STACK) ## Run the tests of the production stack (PostgreSQL, Redis, Celery)
+	@if [ "$$(id -u)" = 0 ] && ! dpkg -s $(DEBIAN) >/dev/null 2>&1; then \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(DEBIAN) >/dev/null; fi
 	@$(BIN)/pytest -m stack $(PYTEST_ARGS)
 
 lint: $(STAMP) ## Check style, imports and types

@@ -20,8 +20,8 @@ from plugins.scheduling import config_file, config_names, deadline_of, default_c
 MESSAGES, TOKENS, MODEL = Asset("talaria-messages"), Asset("talaria-tokens"), Asset("talaria-model")
 SCHEDULED = settings.load(config_file(default_config()))
 
-GPU = "gpu"
-"""Pool with a slot for each node's accelerators."""
+GPU: dict[str, Any] = {"pool": "gpu", "queue": "gpu"}
+"""A slot of the pool is a node's accelerators; the queue is what Celery workers with accelerators serve."""
 FORCE = "{{ params.force }}"
 DECIDED = "sft {{ run_id }}: {{ ti.xcom_pull(task_ids=ti.task_id).reason }}"
 
@@ -97,9 +97,15 @@ def sft() -> None:
     with TaskGroup("model"):
         ready = {"tokenize": tokens, "base": base}
         train = AccelerateLaunchOperator(
-            task_id="train", config=config, inputs=ready, force=FORCE, pool=GPU, retries=5, execution_timeout=timedelta(days=14)
+            task_id="train",
+            config=config,
+            inputs=ready,
+            force=FORCE,
+            **GPU,
+            retries=5,
+            execution_timeout=timedelta(days=14),
         ).output
-        evaluate = stage("evaluate", {"train": train, **ready}, pool=GPU)
+        evaluate = stage("evaluate", {"train": train, **ready}, **GPU)
 
     with TaskGroup("registry"):
         made = {"download": download, "convert": convert, "report": report, **ready, "train": train, "evaluate": evaluate}

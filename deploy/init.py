@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import subprocess
 
-# What an operator may do beyond looking: start and stop runs of `sft`. Promotion by hand and rollback stay with the admin.
+# What an operator may do beyond looking: start, stop and clear runs of `sft`. Without "can_edit" on task instances and on HITL
+# details, nobody but the admin can answer the approval before a promotion or mark it as given; `rollback` is another DAG.
 OPERATOR_ROLE = "Operator"
 OPERATOR_GRANTS = [
     ("can_create", "DAG Run:sft"),
     ("can_edit", "DAG:sft"),
-    ("can_create", "DAG Runs"),
     ("can_edit", "DAG Runs"),
-    ("can_edit", "Task Instances"),
 ]
 
 

@@ -28,6 +28,7 @@ CONTAINER = Path(__file__).with_name("container.py")
 SUBNET = "10.213.87"  # on a bridge of this test's own
 BRIDGE = "talaria-test"
 USER = 50000
+POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), "")  # Debian keeps it off the PATH
 
 
 def interpolate(text: str, values: Mapping[str, str]) -> str:
@@ -167,7 +168,7 @@ class Engine:
         service = self.services[name]
         assert service.process is not None, f"{name} does not run"
         user = self._user(service)
-        enter = ["nsenter", f"--target={service.process.pid}", "--mount", "--net", "--uts", "--root", "--wd=/"]
+        enter = ["nsenter", f"--target={service.process.pid}", "--mount", "--net", "--uts", "--root", "--wdns=/opt/talaria"]
         become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
         return subprocess.run(
             [*enter, "--", *become, "--", *command],
@@ -252,7 +253,7 @@ class Engine:
         environment = {key: str(value) for key, value in document.get("environment", {}).items()}
         environment |= dict(self.overrides.get(service.name, {}))
         environment |= {
-            "PATH": "/usr/local/image:/opt/talaria/deploy:/usr/lib/postgresql/15/bin:/usr/local/bin:/usr/bin:/bin",
+            "PATH": f"/usr/local/image:/opt/talaria/deploy:{POSTGRES}:/usr/local/bin:/usr/bin:/bin",
             "HOSTNAME": service.hostname,
             "HOME": "/tmp",
             "PGHOST": "/tmp",
@@ -279,7 +280,7 @@ class Engine:
 fresh=; [ -d $data ] || fresh=1
 if [ "$fresh" ]; then
     printf '%s' "$POSTGRES_PASSWORD" > /tmp/pw-$$
-    initdb -D $data -U "$POSTGRES_USER" --pwfile=/tmp/pw-$$ -A scram-sha-256 >/dev/null; rm /tmp/pw-$$
+    initdb -D $data -E UTF8 --locale=C.UTF-8 -U "$POSTGRES_USER" --pwfile=/tmp/pw-$$ -A scram-sha-256 >/dev/null; rm /tmp/pw-$$
     echo 'host all all all scram-sha-256' >> $data/pg_hba.conf
     sed -i '1i local all all trust' $data/pg_hba.conf
     pg_ctl -D $data -o "-k /tmp -c listen_addresses=''" -w start >/dev/null
