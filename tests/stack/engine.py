@@ -202,6 +202,10 @@ class Engine:
         path = self.logs / f"{name}.log"
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else "(no log)"
 
+    def pids(self) -> list[int]:
+        """Every process of every service."""
+        return [pid for service in self.services.values() for pid in pids_of(namespace(service.name))]
+
     def volume(self, name: str, owner: int = USER) -> Path:
         path = self.work / "volumes" / name
         if not path.exists():

@@ -1,0 +1,39 @@
+"""One production stack for all tests here, as docker-compose.yaml describes it; each test leaves it healthy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.local.compose_env import fresh_secrets, placement
+from tests.stack.deployment import Deployment
+from tests.stack.engine import POSTGRES, Engine
+
+QUICK = {  # a small machine: fewer processes, and a dead worker is missed sooner
+    "api-server": {"AIRFLOW__API__WORKERS": "1"},
+    "scheduler": {"AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "45"},
+    "dag-processor": {"AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1"},
+}
+DEFAULT = ("mlflow", "api-server", "scheduler", "dag-processor", "triggerer", "worker")
+
+
+@pytest.fixture(scope="session")
+def deployment() -> Iterator[Deployment]:
+    """All default services, healthy by their own healthchecks."""
+    if os.geteuid() != 0 or not POSTGRES or not shutil.which("redis-server") or not shutil.which("ip"):
+        pytest.skip("needs root, iproute2 and Debian's postgresql and redis-server (make test-stack installs them)")
+    values = fresh_secrets() | placement(has_gpu=False)
+    values |= {"HF_TOKEN": "hf_" + fresh_secrets()["ADMIN_PASSWORD"], "WORKER_CONCURRENCY": "2"}
+    work = Path(tempfile.mkdtemp(prefix="talaria-stack-"))
+    work.chmod(0o755)
+    try:
+        with Engine(work, values, overrides=QUICK) as engine:
+            engine.up(*DEFAULT, timeout=400)
+            yield Deployment(engine, values)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
