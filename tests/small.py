@@ -23,6 +23,16 @@ SHAPE = {
     "head_dim": 16,
 }
 
+SLOWER = {
+    **SHAPE,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""A step takes some 0.15 s on two CPU ranks: long enough to be killed in the middle."""
+
 
 def config(**sections: Any) -> Config:
     tree = {

@@ -52,15 +52,13 @@ class Trainings:
         logs = list((self.store.root / ".work").glob("train-*/metrics.jsonl"))
         return len(logs[0].read_text().splitlines()) if logs else 0
 
-    def pids(self, part: str) -> list[int]:
-        """part: reaper, launcher or rank."""
-        told = {"reaper": "reaper.py", "launcher": "accelerate.commands.launch", "rank": "pipeline.train"}[part]
-        return [pid for pid, argv in trees.marked(self.mark).items() if any(text.endswith(told) for text in argv[1:5])]
+    def ranks(self) -> list[int]:
+        return [pid for pid, argv in trees.marked(self.mark).items() if "pipeline.train" in argv[1:5]]
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trainings]:
-    config = small.config(train=SETTINGS)
+    config = small.config(base={"shape": small.SLOWER}, train=SETTINGS)
     upstream = small.prepare(Store(tmp_path_factory.mktemp("inputs")), config)
     return lambda name: Trainings(tmp_path_factory.mktemp(name), config, upstream)
 
@@ -84,24 +82,16 @@ def curve(output: Output) -> list[Any]:
 
 
 def kill_a_rank(trainings: Trainings, driver: subprocess.Popen[str]) -> None:
-    os.kill(random.Random(0).choice(trainings.pids("rank")), signal.SIGKILL)
-
-
-def kill_the_launcher(trainings: Trainings, driver: subprocess.Popen[str]) -> None:
-    os.kill(trainings.pids("launcher")[0], signal.SIGKILL)
+    os.kill(random.Random(0).choice(trainings.ranks()), signal.SIGKILL)
 
 
 def kill_the_task(trainings: Trainings, driver: subprocess.Popen[str]) -> None:
     driver.kill()
 
 
-def stop_the_task(trainings: Trainings, driver: subprocess.Popen[str]) -> None:
-    driver.terminate()
-
-
 @pytest.mark.timeout(600)
-def test_a_training_that_is_killed_in_every_way_ends_as_an_undisturbed_one(trainings: Trainings, undisturbed: Output) -> None:
-    for kill in (kill_the_task, kill_a_rank, kill_the_launcher, stop_the_task):
+def test_a_training_that_is_killed_ends_as_an_undisturbed_one(trainings: Trainings, undisturbed: Output) -> None:
+    for kill in (kill_the_task, kill_a_rank):
         goal = trainings.steps_made() + 3
         driver = trainings.start()
         trees.eventually(lambda: trainings.steps_made() >= goal or driver.poll() is not None, within=120)  # noqa: B023
@@ -114,5 +104,5 @@ def test_a_training_that_is_killed_in_every_way_ends_as_an_undisturbed_one(train
     assert curve(disturbed) == curve(undisturbed)
     events = [json.loads(line)["kind"] for line in (disturbed.path / "events.jsonl").read_text().splitlines()]
     assert events.count("start") == 1
-    assert events.count("resume") == 4
+    assert events.count("resume") == 2
     assert disturbed.facts["heldout_losses"] == undisturbed.facts["heldout_losses"]

@@ -28,7 +28,6 @@ from pipeline.stages import run_stage
 from pipeline.store import Output, Store
 
 GRACE = 60
-SHAPE = {"num_hidden_layers": 4, "hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2}
 SETTINGS = {"num_processes": 2, "save_every": 10, "keep_epochs": True, "stop_grace": GRACE}
 EPOCHS = {"squall": 6, "storm": 20}
 DAG_FILE = """
@@ -159,8 +158,7 @@ def airflow(prepared: dict[str, Any], request: pytest.FixtureRequest) -> Any:
 
 
 def configuration(name: str) -> Config:
-    base = {"source": "random", "vocab_size": 400, "shape": {**small.SHAPE, **SHAPE}}
-    return small.config(name=name, base=base, train={**SETTINGS, "epochs": EPOCHS[name]})
+    return small.config(name=name, base={"shape": small.SLOWER}, train={**SETTINGS, "epochs": EPOCHS[name]})
 
 
 def curve(folder: Path) -> list[Any]:
