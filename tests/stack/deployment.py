@@ -62,7 +62,7 @@ class Deployment:
     def train(self, name: str, **overrides: Any) -> str:
         return self.trigger("operator", "sft", config="tiny", set=SMALL | {"name": name, **overrides})
 
-    def finished(self, run_id: str, dag: str = "sft", timeout: float = 280) -> dict[str, str]:
+    def finished(self, run_id: str, dag: str = "sft", timeout: float = 400) -> dict[str, str]:
         """Wait for the run to end in success and return its tasks' states."""
         run: dict[str, Any] = {}
 
@@ -91,7 +91,7 @@ class Deployment:
             with contextlib.suppress(httpx.TransportError, httpx.HTTPStatusError):
                 if true():
                     return
-            time.sleep(0.5)
+            time.sleep(0.2)
         raise AssertionError(f"not in {timeout} s: {describe()}")
 
     def versions(self, model: str) -> list[dict[str, Any]]:
