@@ -1,6 +1,6 @@
 """The Hugging Face hub: a revision pinned to a commit, a snapshot of chosen files, and what to do where it fails.
 
-The library's cache makes downloads resumable and keeps a second run offline. A token comes from HF_TOKEN only.
+The library's cache keeps finished files, so that a second run needs no network. A token comes from HF_TOKEN only.
 """
 
 from __future__ import annotations
