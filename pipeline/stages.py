@@ -101,15 +101,26 @@ def run_stage(
     )
 
 
-def run_all(config: Config, store: Store, *, force: bool = False, on_line: Callable[[str], None] = print) -> dict[str, Any]:
-    """The whole way without Airflow: every stage, then register and promote. Returns each one's facts."""
+def run_all(
+    config: Config,
+    store: Store,
+    *,
+    force: bool = False,
+    on_line: Callable[[str], None] = print,
+    train: Callable[[Config, Mapping[str, Path], Path], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The whole way without Airflow: every stage, then register and promote. Returns each one's facts.
+
+    `on_line` is told how it goes; `train` stands for the train stage's function, to show its progress.
+    """
     from pipeline.promotion import promote
     from pipeline.registry import register
     from pipeline.tracking import tracking_uri
 
     outputs: dict[str, Output] = {}
     for name in STAGES:
-        outputs[name] = output = run_stage(name, config, store, outputs, force=force)
+        function = train if name == "train" else None
+        outputs[name] = output = run_stage(name, config, store, outputs, force=force, function=function)
         on_line(f"{name:9} {'reused' if output.reused else f'{output.seconds:.1f} s'}  {output.path}")
     uri = tracking_uri(store.root)
     registered = register(config, {name: output.path for name, output in outputs.items()}, uri=uri)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,10 +36,16 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run every stage, from the data set to the promoted model; what is there already is reused."""
+    from pipeline.cli.progress import TrainingProgress
     from pipeline.stages import run_all
     from pipeline.store import Store
+    from pipeline.train import launch
 
-    finish(run_all(settings.load(config, set_), Store(store), force=force, on_line=say), as_json)
+    def train(*args: Any) -> dict[str, Any]:
+        with TrainingProgress() as shown:
+            return launch.run(*args, on_line=shown.on_line, on_look=shown.on_look)
+
+    finish(run_all(settings.load(config, set_), Store(store), force=force, on_line=say, train=train), as_json)
 
 
 @app.command()
@@ -125,13 +131,18 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune; run again with the same output to continue where it stopped."""
+    from pipeline.cli.progress import TrainingProgress
     from pipeline.train.command import Machine
     from pipeline.train.launch import launch
 
     machine = Machine(machine_rank, rendezvous)
     if num_processes is not None:
         set_ = [*set_, f"train.num_processes={num_processes}"]
-    finish(launch(settings.load(config, set_), tokens, model, output, on_line=say, machine=machine), as_json)
+    with TrainingProgress() as shown:
+        facts = launch(
+            settings.load(config, set_), tokens, model, output, on_line=shown.on_line, on_look=shown.on_look, machine=machine
+        )
+    finish(facts, as_json)
 
 
 @app.command()

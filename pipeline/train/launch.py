@@ -7,6 +7,7 @@ their outcome in status.json, since torchelastic flattens exit codes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import time
@@ -65,14 +66,14 @@ def launch(
     output: str | Path,
     *,
     on_line: Callable[[str], None] = _to_stderr,
-    on_look: Callable[[], None] = lambda: None,
+    on_look: Callable[[Path], None] = lambda folder: None,
     machine: Machine = HERE,
     stop: Stop | None = None,
     lifelines: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Train in the folder `output`, going on from what is there, and return the facts of the finished training.
 
-    Waits for the folder's lock while an earlier launch still saves. `on_line` gets what the ranks print, `on_look` is called
+    Waits for the folder's lock while an earlier launch still saves. `on_line` gets what the ranks print, `on_look` the folder,
     several times a second; `stop` ends the ranks (absent: SIGTERM and Ctrl-C do); `lifelines` as of `supervised.run`.
 
     With several machines, each launches in the same folder on a shared disk; machine 0 keeps the status and the facts.
@@ -105,7 +106,7 @@ def launch(
             env=env,
             stop=stop,
             on_line=hear,
-            on_look=on_look,
+            on_look=functools.partial(on_look, output),
             inherit=[lock],
             lifelines=lifelines,
         )

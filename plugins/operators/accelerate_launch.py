@@ -80,11 +80,12 @@ class AccelerateLaunchOperator(StageOperator):
         links.show(context, links.TrainingPageLink, links.training_page(context))
         config = self._placed(config)
         machine = Machine(int(self.machine_rank), self.rendezvous, self.interpreter, self.environment(context))
-        options = {"machine": machine, "on_line": self.hear, "stop": self._stop, "lifelines": lifelines()}
+        options: dict[str, Any] = {"machine": machine, "on_line": self.hear, "stop": self._stop, "lifelines": lifelines()}
         try:
             if machine.rank:
                 return launch.follow(config, store, upstream, force=self.forced, **options)
-            train = functools.partial(self._train, context, options)
+            look = functools.partial(self._look, context)
+            train = functools.partial(launch.run, on_look=look, **options)
             output = run_stage("train", config, store, upstream, force=self.forced, function=train)
         except outcome.Preempted as stopped:
             raise Preempted(str(stopped)) from None
@@ -100,15 +101,10 @@ class AccelerateLaunchOperator(StageOperator):
         tree["train"] |= {name: value for name, value in given.items() if value is not None}
         return settings.parse(tree, f"task {self.task_id}")
 
-    def _train(
-        self, context: Context, options: Mapping[str, Any], config: Config, inputs: Mapping[str, Path], folder: Path
-    ) -> dict[str, Any]:
-        def look() -> None:
-            if time.monotonic() >= self._next_look:
-                self._next_look = time.monotonic() + SHOW_EVERY
-                self._show(context, folder)
-
-        return launch.run(config, inputs, folder, on_look=look, **options)
+    def _look(self, context: Context, folder: Path) -> None:
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + SHOW_EVERY
+            self._show(context, folder)
 
     def _show(self, context: Context, folder: Path) -> None:
         """What the task's page shows without its log: progress in the task state store, and the way to the MLflow run."""

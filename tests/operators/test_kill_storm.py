@@ -61,7 +61,7 @@ class Storm:
     """Every process that trained so far."""
 
     def api(self, method: str, path: str, **body: Any) -> Any:
-        return self.stack.api._json(method, f"/api/v2/dags/{self.dag_id}{path}", json=body or None)
+        return self.stack.api.call(method, f"/api/v2/dags/{self.dag_id}{path}", json=body or None)
 
     def trigger(self) -> None:
         trees.eventually(lambda: self.stack.api.has_dag(self.dag_id), within=120)
