@@ -31,7 +31,8 @@ def demo(home: Home, console: Console) -> int:
         _wait_for_dag(api)
         api.unpause(DAG)
         run_id = f"demo_{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}"
-        console.print(f"Triggering {DAG} with configs/{CONFIG}.yaml; watch it at {ports.airflow_url}/dags/{DAG}/runs/{run_id}")
+        page = f"{ports.airflow_url}/dags/{DAG}/runs/{run_id}"
+        console.print(f"Triggering {DAG} with configs/{CONFIG}.yaml; its page: {page}", soft_wrap=True)
         _trigger(home, ports, run_id)
         state, tasks = follow(Follower(api, DAG, run_id, home.store), console)
         if state != "success":
@@ -86,7 +87,8 @@ def _summary(console: Console, tasks: list[TaskView], results: dict[str, Any], s
     results_table.add_row("held-out loss", _number(measured["base_heldout_loss"]), _number(measured["heldout_loss"]))
     results_table.add_row("exact match", _number(measured["base_exact_match"]), _number(measured["exact_match"]))
     console.print(results_table)
-    console.print(f"Model {registered['model']} version {promoted['version']}, alias {alias}: {promoted['reason']}", markup=False)
+    verdict = f"Model {registered['model']} version {promoted['version']}, alias {alias}: {promoted['reason']}"
+    console.print(verdict, markup=False, soft_wrap=True)
     reused = sum(task.note == "reused" for task in tasks)
     again = f", {reused} stages reused" if reused else ""
     console.print(f"Done in {seconds:.0f} s{again}.")

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from airflow_env import Stack, running_stack
+from rich.console import Console
 
 from pipeline import config as settings
 from pipeline.data.sample import generate
 from pipeline.errors import ConfigError
-from pipeline.local.follow import failure
+from pipeline.local.follow import Follower, failure, follow
 from pipeline.local.home import service_environment
 from pipeline.local.processes import descendants
 from tests.data.hub import REPO, Hub, serve
@@ -29,9 +33,29 @@ CONFIG = {
     "train": {"num_processes": 1, "max_steps": 4, "global_batch": 32, "precision": "fp32", "lr": 3e-3},
     "evaluate": {"prompts": 4, "max_new_tokens": 4},
     "promote": {"approval": True},
-    "schedule": {"on_new_revision": True, "poll_seconds": 1},
+    "schedule": {"on_new_revision": True, "poll_seconds": 1, "deadline_hours": 0.0001},
 }
 pytestmark = pytest.mark.timeout(900)
+
+
+class Channel(ThreadingHTTPServer):
+    """A chat channel's webhook, and what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        super().__init__(("127.0.0.1", 0), Hook)
+
+
+class Hook(BaseHTTPRequestHandler):
+    server: Channel
+
+    def do_POST(self) -> None:
+        self.server.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +65,16 @@ def hub() -> Iterator[Hub]:
 
 
 @pytest.fixture(scope="module")
-def stack(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def channel() -> Iterator[Channel]:
+    channel = Channel()
+    threading.Thread(target=channel.serve_forever, daemon=True).start()
+    yield channel
+    channel.shutdown()
+    channel.server_close()
+
+
+@pytest.fixture(scope="module")
+def stack(hub: Hub, channel: Channel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Services whose scheduled configuration, `small`, watches the stand-in for the hub."""
     folder = tmp_path_factory.mktemp("watching")
     (folder / "configs").mkdir()
@@ -49,6 +82,7 @@ def stack(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TALARIA_CONFIGS", str(folder / "configs"))
         patch.setenv("TALARIA_CONFIG", "small")
+        patch.setenv("TALARIA_WEBHOOK", f"http://127.0.0.1:{channel.server_port}/hook")
         patch.setenv("HF_ENDPOINT", hub.url)
         patch.setenv("HF_HOME", str(folder / "hf"))
         with running_stack(folder / "talaria") as stack:
@@ -123,7 +157,7 @@ def test_services_listen_on_the_loopback_interface_only(stack: Stack) -> None:
     assert set(listening) == {"127.0.0.1"}
 
 
-def test_a_revision_is_trained_once_and_promoted_by_a_person(stack: Stack, hub: Hub, runs: Runs) -> None:
+def test_a_revision_is_trained_once_and_promoted_by_a_person(stack: Stack, hub: Hub, channel: Channel, runs: Runs) -> None:
     from pipeline.mlflow_access import connect
     from pipeline.promotion import champion
 
@@ -141,6 +175,9 @@ def test_a_revision_is_trained_once_and_promoted_by_a_person(stack: Stack, hub: 
     assert runs.tasks(first)["data.tokenize_part"] == "success"
     best = champions_version()
     assert best is not None
+    assert f"sft {first}: Version {best} is the champion." in "\n".join(channel.told)
+    assert any(text.startswith(f"sft {first} waits for approval: http://127.0.0.1") for text in channel.told)
+    until(lambda: f"sft {first} is late: it is not done." in channel.told)
 
     # An event without a new revision: the champion is of this data already, so the run ends as skipped and says why.
     (asset,) = stack.api.call("GET", "/api/v2/assets", params={"name_pattern": "hub:%"})["assets"]
@@ -165,13 +202,19 @@ def test_a_revision_is_trained_once_and_promoted_by_a_person(stack: Stack, hub: 
     assert len(runs.all()) == 3
 
 
-def test_a_bad_override_is_refused_with_the_command_lines_sentence(stack: Stack, runs: Runs) -> None:
+def test_a_bad_override_is_refused_with_the_command_lines_sentence(stack: Stack, channel: Channel, runs: Runs) -> None:
     stack.api.unpause("sft")
     assert runs.trigger("refused", {"set": {"train.lr": -1}}).returncode == 0
     assert runs.ended("refused") == "failed"
     with pytest.raises(ConfigError) as command_line:
         settings.load(Path(stack.home.root).parent / "configs" / "small.yaml", ["train.lr=-1"])
     assert failure(stack.api, "sft", "refused") == f"configure: {command_line.value}"
+    assert f"sft refused: configure failed: {command_line.value}" in channel.told
+    shown = io.StringIO()
+    state, tasks = follow(Follower(stack.api, "sft", "refused", stack.home.store), Console(file=shown))
+    assert (state, len(tasks)) == ("failed", 14)
+    assert tasks[0].id == "configure"
+    assert "configure            failed" in shown.getvalue()
     assert {state for name, state in runs.tasks("refused").items() if name != "configure"} == {"upstream_failed"}
 
 
