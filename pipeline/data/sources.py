@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+import pyarrow as pa
 
 from pipeline.errors import DataError
 
@@ -25,15 +28,14 @@ class SourceFile:
     compressed: bool
     is_parquet: bool
 
-    def open(self) -> BinaryIO:
-        """The bytes, decompressed."""
-        raw = self.path.open("rb")
-        if not self.compressed:
-            return raw
-        import zstandard
-
-        # read_across_frames: zstd files are often several frames one after the other
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=True))
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """The bytes, decompressed. Raises DataError where they cannot be read, also in the block; a cut zstd stream is told."""
+        try:
+            with self.path.open("rb") as raw:
+                yield pa.CompressedInputStream(raw, "zstd") if self.compressed else raw
+        except OSError as error:
+            raise DataError(f"{self.name}: cannot be read: {error.strerror or error}.") from None
 
 
 def is_data_name(name: str) -> bool:
@@ -67,10 +69,9 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def _sniff(path: Path, name: str) -> SourceFile:
-    with path.open("rb") as file:
-        compressed = file.read(4) == _ZSTD
-    head = SourceFile(path, name, compressed, False)
-    with head.open() as stream:
+    with SourceFile(path, name, False, False).open() as stream:
+        compressed = stream.read(4) == _ZSTD
+    with SourceFile(path, name, compressed, False).open() as stream:
         magic = stream.read(4)
     is_parquet = magic == b"PAR1"
     if not is_parquet and magic.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] not in (b"[", b"{", b""):

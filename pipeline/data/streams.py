@@ -92,8 +92,10 @@ def _parquet(files: Sequence[SourceFile]) -> Stream:
 
 def _open(file: SourceFile) -> pq.ParquetFile:
     try:
-        # pre_buffer would hold whole row groups
-        return pq.ParquetFile(pa.BufferReader(file.open().read()) if file.compressed else file.path, pre_buffer=False)
+        if file.compressed:
+            with file.open() as stream:
+                return pq.ParquetFile(pa.BufferReader(stream.read()))
+        return pq.ParquetFile(file.path, pre_buffer=False)  # it would hold whole row groups
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{file.name}: not a parquet file that can be read ({error}).") from None
 

@@ -51,13 +51,16 @@ def replacing(output: Path, made_by: str) -> Iterator[Work]:
 def beside(output: Path) -> Iterator[Path]:
     """A temporary folder beside `output`, on the same file system, for as long as the block lives.
 
-    What a killed run left there is removed first. Raises UserError where the disk is full.
+    What a killed run left there is removed first. Raises UserError where the disk is full or the place cannot be written.
     """
     output = output.resolve()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    sweep(output)
     work = output.with_name(f"{_prefix(output)}{uuid.uuid4().hex[:8]}")
-    work.mkdir()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        sweep(output)
+        work.mkdir()
+    except OSError as error:
+        raise UserError(f"{output}: cannot write there: {error.strerror}.") from None
     lock = os.open(work, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     try:

@@ -296,6 +296,24 @@ def test_files_that_are_no_data_are_refused(tmp_path: Path, make: Any, message: 
         convert(tmp_path / "source", tmp_path / "out.parquet", Convert())
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-9], lambda data: data[:40] + b"xx" + data[42:], lambda data: data + b"more"]
+)
+def test_a_damaged_zstd_file_is_told_and_not_taken_for_a_shorter_one(tmp_path: Path, damage: Any) -> None:
+    lines = "".join(json.dumps({"conversations": TURNS, "id": str(n)}) + "\n" for n in range(10_000))
+    source = tmp_path / "rows.jsonl.zst"
+    source.write_bytes(damage(zstandard.compress(lines.encode())))
+    with pytest.raises(DataError, match=r"rows\.jsonl\.zst: cannot be read: .*(Truncated|failed)"):
+        convert(source, tmp_path / "out.parquet", Convert())
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl.zst"]
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    source = write_json(tmp_path / "rows.json", ODD_ROWS)
+    with pytest.raises(UserError, match=r"out\.parquet: cannot write there: File exists"):
+        convert(source, source / "out.parquet", Convert())
+
+
 def test_a_folder_with_both_kinds_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "both"
     folder.mkdir()
