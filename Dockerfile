@@ -2,6 +2,8 @@
 #
 #     docker build -t talaria:cpu .
 #     docker build -t talaria:cuda --build-arg VARIANT=cuda .
+#
+# `--build-arg GIT_COMMIT=$(git rev-parse HEAD)` puts the commit on every model version that the image makes.
 FROM python:3.11-slim-bookworm
 
 ARG VARIANT=cpu
@@ -20,6 +22,8 @@ RUN mkdir pipeline plugins && touch pipeline/__init__.py plugins/__init__.py \
     && pip install --no-cache-dir $index -c requirements.lock -e ".[train,airflow,production$extras]"
 COPY . .
 
+ARG GIT_COMMIT=
+ENV TALARIA_GIT_COMMIT=$GIT_COMMIT
 ENV PATH=/opt/talaria/deploy:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER airflow
 ENTRYPOINT ["tini", "-g", "--"]

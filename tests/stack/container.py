@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWNET = 0x00020000, 0x04000000, 0x40000000
+TMPFS = "noexec,nosuid,nodev,mode=1777"
+"""What Docker mounts a tmpfs with, unless the file says otherwise."""
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -28,10 +30,11 @@ def main() -> None:
     root = image(Path(spec["layer"]), spec["opened"])
     for source, target, mode in spec["mounts"]:
         bind(Path(source), root / target.lstrip("/"), mode)
-    for target in spec["tmpfs"]:
+    for entry in spec["tmpfs"]:
+        target, _, options = entry.partition(":")
         place = root / target.lstrip("/")
         place.mkdir(parents=True, exist_ok=True)
-        mount("-t", "tmpfs", "-o", "mode=1777", "tmpfs", str(place))
+        mount("-t", "tmpfs", "-o", ",".join(filter(None, (TMPFS, options))), "tmpfs", str(place))
     if spec["read_only"]:
         mount("-o", "remount,ro", str(root))
     os.chroot(root)

@@ -126,7 +126,7 @@ class Engine:
     def up(self, *names: str, timeout: float = 240) -> None:
         """Start services in the order of their dependencies and wait until each is healthy (or, for init, done)."""
         for name in names:
-            for dependency, condition in self.document["services"][name].get("depends_on", {}).items():
+            for dependency, condition in self.services[name].document.get("depends_on", {}).items():
                 if self.services[dependency].process is None:
                     self.up(dependency, timeout=timeout)
                 self.wait(dependency, condition["condition"], timeout)
@@ -254,13 +254,12 @@ class Engine:
     def _command(self, service: Service) -> tuple[list[str], dict[str, str]]:
         """The command of the file, or of the image's entry point where the file leaves it to the image."""
         document = service.document
-        environment = {key: str(value) for key, value in document.get("environment", {}).items()}
+        environment = {"HOME": "/tmp", "PGHOST": "/tmp"}  # of the images of PostgreSQL and Redis
+        environment |= {key: str(value) for key, value in document.get("environment", {}).items()}
         environment |= dict(self.overrides.get(service.name, {}))
         environment |= {
             "PATH": f"/usr/local/image:/opt/talaria/deploy:{POSTGRES}:/usr/local/bin:/usr/bin:/bin",
             "HOSTNAME": service.hostname,
-            "HOME": "/tmp",
-            "PGHOST": "/tmp",
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
