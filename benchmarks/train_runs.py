@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import numpy as np
 import torch
 
 from pipeline.config import parse
-from pipeline.train import metrics, world
-from pipeline.train.guards import StopSignal
+from pipeline.train import attention as packed_attention
+from pipeline.train import attention_cudnn, metrics, world
+from pipeline.train.guards import StopSignal, Watchdog
 from pipeline.train.loop import Job, Trainer
 from pipeline.train.model import describe
 
@@ -26,7 +28,7 @@ def run_ours(model: Path, tokens: Path, output: Path, settings: dict[str, Any], 
     steps = settings["max_steps"]
     config = parse({"name": "benchmark", "train": {"save_every": 10**6, **settings}}, "benchmark")
     output.mkdir(parents=True)
-    trainer = Trainer(Job(config, tokens, model, output), world.join(600), StopSignal(), lambda doing=None: None)
+    trainer = Trainer(Job(config, tokens, model, output), world.join(600), StopSignal(), Watchdog(3600.0, print))
     trainer._set_up()
     trainer._resume()
     trainer._save_due = lambda: False  # type: ignore[method-assign]
@@ -75,7 +77,8 @@ class Watch:
             self.profile, outcome = profiled(lambda: self.run(prepared, *args))
         else:
             outcome = self.run(prepared, *args)
-        self.compiled.append(self._triton + torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        built = attention_cudnn._build.cache_info().misses
+        self.compiled.append(self._triton + built + torch._dynamo.utils.counters["stats"]["unique_graphs"])
         return outcome
 
 
@@ -87,9 +90,12 @@ def run_trl(model: Path, tokens: Path, output: Path, settings: dict[str, Any], s
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from pipeline.train.attention import register
-
-    attention = register() if settings["attention"] == "variable-length" else settings["attention"]
+    attention = settings["attention"]
+    if attention != "sdpa":
+        kernel = {"cuDNN": packed_attention.CUDNN, "FlashAttention-2": packed_attention.FLASH}[attention]
+        if torch.cuda.is_available():
+            packed_attention.choose = lambda *_: (kernel, "asked for")  # type: ignore[assignment]
+        attention = packed_attention.register()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, attn_implementation=attention).to(device)
     words = Tokenizer(WordLevel({"<pad>": 0}, unk_token="<pad>"))
@@ -168,12 +174,12 @@ def memory() -> Result:
 CLASSES = {
     # In this order: the first whose word a kernel's name holds.
     "attention": ("flash", "fmha", "sdpa", "attention", "varlen"),
-    "products": ("gemm", "nvjet", "cutlass", "cublas", "splitk", "s161616", "xmma"),
-    "norms": ("_norm_kernel", "_norm_backward", "rms_norm", "liger"),
+    "products": ("gemm", "nvjet", "cutlass", "cublas", "splitk", "xmma"),
+    "norms": ("_norm_kernel", "_norm_backward", "_add_rows", "rms_norm"),
     "rotary": ("_rope",),
     "swiglu": ("_swiglu",),
     "loss": ("_softmax_nll",),
-    "optimiser": ("triton_", "lpnorm", "multi_tensor"),
+    "optimiser": ("_adamw", "lpnorm", "multi_tensor"),
     "casts to fp8": ("_quantize",),
     "embedding": ("index", "sort", "radix", "embedding"),
     "fill and copy": ("memset", "memcpy", "fill", "copy"),
@@ -181,22 +187,27 @@ CLASSES = {
 
 
 def profiled(run: Callable[[], Any]) -> tuple[dict[str, float], Any]:
-    """Milliseconds on the device by class of kernel, of the whole, and the share of it in which no kernel ran."""
+    """Milliseconds on the device by class of kernel; how long it stood idle, and before which kernels; the slowest kernels."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         outcome = run()
         torch.cuda.synchronize()
         wall = time.perf_counter() - start
-    spent: dict[str, float] = {}
-    slowest: dict[str, float] = {}
-    for event in profiler.key_averages():
-        name = event.key.lower()
-        kind = next((kind for kind, words in CLASSES.items() if any(word in name for word in words)), "other")
-        milliseconds = event.self_device_time_total / 1e3
-        spent[kind] = spent.get(kind, 0.0) + milliseconds
-        slowest[f"{event.key[:70]} x{event.count}"] = milliseconds
-    busy = sum(spent.values())
-    spent |= {"(busy)": busy, "(wall)": wall * 1e3}
-    top = sorted(slowest.items(), key=lambda item: -item[1])[:25]
-    return {**spent, **{f"  {name}": value for name, value in top}}, outcome
+    events = sorted(
+        (event.time_range.start, event.time_range.end, event.name)
+        for event in profiler.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    )
+    by_class, by_name, idle = Counter[str](), Counter[str](), Counter[str]()
+    reached, last = events[0][0], "start"
+    for begin, end, name in events:
+        kind = next((kind for kind, words in CLASSES.items() if any(word in name.lower() for word in words)), "other")
+        by_class[kind] += end - begin
+        by_name[f"{kind}: {name[:60]}"] += end - begin
+        if begin > reached:
+            idle[f"idle: {last[:40]} -> {name[:40]}"] += begin - reached
+        reached, last = max(reached, end), name
+    total = {"(busy)": sum(by_class.values()), "(idle)": sum(idle.values()), "(wall)": wall * 1e6}
+    rows = [*by_class.most_common(), *total.items(), *by_name.most_common(25), *idle.most_common(12)]
+    return {name: microseconds / 1e3 for name, microseconds in rows}, outcome

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from pipeline.train import attention_cudnn
+
 NAME = "talaria_varlen"
 """Under which transformers' AttentionInterface knows it."""
 
@@ -23,10 +25,11 @@ NAME = "talaria_varlen"
 @dataclass(frozen=True)
 class Kernel:
     name: str
-    forward: Callable[..., tuple[Tensor, Tensor]]
-    """(q, k, v, cu_seqlens, max_seqlen, scale) -> (out [T, heads, d], log-sum-exp fp32[heads, T])"""
-    backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    """(d_out, q, k, v, out, log-sum-exp, cu_seqlens, max_seqlen, scale) -> (dq, dk, dv)"""
+    forward: Callable[[Tensor, Tensor, Tensor, Packed, float], tuple[Tensor, Tensor]]
+    """(q, k, v, packed, scale) -> (out [T, heads, d], log-sum-exp fp32[heads, T], or [T, heads] where `lse_by_token`)"""
+    backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Packed, float], tuple[Tensor, Tensor, Tensor]]
+    """(d_out, q, k, v, out, log-sum-exp, packed, scale) -> (dq, dk, dv)"""
+    lse_by_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,17 @@ class Packed:
     max_seqlen: int
     kernel: Kernel
 
+    @cached_property
+    def places(self) -> attention_cudnn.Places:
+        return attention_cudnn.Places.of(self.cu_seqlens, self.max_seqlen)
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        return self.kernel.forward(q, k, v, self.cu_seqlens, self.max_seqlen, scale)
+        return self.kernel.forward(q, k, v, self, scale)
 
     def backward(
         self, d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return self.kernel.backward(d_out, q, k, v, out, lse, self.cu_seqlens, self.max_seqlen, scale)
+        return self.kernel.backward(d_out, q, k, v, out, lse, self, scale)
 
 
 def plain_varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
@@ -59,31 +66,31 @@ def plain_varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: flo
     return torch.cat(parts) if parts else q * 0
 
 
-def _plain_forward(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float) -> tuple[Tensor, Tensor]:
+def _plain_forward(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        out = plain_varlen(q, k, v, cu_seqlens, scale)
+        out = plain_varlen(q, k, v, packed.cu_seqlens, scale)
     return out, torch.empty(q.shape[1], len(q), dtype=torch.float32, device=q.device)
 
 
 def _plain_backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, packed: Packed, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.enable_grad():
         q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
-        dq, dk, dv = torch.autograd.grad(plain_varlen(q, k, v, cu_seqlens, scale), (q, k, v), d_out)
+        dq, dk, dv = torch.autograd.grad(plain_varlen(q, k, v, packed.cu_seqlens, scale), (q, k, v), d_out)
     return dq, dk, dv
 
 
-def _flash2_forward(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float) -> tuple[Tensor, Tensor]:
-    lengths = cu_seqlens, cu_seqlens, max_seqlen, max_seqlen
+def _flash_forward(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float) -> tuple[Tensor, Tensor]:
+    lengths = packed.cu_seqlens, packed.cu_seqlens, packed.max_seqlen, packed.max_seqlen
     out, lse, *_ = torch.ops.aten._flash_attention_forward(q, k, v, *lengths, 0.0, True, False, scale=scale)
     return out, lse
 
 
-def _flash2_backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float
+def _flash_backward(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, packed: Packed, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    lengths = cu_seqlens, cu_seqlens, max_seqlen, max_seqlen
+    lengths = packed.cu_seqlens, packed.cu_seqlens, packed.max_seqlen, packed.max_seqlen
     unused = torch.empty(2, dtype=torch.uint64, device=q.device)  # the state of dropout's generator
     dq, dk, dv = torch.ops.aten._flash_attention_backward(
         d_out, q, k, v, out, lse, *lengths, 0.0, True, unused, unused, scale=scale
@@ -91,81 +98,118 @@ def _flash2_backward(
     return dq, dk, dv
 
 
-def _flash4_forward(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float) -> tuple[Tensor, Tensor]:
-    from flash_attn.cute.interface import _flash_attn_fwd
-
-    lengths = {"cu_seqlens_q": cu_seqlens, "cu_seqlens_k": cu_seqlens, "max_seqlen_q": max_seqlen, "max_seqlen_k": max_seqlen}
-    out, lse, *_ = _flash_attn_fwd(q, k, v, **lengths, softmax_scale=scale, causal=True, return_lse=True)
-    return out, lse
-
-
-def _flash4_backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float
+def _fixed_backward(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, packed: Packed, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from flash_attn.cute.interface import _flash_attn_bwd
+    """Sums in one order, always. torch has no argument for it, only a global switch that the kernel reads when launched."""
+    before, only_warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        return _flash_backward(d_out, q, k, v, out, lse, packed, scale)
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=only_warned)
 
-    lengths = {"cu_seqlens_q": cu_seqlens, "cu_seqlens_k": cu_seqlens, "max_seqlen_q": max_seqlen, "max_seqlen_k": max_seqlen}
-    dq, dk, dv, *_ = _flash_attn_bwd(q, k, v, out, d_out, lse, softmax_scale=scale, causal=True, **lengths)
-    return dq, dk, dv
+
+def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float) -> tuple[Tensor, Tensor]:
+    return attention_cudnn.forward(q, k, v, packed.places, scale)
+
+
+def _cudnn_backward(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, packed: Packed, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return attention_cudnn.backward(d_out, q, k, v, out, lse, packed.places, scale)
 
 
 PLAIN = Kernel("plain PyTorch", _plain_forward, _plain_backward)
-FLASH2 = Kernel("FlashAttention-2 (torch)", _flash2_forward, _flash2_backward)
-FLASH4 = Kernel("FlashAttention-4 (flash-attn-4)", _flash4_forward, _flash4_backward)
-
-
-def _has_flash4() -> bool:
-    return find_spec("flash_attn") is not None and find_spec("flash_attn.cute") is not None
+FLASH = Kernel("torch's FlashAttention-2", _flash_forward, _flash_backward)
+FIXED = Kernel("torch's FlashAttention-2 in a fixed order", _flash_forward, _fixed_backward)
+CUDNN = Kernel("cuDNN", _cudnn_forward, _cudnn_backward, lse_by_token=True)
 
 
 @cache
-def choose(device_type: str, dtype: torch.dtype, head_width: int) -> tuple[Kernel, str]:
+def choose(device_type: str, dtype: torch.dtype, head_width: int, deterministic: bool = False) -> tuple[Kernel, str]:
     """The kernel for such tensors, and why."""
     if device_type != "cuda":
         return PLAIN, "no GPU"
-    if dtype not in (torch.bfloat16, torch.float16):
+    if dtype != torch.bfloat16:
         return PLAIN, f"{str(dtype).removeprefix('torch.')} is outside the fused kernels"
-    if torch.cuda.get_device_capability() >= (9, 0) and head_width in (64, 128) and _has_flash4():
-        return FLASH4, "installed, and the GPU is a Hopper or newer"
-    return FLASH2, "flash-attn-4 is not installed or not for this GPU"
+    if deterministic:
+        return FIXED, "train.deterministic is set"
+    if torch.cuda.get_device_capability() < (9, 0):
+        return FLASH, "the GPU is older than Hopper"
+    if find_spec("cudnn") is None:
+        return FLASH, "nvidia-cudnn-frontend is not installed"
+    if fault := attention_cudnn.fault(head_width, torch.device("cuda", torch.cuda.current_device())):
+        return FLASH, f"cuDNN cannot: {fault}"
+    return CUDNN, "installed, and the GPU is a Hopper or newer"
 
 
 @torch.library.custom_op("talaria::varlen", mutates_args=())
-def varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float) -> tuple[Tensor, Tensor]:
+def varlen(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, deterministic: bool
+) -> tuple[Tensor, Tensor]:
     """(out, log-sum-exp) of a fused kernel, differentiable by q, k and v, opaque to torch.compile."""
-    return choose(q.device.type, q.dtype, q.shape[-1])[0].forward(q, k, v, cu_seqlens, max_seqlen, scale)
+    kernel, _ = choose(q.device.type, q.dtype, q.shape[-1], deterministic)
+    q, k, v = (_dense(t) for t in (q, k, v))
+    return kernel.forward(q, k, v, Packed(cu_seqlens, max_seqlen, kernel), scale)
 
 
 @torch.library.custom_op("talaria::varlen_backward", mutates_args=())
 def varlen_backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kernel = choose(q.device.type, q.dtype, q.shape[-1])[0]
-    grads = kernel.backward(d_out.contiguous(), q, k, v, out, lse, cu_seqlens, max_seqlen, scale)
-    dq, dk, dv = (grad.contiguous() for grad in grads)
+    kernel, _ = choose(q.device.type, q.dtype, q.shape[-1], deterministic)
+    d_out, q, k, v = (_dense(t) for t in (d_out, q, k, v))
+    dq, dk, dv = kernel.backward(d_out, q, k, v, out, lse, Packed(cu_seqlens, max_seqlen, kernel), scale)
     return dq, dk, dv
 
 
+def _dense(t: Tensor) -> Tensor:
+    """Heads side by side, whatever lies between tokens."""
+    return t if t.stride()[1:] == (t.shape[2], 1) else t.contiguous()
+
+
 @varlen.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+def _(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, deterministic: bool
+) -> tuple[Tensor, Tensor]:
+    by_token = choose(q.device.type, q.dtype, q.shape[-1], deterministic)[0].lse_by_token
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2] if by_token else q.shape[:2][::-1], dtype=torch.float32)
 
 
 @varlen_backward.register_fake
 def _(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, cu_seqlens, ctx.max_seqlen, ctx.scale = inputs
+    q, k, v, cu_seqlens, *ctx.how = inputs
     ctx.save_for_backward(q, k, v, *output, cu_seqlens)
 
 
 def _differentiate(ctx: Any, d_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    grads = torch.ops.talaria.varlen_backward(d_out, *ctx.saved_tensors, ctx.max_seqlen, ctx.scale)
-    return *grads, None, None, None
+    grads = torch.ops.talaria.varlen_backward(d_out, *ctx.saved_tensors, *ctx.how)
+    return *grads, None, None, None, None
 
 
 varlen.register_autograd(_differentiate, setup_context=_keep)
@@ -181,14 +225,15 @@ def interface(
     scaling: float,
     cu_seq_lens_q: Tensor,
     max_length_q: int,
+    deterministic: bool = False,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """What transformers' own layers call. query: [1, heads, T, d]; returns [1, T, heads, d]."""
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
-    if choose(q.device.type, q.dtype, q.shape[-1])[0] is PLAIN:
+    if choose(q.device.type, q.dtype, q.shape[-1], deterministic)[0] is PLAIN:
         out = plain_varlen(q, k, v, cu_seq_lens_q, scaling)
     else:
-        out, _lse = torch.ops.talaria.varlen(q, k, v, cu_seq_lens_q, max_length_q, scaling)
+        out, _lse = torch.ops.talaria.varlen(q, k, v, cu_seq_lens_q, max_length_q, scaling, deterministic)
     return out.unsqueeze(0), None
 
 

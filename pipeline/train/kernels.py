@@ -1,6 +1,6 @@
 """What surrounds the matrix products of a decoder layer: norms, rotary embedding, SwiGLU, each with its derivative.
 
-On a GPU with Triton these are fused kernels (kernels_triton.py); elsewhere the plain PyTorch below, which is also the
+On a GPU with Triton these are fused kernels (kernels_triton/); elsewhere the plain PyTorch below, which is also the
 reference that the kernels are tested against. Arithmetic is fp32 whatever the inputs are, and rounds once, at the end.
 
 T: tokens of a micro-batch; H: hidden width; d: width of a head; F: width of the MLP.
@@ -42,13 +42,13 @@ def norm(x: Tensor, weight: Tensor, eps: float, add: Tensor | None = None) -> tu
 
 
 def norm_backward(x: Tensor, rstd: Tensor, weight: Tensor, grad: Tensor, skip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns (skip + derivative by x, the norm again, derivative by the weight as fp32[H])."""
+    """Returns (skip + derivative by x, the norm again, fp32[any, H] whose sum over rows is the derivative by the weight)."""
     if kernels := fused(x):
         return kernels.norm_backward(x, rstd, weight, grad, skip)  # type: ignore[no-any-return]
     x_hat, g, w = x.float() * rstd[:, None], grad.float(), weight.float()
     scaled = g * w
     dx = (scaled - x_hat * (scaled * x_hat).mean(-1, keepdim=True)) * rstd[:, None]
-    return (skip.float() + dx).to(x.dtype), (x_hat * w).to(x.dtype), (g * x_hat).sum(0)
+    return (skip.float() + dx).to(x.dtype), (x_hat * w).to(x.dtype), g * x_hat
 
 
 def rope(
@@ -67,7 +67,7 @@ def rope(
 def rope_backward(
     qkv: Tensor, wq: Tensor | None, wk: Tensor | None, cos: Tensor, sin: Tensor, dq: Tensor, dk: Tensor, dv: Tensor, eps: float
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Returns derivatives by qkv (dv goes into its place unchanged) and, as fp32[d], by the weights."""
+    """Returns the derivatives by qkv, dv in its place unchanged, and by the weights, as fp32[any, d] to be summed over rows."""
     if kernels := fused(qkv):
         return kernels.rope_backward(qkv, wq, wk, cos, sin, dq, dk, dv, eps)  # type: ignore[no-any-return]
     q, k, _ = _split_heads(qkv, dq.shape[1], dk.shape[1], 2 * cos.shape[1])
@@ -84,15 +84,16 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return (silu(gate) * up).to(gate_up.dtype)
 
 
-def swiglu_backward_(gate_up: Tensor, grad: Tensor) -> None:
-    """In place: gate_up becomes the derivative by it, and `grad`, the derivative by the output, becomes the output."""
+def swiglu_backward_(gate_up: Tensor, grad: Tensor, again: bool) -> None:
+    """In place: gate_up becomes the derivative by it; `grad`, that by the output, becomes the output if wanted `again`."""
     if kernels := fused(gate_up):
-        kernels.swiglu_backward_(gate_up, grad)
+        kernels.swiglu_backward_(gate_up, grad, again)
         return
     gate, up = gate_up.float().chunk(2, dim=1)
     sig, g = torch.sigmoid(gate), grad.float()
     derivative = torch.cat([g * up * sig * (1 + gate * (1 - sig)), g * gate * sig], dim=1)
-    grad.copy_(gate * sig * up)
+    if again:
+        grad.copy_(silu(gate) * up)  # to the bit what the forward pass made
     gate_up.copy_(derivative)
 
 
@@ -113,6 +114,14 @@ def softmax_nll_(logits: Tensor, targets: Tensor, weights: Tensor | None, want_g
     return nll if weights is None else nll * weights
 
 
+def add_rows_(total: Tensor, parts: Tensor) -> None:
+    """total += the sum of parts over rows. total: [n], any dtype; parts: fp32[any, n]."""
+    if kernels := fused(total):
+        kernels.add_rows_(total, parts)
+    else:
+        total += parts.sum(0)
+
+
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
 
@@ -127,6 +136,14 @@ def quantize(x: Tensor, column_scale: Tensor | None = None) -> tuple[Tensor, Ten
     z = x.float() if column_scale is None else x.float() * column_scale
     scale = z.abs().amax(-1).clamp(min=1e-12) / FP8_MAX
     return (z / scale[:, None]).to(FP8), scale
+
+
+def quantize_transposed(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of a contiguous matrix, and then transposed: (e4m3[columns, rows], fp32[rows])."""
+    if kernels := fused(x):
+        return kernels.quantize_transposed(x)  # type: ignore[no-any-return]
+    quantized, scale = quantize(x)
+    return quantized.view(torch.uint8).t().contiguous().view(FP8), scale
 
 
 def _split_heads(qkv: Tensor, q_heads: int, k_heads: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,4 +171,4 @@ def _head_norm_backward(x: Tensor, weight: Tensor | None, grad: Tensor, eps: flo
     z = x.float()
     rstd = torch.rsqrt(z.square().mean(-1, keepdim=True) + eps)
     x_hat, scaled = z * rstd, grad * weight.float()
-    return (scaled - x_hat * (scaled * x_hat).mean(-1, keepdim=True)) * rstd, (grad * x_hat).sum((0, 1))
+    return (scaled - x_hat * (scaled * x_hat).mean(-1, keepdim=True)) * rstd, (grad * x_hat).flatten(0, 1)

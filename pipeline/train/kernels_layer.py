@@ -1,9 +1,8 @@
 """A decoder layer (Qwen3, Llama) as one differentiable function, its derivative written out.
 
-Autograd would keep, or torch.compile would choose, what is saved for the backward pass. Here it is decided: only what cannot be
-made again cheaply is kept, 2 * (2 * H + (heads + 2 * kv_heads) * d + heads * d + 2 * F) bytes a token in bf16; norms, rotated
-heads and the activation are made again on the way, in kernels that run anyway. Gradients of weights are added to their totals
-inside the products. There is nothing to compile per shape.
+Autograd would keep, or torch.compile would choose, what is saved for the backward pass. Here it is decided, by `Keep`: norms are
+always made again, in a kernel that runs anyway; rotated heads and the activation where memory is short; all where it is shorter
+still. Gradients of weights are added to their totals inside the products. There is nothing to compile per shape.
 
 The residual stream travels between layers as a pair whose sum has not been taken yet: the next norm's kernel takes it.
 """
@@ -11,6 +10,7 @@ The residual stream travels between layers as a pair whose sum has not been take
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,17 @@ from pipeline.train.kernels_products import lay_side_by_side, project, project_b
 
 Stream = tuple[Tensor, Tensor | None]
 """[T, H] twice; the second, absent before the first layer, is still to be added."""
+
+
+class Keep(IntEnum):
+    """What a layer keeps between its forward and backward pass."""
+
+    INPUT = 0
+    """its input alone: the forward pass is repeated"""
+    MOST = 1
+    """what no elementwise kernel can make again"""
+    ALL = 2
+    """rotated heads and the activation too"""
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,9 @@ class Kept(NamedTuple):
     x2: Tensor
     rstd2: Tensor
     gate_up: Tensor
+    q: Tensor | None = None
+    k: Tensor | None = None
+    act: Tensor | None = None
 
 
 def why_not(layer: nn.Module, config: Any) -> str | None:
@@ -135,35 +149,44 @@ def lay_out(layer: Any) -> None:
     lay_side_by_side([mlp.gate_proj.weight, mlp.up_proj.weight])
 
 
-def decoder_layer(w: Weights, shape: Shape, stream: Stream, packed: Packed, rotary: Rotary, again: bool) -> Stream:
-    """`again`: keep the layer's input alone and repeat its forward pass when gradients are wanted."""
+def decoder_layer(w: Weights, shape: Shape, stream: Stream, packed: Packed, rotary: Rotary, keep: Keep) -> Stream:
     x, add = stream
-    out: tuple[Tensor, Tensor] = _DecoderLayer.apply(x, add, shape, packed, rotary, again, *w)  # type: ignore[no-untyped-call]
+    out: tuple[Tensor, Tensor] = _DecoderLayer.apply(x, add, shape, packed, rotary, keep, *w)  # type: ignore[no-untyped-call]
     return out
+
+
+def kept_bytes(config: Any, head_width: int, itemsize: int) -> tuple[int, int, int]:
+    """Bytes a token that a layer keeps, by `Keep`."""
+    heads, kv_heads = config.num_attention_heads * head_width, config.num_key_value_heads * head_width
+    least = config.hidden_size
+    most = 2 * config.hidden_size + 2 * heads + 2 * kv_heads + 2 * config.intermediate_size
+    return itemsize * least, itemsize * most, itemsize * (most + heads + kv_heads + config.intermediate_size)
 
 
 class _DecoderLayer(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, add: Tensor | None, shape: Shape, packed: Packed, rotary: Rotary, again: bool, *weights: Tensor
+        ctx: Any, x: Tensor, add: Tensor | None, shape: Shape, packed: Packed, rotary: Rotary, keep: Keep, *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         w = Weights(*weights)
         x, n1, rstd1 = norm(x, w.norm1, shape.eps, add)
-        kept = _attend(x, n1, rstd1, w, shape, packed, rotary)
-        down = project(swiglu(kept.gate_up), (w.down,), shape.fp8)
-        ctx.shape, ctx.packed, ctx.rotary, ctx.again, ctx.pair = shape, packed, rotary, again, add is not None
-        ctx.save_for_backward(*((x,) if again else kept), *weights)
-        return kept.x2, down
+        kept = _attend(x, n1, rstd1, w, shape, packed, rotary, keep)
+        act = swiglu(kept.gate_up)
+        if keep == Keep.ALL:
+            kept = kept._replace(act=act)
+        ctx.shape, ctx.packed, ctx.rotary, ctx.keep, ctx.pair = shape, packed, rotary, keep, add is not None
+        ctx.save_for_backward(*((x,) if keep == Keep.INPUT else kept), *weights)
+        return kept.x2, project(act, (w.down,), shape.fp8)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         skip, grad = grads
         shape: Shape = ctx.shape
-        if ctx.again:
+        if ctx.keep == Keep.INPUT:
             x, *weights = ctx.saved_tensors
             w = Weights(*weights)
             _, n1, rstd1 = norm(x, w.norm1, shape.eps)
-            kept = _attend(x, n1, rstd1, w, shape, ctx.packed, ctx.rotary)
+            kept = _attend(x, n1, rstd1, w, shape, ctx.packed, ctx.rotary, Keep.ALL)
         else:
             saved = ctx.saved_tensors
             kept, w = Kept(*saved[: len(Kept._fields)]), Weights(*saved[len(Kept._fields) :])
@@ -171,13 +194,14 @@ class _DecoderLayer(torch.autograd.Function):
         return dx, dx if ctx.pair else None, None, None, None, None, *d_weights
 
 
-def _attend(x: Tensor, n1: Tensor, rstd1: Tensor, w: Weights, shape: Shape, packed: Packed, rotary: Rotary) -> Kept:
+def _attend(x: Tensor, n1: Tensor, rstd1: Tensor, w: Weights, shape: Shape, packed: Packed, rotary: Rotary, keep: Keep) -> Kept:
     """The layer's forward pass up to the MLP's activation."""
     qkv = project(n1, (w.q, w.k, w.v), shape.fp8)
     q, k = rope(qkv, w.q_norm, w.k_norm, rotary.cos, rotary.sin, shape.heads, shape.kv_heads, shape.head_eps)
     attended, lse = packed.forward(q, k, _values(qkv, shape), shape.scale)
     x2, n2, rstd2 = norm(x, w.norm2, shape.eps, project(attended.flatten(1), (w.o,), shape.fp8))
-    return Kept(x, rstd1, qkv, attended, lse, x2, rstd2, project(n2, (w.gate, w.up), shape.fp8))
+    kept = Kept(x, rstd1, qkv, attended, lse, x2, rstd2, project(n2, (w.gate, w.up), shape.fp8))
+    return kept._replace(q=q, k=k) if keep == Keep.ALL else kept
 
 
 def _values(qkv: Tensor, shape: Shape) -> Tensor:
@@ -188,9 +212,9 @@ def _backward(
     kept: Kept, w: Weights, shape: Shape, packed: Packed, rotary: Rotary, skip: Tensor, grad: Tensor
 ) -> tuple[Tensor, Weights]:
     """`skip`, `grad`: derivatives by the two halves of the output. Overwrites kept.gate_up."""
-    act = project_backward(grad, (w.down,), shape.fp8)  # the derivative by the activation, and then the activation itself
-    d_gate_up = kept.gate_up
-    swiglu_backward_(d_gate_up, act)
+    d_act, d_gate_up = project_backward(grad, (w.down,), shape.fp8), kept.gate_up
+    swiglu_backward_(d_gate_up, d_act, again=kept.act is None)
+    act = d_act if kept.act is None else kept.act
     (d_down,) = weight_gradients((w.down,), grad, act)
     dx2, n2, d_norm2 = norm_backward(kept.x2, kept.rstd2, w.norm2, project_backward(d_gate_up, (w.gate, w.up), shape.fp8), skip)
     d_gate, d_up = weight_gradients((w.gate, w.up), d_gate_up, n2)
@@ -198,14 +222,16 @@ def _backward(
     d_attended = project_backward(dx2, (w.o,), shape.fp8).view_as(kept.attended)
     (d_o,) = weight_gradients((w.o,), dx2, kept.attended.flatten(1))
     heads = (kept.qkv, w.q_norm, w.k_norm, rotary.cos, rotary.sin)
-    q, k = rope(*heads, shape.heads, shape.kv_heads, shape.head_eps)
+    q, k = kept.q, kept.k
+    if q is None or k is None:
+        q, k = rope(*heads, shape.heads, shape.kv_heads, shape.head_eps)
     d_heads = packed.backward(d_attended, q, k, _values(kept.qkv, shape), kept.attended, kept.lse, shape.scale)
     d_qkv, d_q_norm, d_k_norm = rope_backward(*heads, *d_heads, shape.head_eps)
 
     dx, n1, d_norm1 = norm_backward(kept.x, kept.rstd1, w.norm1, project_backward(d_qkv, (w.q, w.k, w.v), shape.fp8), dx2)
     d_q, d_k, d_v = weight_gradients((w.q, w.k, w.v), d_qkv, n1)
     vectors = [
-        None if weight is None else vector_gradient(weight, d)
-        for weight, d in ((w.norm1, d_norm1), (w.q_norm, d_q_norm), (w.k_norm, d_k_norm), (w.norm2, d_norm2))
+        vector_gradient(weight, parts)
+        for weight, parts in ((w.norm1, d_norm1), (w.q_norm, d_q_norm), (w.k_norm, d_k_norm), (w.norm2, d_norm2))
     ]
     return dx, Weights(vectors[0], d_q, d_k, d_v, vectors[1], vectors[2], d_o, vectors[3], d_gate, d_up, d_down)

@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from pipeline.train.kernels import quantize
+from pipeline.train.kernels import add_rows_, quantize, quantize_transposed
 
 _TOTAL = "_talaria_total"
 
@@ -50,7 +50,8 @@ def lay_side_by_side(weights: Sequence[nn.Parameter]) -> None:
 def project(x: Tensor, weights: Sequence[Tensor], fp8: bool = False) -> Tensor:
     """x @ [w1; w2; ...].T. x: [T, K]; weights: [N_i, K]. Returns [T, sum of N_i]."""
     if fp8:
-        return torch.cat([_project_fp8(x, w) for w in _blocks(weights)], dim=1)
+        parts = [_project_fp8(x, w) for w in _blocks(weights)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     if (block := side_by_side(weights)) is not None:
         return x @ block.t()
     out = torch.empty(len(x), sum(len(w) for w in weights), dtype=x.dtype, device=x.device)
@@ -82,9 +83,8 @@ def _project_fp8(x: Tensor, w: Tensor) -> Tensor:
 
 def _project_backward_fp8(dy: Tensor, w: Tensor) -> Tensor:
     """dy @ w, likewise: as w's scales belong to the dimension that is summed over, they are moved to dy before it is rounded."""
-    wq, w_scale = quantize(w)
+    by_column, w_scale = quantize_transposed(w)
     dyq, dy_scale = quantize(dy, w_scale)
-    by_column = wq.view(torch.uint8).t().contiguous().view(wq.dtype)
     return _scaled_product(dyq, by_column, dy_scale, torch.ones(w.shape[1], device=w.device), dy.dtype)
 
 
@@ -119,13 +119,13 @@ def weight_gradients(weights: Sequence[Tensor], dy: Tensor, x: Tensor) -> list[T
     return grads
 
 
-def vector_gradient(weight: Tensor, grad: Tensor | None) -> Tensor | None:
-    """The same for a derivative (fp32) that is not a product."""
-    if grad is None:
+def vector_gradient(weight: Tensor | None, parts: Tensor | None) -> Tensor | None:
+    """The same for the derivative by a vector, which comes as fp32[any, n] to be summed over rows."""
+    if weight is None or parts is None:
         return None
     if (total := total_of(weight)) is None:
-        return grad.to(weight.dtype)
-    total.add_(grad)
+        return parts.sum(0).to(weight.dtype)
+    add_rows_(total, parts)
     return None
 
 

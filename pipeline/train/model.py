@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from pipeline.errors import ConfigError
 from pipeline.train import attention, kernels, kernels_layer
 from pipeline.train.batch import MicroBatch
+from pipeline.train.kernels_layer import Keep, Stream, kept_bytes
 from pipeline.train.kernels_products import total_of
 from pipeline.train.loss import CHUNK, linear_cross_entropy
 
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from pipeline.config import Train
 
 FAMILIES = ("qwen3", "qwen2", "llama")
-_RESERVE = 2 << 30
-"""Bytes of a GPU left alone: the CUDA context, libraries' workspaces, fragments."""
+_USABLE = 0.89
+"""Share of a GPU's memory that is filled; the rest is for the CUDA context, libraries and fragments. Filled to the brim, the
+allocator stops again and again to move memory about."""
 
 
 class CausalLM(nn.Module):
@@ -37,6 +39,7 @@ class CausalLM(nn.Module):
         self.hf = hf
         self.recompute = train.activation_checkpointing
         self.plain_because = "train.kernels is plain" if train.kernels == "plain" else self._why_plain()
+        self.deterministic = train.deterministic
         self._room: int | None = None
         if self.fused:
             for layer in layers(self):
@@ -68,25 +71,25 @@ class CausalLM(nn.Module):
         out: Tensor = self.core.lm_head(self.core.model.norm(x if add is None else x + add))
         return out
 
-    def stream(self, batch: MicroBatch) -> kernels_layer.Stream:
+    def stream(self, batch: MicroBatch) -> Stream:
         """[T, H] twice, their sum the last layer's output before the final norm; the second may be None."""
         body = self.core.model
-        again = self.recomputed(len(batch.input_ids), len(batch.positions)) if torch.is_grad_enabled() else 0
+        keeps = self.keeps(len(batch.input_ids), len(batch.positions))
         if not self.fused:
-            return self._plain_stream(batch, again), None
+            return self._plain_stream(batch, keeps), None
         x = _Embedding.apply(batch.input_ids, body.embed_tokens.weight)  # type: ignore[no-untyped-call]
         # In fp32, whatever the stream's dtype; its two halves are equal.
         cos, sin = body.rotary_emb(torch.empty(0, device=x.device), batch.position_ids.unsqueeze(0))
         half = cos.shape[-1] // 2
         rotary = kernels_layer.Rotary(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
-        kernel, _ = attention.choose(x.device.type, x.dtype, 2 * half)
+        kernel, _ = attention.choose(x.device.type, x.dtype, 2 * half, self.deterministic)
         packed = attention.Packed(batch.cu_seqlens, batch.max_seqlen, kernel)
-        stream: kernels_layer.Stream = (x, None)
-        for index, layer in enumerate(body.layers):
-            stream = layer(stream, packed, rotary, index < again)
+        stream: Stream = (x, None)
+        for layer, keep in zip(body.layers, keeps, strict=True):
+            stream = layer(stream, packed, rotary, keep)
         return stream
 
-    def _plain_stream(self, batch: MicroBatch, again: int) -> Tensor:
+    def _plain_stream(self, batch: MicroBatch, keeps: Sequence[Keep]) -> Tensor:
         body = self.core.model
         x = body.embed_tokens(batch.input_ids.unsqueeze(0))
         kwargs = {
@@ -96,39 +99,48 @@ class CausalLM(nn.Module):
             "use_cache": False,
             "cu_seq_lens_q": batch.cu_seqlens,
             "max_length_q": batch.max_seqlen,
+            "deterministic": self.deterministic,
         }
-        for index, layer in enumerate(body.layers):
-            x = checkpoint(layer, x, use_reentrant=False, **kwargs) if index < again else layer(x, **kwargs)
+        for layer, keep in zip(body.layers, keeps, strict=True):
+            x = checkpoint(layer, x, use_reentrant=False, **kwargs) if keep == Keep.INPUT else layer(x, **kwargs)
         out: Tensor = x.squeeze(0)
         return out
 
-    def recomputed(self, tokens: int, targets: int) -> int:
-        """How many layers, counted from the first, are run again in the backward pass instead of kept."""
+    def keeps(self, tokens: int, targets: int) -> list[Keep]:
+        """What each layer keeps for the backward pass of a micro-batch: as much as fits where the choice is automatic."""
         count = len(layers(self))
-        device = self.core.lm_head.weight.device
-        if self.recompute != "auto" or device.type != "cuda":
-            return {"full": count, "selective": count // 2}.get(self.recompute, 0)
+        weight = self.core.lm_head.weight
+        if not torch.is_grad_enabled() or (self.recompute == "auto" and not weight.is_cuda):
+            return [Keep.MOST] * count
+        if self.recompute != "auto":
+            again = {"full": count, "selective": count // 2}.get(self.recompute, 0)
+            return [Keep.INPUT] * again + [Keep.ALL] * (count - again)
         if self._room is None:  # the first backward pass: weights, gradients and optimiser state are in place
-            self._room = torch.cuda.get_device_properties(device).total_memory - torch.cuda.memory_allocated(device) - _RESERVE
-        layer = tokens * self.kept_bytes()
-        passing = min(targets, CHUNK) * self.core.config.vocab_size * self.itemsize + 2 * layer
-        missing = count * layer + passing - self._room
-        return min(count, max(0, math.ceil(int(missing) / layer)))
-
-    def kept_bytes(self) -> int:
-        """A layer's memory a token between its forward and backward pass, and about twice that while it runs plain."""
-        c = self.core.config
-        width = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        heads = 2 * c.num_attention_heads + 2 * c.num_key_value_heads
-        kept: int = self.itemsize * (2 * c.hidden_size + heads * width + 2 * c.intermediate_size)
-        return kept if self.fused else 2 * kept
-
-    @property
-    def itemsize(self) -> int:
-        return 2 if isinstance(self.core.lm_head.weight, DTensor) else int(self.core.lm_head.weight.itemsize)
+            total = torch.cuda.get_device_properties(weight.device).total_memory
+            self._room = int(_USABLE * total) - torch.cuda.memory_allocated(weight.device)
+        c, width = self.core.config, head_width(self.core.config)
+        itemsize = 2 if isinstance(weight, DTensor) else weight.itemsize
+        least, most, everything = (tokens * size for size in kept_bytes(c, width, itemsize))
+        if not self.fused:
+            most = everything = 2 * everything  # what autograd keeps of transformers' own layers
+        passing = min(targets, CHUNK) * c.vocab_size * itemsize + 2 * everything
+        return fill(self._room - passing, count, least, most, everything)
 
     def _why_plain(self) -> str | None:
         return next((why for layer in layers(self) if (why := kernels_layer.why_not(layer, self.core.config))), None)
+
+
+def head_width(config: Any) -> int:
+    width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return width
+
+
+def fill(room: int, count: int, least: int, most: int, everything: int) -> list[Keep]:
+    """What `count` layers keep in `room` bytes, by the bytes of each way: less for as few as must, then more for who can."""
+    again = min(count, max(0, -((room - count * most) // (most - least))))
+    spare = room - again * least - (count - again) * most
+    rich = min(count - again, max(0, spare // (everything - most))) if everything > most else 0
+    return [Keep.INPUT] * again + [Keep.MOST] * (count - again - rich) + [Keep.ALL] * rich
 
 
 class _Embedding(torch.autograd.Function):
@@ -216,8 +228,7 @@ def describe(model: CausalLM) -> str:
     """One line: which kernels run, and why."""
     weight = model.core.lm_head.weight
     dtype = torch.bfloat16 if isinstance(weight, DTensor) else weight.dtype
-    c = model.core.config
-    kernel, because = attention.choose(weight.device.type, dtype, getattr(c, "head_dim", 0))
+    kernel, because = attention.choose(weight.device.type, dtype, head_width(model.core.config), model.deterministic)
     where = "Triton" if weight.is_cuda and kernels.has_triton() else "plain PyTorch (no GPU with Triton)"
     how = f"fused, elementwise in {where}" if model.fused else f"transformers' own, as {model.plain_because}"
     return f"layers: {how}; attention: {kernel.name} ({because}); head and loss: chunks of {CHUNK} targets"

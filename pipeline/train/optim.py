@@ -124,7 +124,7 @@ class Numbers(NamedTuple):
 def update(param: Tensor, low: Tensor | None, grad: Tensor, m: Tensor, v: Tensor, numbers: Numbers, start: int = 0) -> None:
     """AdamW on a flat piece, in place, in fp32; `start`: where in its parameter the piece begins.
 
-    Its twin on a GPU is kernels_triton.adamw_.
+    Its twin on a GPU is kernels_triton/optim.py.
     """
     n = numbers
     master = param.float() if low is None else join_halves(param, low)

@@ -77,6 +77,8 @@ def choose_device(local_rank: int) -> torch.device:
             f"train.num_processes: rank {local_rank} of this machine has no GPU of its own; "
             f"{torch.cuda.device_count()} are visible."
         )
+    # Before CUDA starts: memory that a micro-batch of one size has freed can then serve one of another.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device

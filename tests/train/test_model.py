@@ -5,7 +5,8 @@ import torch
 
 from pipeline.config import Lora, Train
 from pipeline.errors import ConfigError
-from pipeline.train.model import describe, layers, load_model, sum_loss
+from pipeline.train.kernels_layer import Keep
+from pipeline.train.model import describe, fill, layers, load_model, sum_loss
 from tests.train.tiny_models import VOCAB, batch_of, conversations, save_tiny
 
 FP32 = Train(precision="fp32")
@@ -70,7 +71,7 @@ def test_loss_and_gradients_equal_hugging_faces_own(folder, per_sample):
         torch.testing.assert_close(got.grad, want.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("mode", ["selective", "full"])
+@pytest.mark.parametrize("mode", ["auto", "selective", "full"])
 def test_recomputing_activations_changes_nothing(folder, mode):
     batch = batch_of(conversations([8, 13]))
     grads = []
@@ -79,6 +80,21 @@ def test_recomputing_activations_changes_nothing(folder, mode):
         sum_loss(model, batch).backward()
         grads.append([p.grad for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("room", [0, 1, 35, 36, 99, 100, 101, 219, 220, 500])
+def test_layers_keep_as_much_as_fits(room):
+    """Ten layers of 1, 10 or 22 bytes: nothing better would fit."""
+    keeps = fill(room, 10, 1, 10, 22)
+    bytes_of = {Keep.INPUT: 1, Keep.MOST: 10, Keep.ALL: 22}
+    used = sum(bytes_of[keep] for keep in keeps)
+    assert len(keeps) == 10
+    assert used <= max(room, 10)
+    if Keep.INPUT in keeps:
+        assert Keep.ALL not in keeps
+        assert used + 9 > room
+    elif Keep.MOST in keeps:
+        assert used + 12 > room
 
 
 def test_no_supervised_target_gives_zero_loss_and_zero_gradients(folder):
