@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,12 @@ class Turns:
         mask: Mask = pc.equal(self.role, role).to_numpy(zero_copy_only=False)
         return mask
 
+    @cached_property
+    def text(self) -> bytes:
+        """The contents' buffer: at least all their text, end to end."""
+        data = self.content.buffers()[2]
+        return data.to_pybytes() if data else b""
+
     def any(self, turns: Mask) -> Mask:
         """Rows in which any turn is true."""
         total = np.concatenate([[0], np.cumsum(turns)])
@@ -37,7 +44,7 @@ def flatten(messages: pa.Array) -> Turns:
     turns = messages.flatten()
     lengths = pc.fill_null(pc.list_value_length(messages), 0).to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return Turns(offsets, pc.struct_field(turns, "role"), pc.struct_field(turns, "content"))
+    return Turns(offsets, pc.struct_field(turns, "role"), pc.struct_field(turns, "content").cast(pa.large_string()))
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,8 @@ def _contains(*texts: str) -> Callable[[Turns], Mask]:
     def find(turns: Turns) -> Mask:
         found = np.zeros(len(turns.content), np.bool_)
         for text in texts:
+            if text.encode() not in turns.text:  # ten times as fast as to ask for each content
+                continue
             found |= pc.match_substring(turns.content, text).to_numpy(zero_copy_only=False)
         return turns.any(found)
 
