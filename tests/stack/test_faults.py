@@ -10,7 +10,7 @@ import pytest
 
 from tests.stack.deployment import Deployment
 
-STEPS, SAVE_EVERY = 30, 5
+STEPS, SAVE_EVERY = 20, 5
 SLOW = {  # long enough to be disturbed in the middle
     "base.shape.hidden_size": 64,
     "base.shape.num_hidden_layers": 2,
