@@ -51,6 +51,11 @@ class AirflowApi:
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         return dict(self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}"))
 
+    def unfinished_runs(self, dag_id: str) -> list[str]:
+        """Ids of the runs that are running or queued, oldest first."""
+        params = {"state": ["running", "queued"], "order_by": "id"}
+        return [run["dag_run_id"] for run in self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns", params=params)["dag_runs"]]
+
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """The run's task instances, mapped ones one by one."""
         return list(

@@ -33,6 +33,8 @@ def demo(home: Home, console: Console) -> int:
         run_id = f"demo_{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}"
         page = f"{ports.airflow_url}/dags/{DAG}/runs/{run_id}"
         console.print(f"Triggering {DAG} with configs/{CONFIG}.yaml; its page: {page}", soft_wrap=True)
+        for earlier in api.unfinished_runs(DAG)[:1]:
+            console.print(f"This run waits for an earlier one to end: {earlier}")
         _trigger(home, ports, run_id)
         state, tasks = follow(Follower(api, DAG, run_id, home.store), console)
         if state != "success":

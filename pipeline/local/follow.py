@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from pipeline.errors import UserError
 from pipeline.local.airflow_api import AirflowApi
 from pipeline.runs.glance import glance
 from pipeline.runs.library import places
@@ -22,6 +23,8 @@ FINISHED = ("success", "failed", "upstream_failed", "skipped", "removed")
 MARKS = {"success": "[green]✔[/]", "failed": "[red]✘[/]", "upstream_failed": "[red]·[/]", "skipped": "[dim]-[/]"}
 PLAIN_SECONDS = 5.0
 """Between two lines on a training's progress where there is no terminal."""
+SILENCE_SECONDS = 60.0
+"""How long Airflow may be out of reach while a run is followed."""
 
 
 @dataclass(frozen=True)
@@ -96,15 +99,14 @@ def follow(follower: Follower, console: Console, poll: float = 1.0) -> tuple[str
 
 
 def _until_ended(follower: Follower, poll: float, show: Callable[[list[TaskView]], None]) -> tuple[str, list[TaskView]]:
-    silent_since: float | None = None
+    heard = time.monotonic()
     while True:
         try:
             state, tasks = follower.look()
-            silent_since = None
-        except httpx.HTTPError:  # the api-server is busy, or is being restarted
-            silent_since = silent_since or time.monotonic()
-            if time.monotonic() - silent_since > 60:
-                raise
+            heard = time.monotonic()
+        except httpx.HTTPError as error:  # the api-server is busy, or is being restarted
+            if time.monotonic() - heard > SILENCE_SECONDS:
+                raise UserError("Airflow does not answer any more; after make up, the run goes on by itself.") from error
         else:
             show(tasks)
             if state in ("success", "failed"):

@@ -86,13 +86,14 @@ def stop(home: Home, services: Sequence[str], patience: float, on_wait: Callable
             on_wait()
         time.sleep(0.2)
     while left := descendants(home, services):
-        _kill(left)
+        kill(left)
         time.sleep(0.1)
     for name in services:
         _record(home, name).unlink(missing_ok=True)
 
 
-def _kill(processes: Iterable[psutil.Process]) -> None:
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """SIGKILL to whichever of them still lives."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

@@ -18,7 +18,7 @@ from rich.console import Console
 from pipeline.errors import UserError
 from pipeline.local.airflow_api import AirflowApi, is_up
 from pipeline.local.home import Home, Ports, choose_ports, service_environment, write_shell_file
-from pipeline.local.processes import Service, descendants, running, start, stop
+from pipeline.local.processes import Service, descendants, kill, running, start, stop
 
 SCHEDULER = "scheduler"
 """Stopped first and started last: its tasks need the others to record how they end."""
@@ -32,20 +32,12 @@ def up(home: Home, console: Console, timeout: float = 180.0) -> Ports:
     """Start what does not run yet and wait until all of it answers. Raises UserError with the log of what fails."""
     home.create()
     with _locked(home):
-        missing = [name for name in SERVICES if running(home, name) is None]
         before = Ports.recorded(home)
-        if missing and len(missing) < len(SERVICES) and before:
-            console.print(f"Starting again: {', '.join(missing)}.")
-            stop(home, missing, patience=SAVE_SECONDS)  # what a dead service left behind
-            ports = before
-        elif missing:
-            stop(home, SERVICES, patience=SAVE_SECONDS)
-            ports = choose_ports(before)
-            ports.record(home)
-        elif before:
-            ports = before
-        else:
-            raise UserError(f"{home.root}: the services run but ports.json is gone; run make down, then make up.")
+        missing = [name for name in SERVICES if before is None or running(home, name) is None]
+        if missing:
+            stop(home, missing, patience=SAVE_SECONDS)  # what a service that died has left behind
+        ports = before if before and len(missing) < len(SERVICES) else choose_ports(before)
+        ports.record(home)
         write_shell_file(home, ports)
         began = datetime.now(UTC)
         with console.status("Starting...") as status:
@@ -61,21 +53,19 @@ def down(home: Home, console: Console) -> None:
     if not home.root.is_dir() or not descendants(home):
         console.print("Nothing is running.")
         return
-    with _locked(home), console.status("Stopping...") as status:
-        said = False
+    with _locked(home), console.status("Stopping..."):
+        said: list[str] = []
 
         def saving() -> None:
-            nonlocal said
             if not said:
-                status.update("Training saves a checkpoint; `make up` and the task's retry continue from it...")
-                said = True
+                said.append("A training run saves a checkpoint; after `make up` its task goes on from there.")
+                console.print(said[0])
 
         stop(home, [SCHEDULER], SAVE_SECONDS, saving)
+        stop(home, ["dag-processor", "triggerer"], patience=15)  # they, too, have a last word for the api-server
         stop(home, SERVICES, patience=15)
-        while left := descendants(home):  # started by something that is no longer on record
-            for process in left:
-                with contextlib.suppress(Exception):
-                    process.kill()
+        while left := descendants(home):  # a command of somebody's that still runs against these services
+            kill(left)
             time.sleep(0.1)
     console.print("Stopped; nothing is left running.")
 
