@@ -52,10 +52,11 @@ def apply(dotted: str, rows: Path, target: Path) -> SourceFile:
     """
     import polars as pl
 
-    made = load(dotted)(pl.scan_parquet(rows))
-    if not isinstance(made, pl.LazyFrame):
-        raise DataError(f"convert.function: {dotted!r} returned {type(made).__name__}, it should return a polars LazyFrame.")
+    function = load(dotted)
     try:
+        made = function(pl.scan_parquet(rows))
+        if not isinstance(made, pl.LazyFrame):
+            raise DataError(f"convert.function: {dotted!r} returned {type(made).__name__}, it should return a polars LazyFrame.")
         made.sink_parquet(target)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"convert.function: {dotted!r} failed: {str(error).splitlines()[0]}.") from error

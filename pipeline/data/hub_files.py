@@ -1,17 +1,17 @@
 """Files of a data set on the hub: listed at a commit, fetched so that an interrupted transfer goes on, checked by digest.
 
 The hub library restarts an interrupted file from nothing (each attempt writes to a name of its own). Here a partial file
-stands beside the output under the digest of what it will be, for the next attempt to go on with.
+stands beside the output, in a folder named after the digest of what it will be, for the next attempt to go on with.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -49,11 +49,13 @@ def fetch(config: Download, data: Path) -> str:
             shutil.copyfile(cached, target)
             if digest_like(file.digest, target) == file.digest:
                 continue
-        partial = data.parent.with_name(f".{file.digest}.partial")
+        partial = data.parent.with_name(f".download-{file.digest}") / "partial"
         with locked(partial) as stream:
             transfer(config.repo, commit, file, stream)
             verify(config.repo, file, partial)
             partial.replace(target)
+        with contextlib.suppress(OSError):  # another run waits there for the same file
+            partial.parent.rmdir()
     return commit
 
 
@@ -100,11 +102,15 @@ def copy_cached(config: Download, commit: str, data: Path, offline: Unavailable)
             raise DataError(f"{file.path}: damaged: its digest is not {blob}; delete it and download it again.")
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(partial: Path) -> Iterator[BinaryIO]:
     """The partial file, open at its end, for this process alone: another run that fetches the same file waits."""
     while True:
-        stream = partial.open("ab")
+        partial.parent.mkdir(exist_ok=True)
+        try:
+            stream = partial.open("ab")
+        except FileNotFoundError:  # the other run is done and took the folder away just now
+            continue
         fcntl.flock(stream, fcntl.LOCK_EX)
         if partial.exists() and os.path.samestat(os.fstat(stream.fileno()), partial.stat()):
             break
