@@ -85,6 +85,7 @@ class Engine:
     def __enter__(self) -> Engine:
         self.logs.mkdir(parents=True, exist_ok=True)
         self._commands()
+        remove_network()  # what a killed session left
         run("ip", "link", "add", BRIDGE, "type", "bridge")
         run("ip", "addr", "add", f"{SUBNET}.1/24", "dev", BRIDGE)
         run("ip", "link", "set", BRIDGE, "up")
@@ -96,9 +97,7 @@ class Engine:
         for service in reversed(list(self.services.values())):
             with contextlib.suppress(Exception):
                 self.stop(service.name, grace=5)
-        for service in self.services.values():
-            run("ip", "netns", "del", namespace(service.name), check=False)
-        run("ip", "link", "del", BRIDGE, check=False)
+        remove_network()
 
     def add(self, name: str, like: str) -> Service:
         """A service of the file under a name of its own: a second machine with the same role has the same entry."""
@@ -302,6 +301,18 @@ def script(path: Path, body: str) -> None:
 
 def namespace(name: str) -> str:
     return f"talaria-{name}"
+
+
+def remove_network() -> None:
+    for name in run("ip", "netns", "list").split():
+        if name.startswith(namespace("")):
+            for pid in pids_of(name):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            run("ip", "netns", "del", name)
+    for link in json.loads(run("ip", "-json", "link", "show", "master", BRIDGE, check=False) or "[]"):
+        run("ip", "link", "del", link["ifname"], check=False)  # with its namespace's end, unless that was first
+    run("ip", "link", "del", BRIDGE, check=False)
 
 
 def pids_of(network: str) -> list[int]:
