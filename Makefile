@@ -48,10 +48,10 @@ $(STAMP): pyproject.toml requirements.lock
 		{ echo "Talaria needs Python 3.11 or later, found $$($(PYTHON) --version 2>&1); try: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@echo "Installing the locked dependencies into $(VENV) (about 2 GB, a few minutes the first time)..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[train,airflow,dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[train,airflow,dev]'
 	@touch $@
 
 $(STACK): $(STAMP)
 	@echo "Adding the production dependencies to $(VENV)..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[train,airflow,production,dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[train,airflow,production,dev]'
 	@touch $@
