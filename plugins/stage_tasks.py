@@ -11,7 +11,6 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from pipeline import config as settings
 from pipeline import spread
-from pipeline.data import custom
 from pipeline.errors import ConfigError
 from pipeline.stages import planned_keys
 from pipeline.store import Output, Store
@@ -38,10 +37,17 @@ def configure(context: Context) -> dict[str, Any]:
         raise ConfigError(f"unknown parameter {unknown[0]}; a run takes {', '.join(PARAMETERS)}.")
     config = settings.load(config_file(params["config"]), {**_triggering_revision(context), **params["set"]})
     if config.convert.function:
-        custom.load(config.convert.function)  # refuses, before anything runs, what the deployment does not allow
+        _refuse_foreign_code(config.convert.function)
     if run.run_type != "manual" and config.schedule.skip_unchanged and not params["force"]:
         _skip_if_unchanged(config)
     return config.model_dump(mode="json")
+
+
+def _refuse_foreign_code(function: str) -> None:
+    """Before anything runs. Raises ConfigError where the deployment does not allow code of one's own, or there is none."""
+    from pipeline.data import custom
+
+    custom.load(function)
 
 
 def _triggering_revision(context: Context) -> dict[str, str]:
