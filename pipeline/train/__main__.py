@@ -53,7 +53,7 @@ def train(job: Job) -> int:
     try:
         # The watchdog is the one that ends a hang; the collectives' own limit is only there should it fail.
         world = ranks.join(max(120.0, 4 * timeout))
-        Trainer(job, world, stop, watchdog.alive).run()
+        Trainer(job, world, stop, watchdog).run()
     except UserError as error:
         _fail(folder, str(error), "user")
         say(f"rank {rank}: {error}", sys.stderr)

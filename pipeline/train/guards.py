@@ -19,11 +19,13 @@ from pipeline.errors import UserError
 from pipeline.train.console import say
 
 EXIT_HANG = 70
+_SET_UP_SECONDS = 600.0
 
 
 class Alive(Protocol):
-    def __call__(self, doing: str | None = None) -> None:
-        """Say that this rank makes progress, and with what."""
+    """Called with what a rank is doing whenever it makes progress."""
+
+    def __call__(self, doing: str | None = None) -> None: ...
 
 
 class NotFinite(ArithmeticError):
@@ -62,13 +64,16 @@ class StopSignal:
 class Watchdog:
     """Ends this process, with the stacks of all its threads on stderr, when `alive` has not been called for `timeout` seconds.
 
+    Before the first step, while a model is read and compiled, the limit is 10 minutes if `timeout` is less.
+
     A rank that stops leaves the others waiting for it in a collective; each of them ends so, and the launcher ends the rest.
     Should Python itself be stuck (a native call that keeps the interpreter lock), faulthandler's own thread ends the
     process a little later.
     """
 
     def __init__(self, timeout: float, on_hang: Callable[[str], None]) -> None:
-        self.timeout, self.on_hang = timeout, on_hang
+        self.timeout, self.on_hang = max(timeout, _SET_UP_SECONDS), on_hang
+        self._later = timeout
         self._last = time.monotonic()
         self._doing = "starting"
         self._closed = threading.Event()
@@ -78,6 +83,11 @@ class Watchdog:
         self.alive("starting")
         self._thread.start()
         return self
+
+    def stepping(self) -> None:
+        """Set-up is over: from now on the limit is `timeout`."""
+        self.timeout = self._later
+        self.alive()
 
     def alive(self, doing: str | None = None) -> None:
         self._last = time.monotonic()
@@ -89,7 +99,7 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
-        while not self._closed.wait(min(1.0, self.timeout / 10)):
+        while not self._closed.wait(min(1.0, self._later / 10)):
             if time.monotonic() - self._last > self.timeout:
                 reason = f"no progress for {self.timeout:g} seconds (train.hang_timeout) while {self._doing}"
                 say(f"pid {os.getpid()}: {reason}; stacks of all threads follow", sys.stderr)

@@ -17,7 +17,7 @@ from pipeline.train.checkpoint import CheckpointError, Checkpoints
 from pipeline.train.console import show_progress
 from pipeline.train.export import Exporter, link_folder
 from pipeline.train.folder import RunFolder
-from pipeline.train.guards import Alive, SpikeDetector, StopSignal
+from pipeline.train.guards import SpikeDetector, StopSignal, Watchdog
 from pipeline.train.heldout import HeldOut
 from pipeline.train.identity import run_identity
 from pipeline.train.loader import Loader, Prepared
@@ -64,8 +64,8 @@ class Position:
 class Trainer:
     """One rank's side of a run. Every method that talks to other ranks is called by all."""
 
-    def __init__(self, job: Job, world: World, stop: StopSignal, alive: Alive) -> None:
-        self.job, self.world, self.stop, self.alive = job, world, stop, alive
+    def __init__(self, job: Job, world: World, stop: StopSignal, watchdog: Watchdog) -> None:
+        self.job, self.world, self.stop, self.watchdog, self.alive = job, world, stop, watchdog, watchdog.alive
         self.config, self.train = job.config, job.config.train
         self.folder = RunFolder(job.output)
         self.position = Position()
@@ -201,6 +201,7 @@ class Trainer:
             for prepared in loader:
                 outcome = self.stepper.run(prepared, self._stopping, self.alive)
                 after = time.perf_counter()
+                self.watchdog.stepping()
                 self.position = replace(self.position, step=prepared.plan.index + 1, last_loss=outcome.loss)
                 self._report(prepared, outcome, after - before, loader.wait_seconds)
                 if outcome.stop or not self._settle():

@@ -1,0 +1,151 @@
+"""What ends a run, and how it says so."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from safetensors.torch import load_file, save_file
+
+from pipeline.config import Tokenize
+from pipeline.tokens import encode
+from pipeline.tokens.shards import open_tokens
+from pipeline.train.guards import EXIT_HANG, SpikeDetector
+from pipeline.train.loop import Job
+from tests.train import ranks
+
+
+def test_a_stop_signal_to_one_rank_stops_all_at_one_step(job: Callable[..., Job]) -> None:
+    stopped = job(epochs=3, num_processes=2)
+    started = ranks.Ranks(stopped, 2, ranks.at_step(5, 1, signal.SIGTERM))
+    assert started.codes() == [0, 0], started.log()
+    status = ranks.status(stopped.output)
+    assert status["state"] == "preempted"
+    assert status["step"] == ranks.steps(stopped.output)[-1]["step"] == 6
+    assert (stopped.output / "checkpoints" / f"step-{status['step']:08d}" / "complete.json").exists()
+    ranks.run(stopped, 2)
+    assert ranks.status(stopped.output)["state"] == "done"
+    assert [step["step"] for step in ranks.steps(stopped.output)] == list(range(1, status["total_steps"] + 1))
+
+
+ODD_ROW = 17
+
+
+@pytest.fixture
+def tokens(folders: dict[str, Path], tmp_path: Path) -> Path:
+    """40 conversations; only that of ODD_ROW has an omega."""
+    turns = [("Say \u03a9", "no") if row == ODD_ROW else (f"Say {row % 7}", f"{row % 7}") for row in range(40)]
+    messages = [[{"role": "user", "content": asked}, {"role": "assistant", "content": answer}] for asked, answer in turns]
+    pl.DataFrame({"messages": messages}).write_parquet(tmp_path / "messages.parquet")
+    encode.tokenize(tmp_path / "messages.parquet", folders["base"], tmp_path / "tokens", Tokenize())
+    return tmp_path / "tokens"
+
+
+@pytest.fixture
+def poisoned(folders: dict[str, Path], tokens: Path, tmp_path: Path) -> Path:
+    """A base model with a NaN in the embedding of a token that only ODD_ROW has."""
+    data = open_tokens(tokens)["train"]
+    assert data is not None
+    of_row = {row: set(data.gather([index])[0].tolist()) for index, row in enumerate(data.rows.tolist())}
+    token = max(of_row[ODD_ROW] - set().union(*(ids for row, ids in of_row.items() if row != ODD_ROW)))
+    base = tmp_path / "poisoned"
+    shutil.copytree(folders["base"], base)
+    weights = load_file(base / "model.safetensors")
+    # Untied, or the NaN would be in everybody's logits through the head.
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    weights["model.embed_tokens.weight"][token] = math.nan
+    (base / "model.safetensors").unlink()
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    return base
+
+
+def test_a_nan_stops_all_ranks_before_the_update(job: Callable[..., Job], tokens: Path, poisoned: Path) -> None:
+    sick = job(tokens=tokens, base=poisoned, save_every=1, global_batch=8, max_tokens_per_device=48)
+    started = ranks.Ranks(sick, 2)
+    assert started.codes() == [1, 1], started.log()
+    done = ranks.steps(sick.output)
+    status = ranks.status(sick.output)
+    assert (status["state"], status["kind"]) == ("failed", "user")
+    assert f"step {len(done) + 1}: loss nan" in status["reason"]
+    (failed,) = ranks.events(sick.output, "failed")
+    assert ODD_ROW in failed["rows"]
+    assert len(failed["rows"]) < 16, "the rows of the bad micro-batches, not all of the step's"
+    checkpoints = list(sick.output.glob("checkpoints/*/*.safetensors"))
+    assert len(checkpoints) == 2 * min(2, len(done))
+    for file in checkpoints:
+        bad = [name for name, tensor in load_file(file).items() if not tensor.isfinite().all()]
+        assert [name for name in bad if "param.hf.model.embed_tokens" not in name] == []
+
+
+def test_a_rank_that_stands_still_ends_the_run_with_stacks(job: Callable[..., Job]) -> None:
+    stuck = job(epochs=3, hang_timeout=5)
+    started = ranks.Ranks(stuck, 2, ranks.at_step(3, 1, signal.SIGSTOP))
+    started.processes[0].join(30)
+    assert started.processes[0].exitcode == EXIT_HANG
+    started.kill()
+    log = (stuck.output / "rank-0.log").read_text()
+    assert "no progress for 5 seconds" in log
+    assert "in _accumulate" in log or "in sum" in log or "in reduce" in log
+    status = ranks.status(stuck.output)
+    assert (status["state"], status["kind"]) == ("failed", "crash")
+
+
+def test_the_others_end_when_a_rank_dies(job: Callable[..., Job]) -> None:
+    orphaned = job(epochs=3)
+    started = ranks.Ranks(orphaned, 2, ranks.at_step(3, 1, signal.SIGKILL))
+    started.processes[0].join(30)
+    assert started.processes[0].exitcode == 1
+    assert ranks.status(orphaned.output)["kind"] == "crash"
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(job: Callable[..., Job]) -> None:
+    def small_files(rank: int) -> None:
+        # Checkpoint files are larger than this, everything else is smaller: writing one fails as on a full disk.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
+
+    full = job(epochs=3, save_every=4)
+    started = ranks.Ranks(full, 2, ranks.at_step(8, 0, signal.SIGTERM))
+    assert started.codes() == [0, 0]
+    good = max(path.name for path in (full.output / "checkpoints").iterdir())
+    filled = ranks.Ranks(full, 2, small_files)
+    assert all(filled.codes())
+    assert [path.name for path in (full.output / "checkpoints").iterdir() if (path / "complete.json").exists()][-1] == good
+    assert any("could not be saved" in event["message"] for event in ranks.events(full.output, "warning"))
+    ranks.run(full, 2)
+    assert ranks.events(full.output, "resume")[-1]["message"].startswith(f"from {good}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "message"),
+    [
+        ({"max_tokens_per_device": 16}, 1, "do not fit into train.max_tokens_per_device (16)"),
+        ({"num_processes": 4}, 2, "asks for 4 ranks, but 2 started"),
+        ({"sharding": "hybrid", "shard_size": 3}, 2, "cannot be split into groups of 3"),
+    ],
+)
+def test_bad_settings_end_with_a_sentence(job: Callable[..., Job], settings: dict[str, object], size: int, message: str) -> None:
+    bad = job(**settings)
+    started = ranks.Ranks(bad, size)
+    assert started.codes() == [2] * size
+    assert message in started.log()
+    assert "Traceback" not in started.log()
+    status = ranks.status(bad.output)
+    assert (status["state"], status["kind"]) == ("failed", "user")
+    assert message in status["reason"]
+
+
+def test_spikes_stand_out() -> None:
+    detector = SpikeDetector()
+    assert not any(detector.spiked(2.0 + 0.05 * math.sin(step)) for step in range(100))
+    assert detector.spiked(3.0)
+    assert not detector.spiked(2.0)

@@ -1,0 +1,104 @@
+"""The schedule to 1e-12, and AdamW against PyTorch's."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import Train
+from pipeline.train.optim import AdamW, join_halves, learning_rate, split_halves
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 0.0),
+        (50, 5e-6),
+        (100, 1e-5),
+        (550, 5.5e-6),
+        (325, 1e-6 + 9e-6 * (1 + math.cos(math.pi / 4)) / 2),
+        (1000, 1e-6),
+        (1001, 1e-6),
+    ],
+)
+def test_megatrons_schedule(step: int, expected: float) -> None:
+    assert learning_rate(step, 1000, Train()) == pytest.approx(expected, rel=1e-12, abs=1e-18)
+
+
+def test_schedule_without_warmup_and_with_a_fractional_one() -> None:
+    assert learning_rate(0, 10, Train(warmup_fraction=0)) == 1e-5
+    # 2.5 steps of warm-up: not rounded, as in Megatron, where it is a float.
+    assert learning_rate(2, 25, Train()) == pytest.approx(1e-5 * 2 / 2.5, rel=1e-12)
+    assert learning_rate(3, 25, Train()) == pytest.approx(1e-6 + 4.5e-6 * (1 + math.cos(math.pi * 0.5 / 22.5)), rel=1e-12)
+    assert learning_rate(7, 7, Train(warmup_fraction=1)) == 1e-5
+
+
+def parameters(dtype: torch.dtype = torch.float32) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(*shape, generator=generator).to(dtype)) for shape in ((7, 5), (5,), (3, 2, 4))]
+
+
+def gradients(step: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return [torch.randn(param.shape, generator=generator) for param in parameters()]
+
+
+def test_it_is_pytorchs_adamw_with_decay_on_matrices_only() -> None:
+    train = Train(weight_decay=0.1)
+    mine, theirs = parameters(), parameters()
+    ours = AdamW(mine, [None] * 3, train)
+    groups = [{"params": [theirs[0], theirs[2]], "weight_decay": 0.1}, {"params": [theirs[1]], "weight_decay": 0.0}]
+    reference = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+    for step in range(20):
+        lr, scale = 1e-2 / (1 + step), 0.5
+        ours.step(gradients(step), lr, scale)
+        for group in reference.param_groups:
+            group["lr"] = lr
+        for param, grad in zip(theirs, gradients(step), strict=True):
+            param.grad = grad * scale
+        reference.step()
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_split_masters_are_fp32_masters() -> None:
+    """bf16 parameters with their cut-off bits follow the same trajectory as fp32 parameters, bit for bit."""
+    whole, halves = parameters(), parameters()
+    cut_off = []
+    for param in halves:
+        high, low = split_halves(param.detach())
+        param.data = high
+        cut_off.append(low)
+    one, other = AdamW(whole, [None] * 3, Train()), AdamW(halves, cut_off, Train())
+    for step in range(30):
+        one.step(gradients(step), 1e-4, 1.0)
+        other.step(gradients(step), 1e-4, 1.0)
+    for index in range(3):
+        assert torch.equal(other.master(index), one.master(index))
+        assert halves[index].dtype == torch.bfloat16
+        torch.testing.assert_close(halves[index].float(), whole[index].data, rtol=2**-8, atol=0)
+
+
+@given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1))
+def test_halves_join_to_what_was_split(bits: list[int]) -> None:
+    master = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    high, low = split_halves(master)
+    assert torch.equal(join_halves(high, low).view(torch.int32), master.view(torch.int32))
+    # Rounded to nearest: no other bf16 is nearer, but for ties.
+    plain = master.bfloat16()
+    finite = master.isfinite() & plain.isfinite()
+    assert bool(((high.float() - master).abs() <= (plain.float() - master).abs())[finite].all())
+
+
+def test_small_updates_are_not_lost() -> None:
+    """A step of 1e-5 on a weight of 1 is far below bf16's resolution; a hundred of them are not, if masters are fp32."""
+    param = torch.nn.Parameter(torch.ones(4, 4, dtype=torch.bfloat16))
+    optimizer = AdamW([param], [torch.zeros(4, 4, dtype=torch.int16)], Train(weight_decay=0))
+    for _ in range(1000):
+        optimizer.step([torch.ones(4, 4)], 1e-5, 1.0)
+    assert float(optimizer.master(0)[0, 0]) == pytest.approx(0.99, rel=1e-4)
+    assert float(param.detach()[0, 0]) == pytest.approx(0.99, rel=2**-8)

@@ -1,0 +1,131 @@
+"""Killed at any moment, a run goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.train.loop import Job
+from tests.train import ranks
+
+# 31 steps over 3 epochs of 162 conversations; epochs end within steps 11 and 21.
+SETTINGS: dict[str, Any] = {"epochs": 3, "save_every": 4, "max_tokens_per_device": 512, "num_processes": 2}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import small
+
+    output = tmp_path_factory.mktemp("uninterrupted")
+    ranks.run(Job(small.config(train=SETTINGS), folders["tokenize"], folders["base"], output), 2)
+    return output
+
+
+def without_times(path: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in record.items() if k not in ranks.TIMING} for record in ranks.read_lines(path)]
+
+
+def test_killed_again_and_again_it_writes_the_same_metrics(job: Callable[..., Job], uninterrupted: Path) -> None:
+    draw = random.Random(7)
+    broken = job(**SETTINGS)
+    for step in (1, 6, 12, 13, 22, 27):
+        started = ranks.Ranks(broken, 2, ranks.at_step(step, draw.randrange(2), signal.SIGKILL))
+        codes = started.codes()
+        assert -signal.SIGKILL in codes, started.log()
+        assert 0 not in codes
+    ranks.run(broken, 2)
+    assert ranks.steps(broken.output) == ranks.steps(uninterrupted)
+    assert without_times(broken.output / "evals.jsonl") == without_times(uninterrupted / "evals.jsonl")
+    assert ranks.events(broken.output, "resume")
+    weights = "model/model.safetensors"
+    assert (broken.output / weights).read_bytes() == (uninterrupted / weights).read_bytes()
+
+
+def test_it_goes_on_with_fewer_and_more_ranks(job: Callable[..., Job], uninterrupted: Path) -> None:
+    settings = {**SETTINGS, "num_processes": 0}
+    for size, sharding, stop_at in ((2, "shard", 9), (1, "replicate", 18), (4, "hybrid", None)):
+        moved = job(**settings, sharding=sharding, shard_size=2 if sharding == "hybrid" else 0)
+        started = ranks.Ranks(moved, size, ranks.at_step(stop_at, 0, signal.SIGTERM) if stop_at else None)
+        assert started.codes() == [0] * size, started.log()
+    assert ranks.status(moved.output)["state"] == "done"
+    found, expected = ranks.steps(moved.output), ranks.steps(uninterrupted)
+    assert [step["rows_checksum"] for step in found] == [step["rows_checksum"] for step in expected]
+    assert [step["loss"] for step in found] == pytest.approx([step["loss"] for step in expected], rel=1e-5)
+    assert [event["world_size"] for event in ranks.events(moved.output, "resume")] == [1, 4]
+
+
+def test_a_finished_run_is_left_as_it_is(job: Callable[..., Job]) -> None:
+    done = job(max_steps=2)
+    ranks.run(done)
+    before = {path: path.stat().st_mtime_ns for path in done.output.rglob("*") if path.suffix != ".log"}
+    ranks.run(done)
+    assert {path: path.stat().st_mtime_ns for path in done.output.rglob("*") if path.suffix != ".log"} == before
+
+
+def test_another_run_in_the_folder_is_refused(job: Callable[..., Job]) -> None:
+    ranks.run(job(max_steps=2))
+    other = ranks.Ranks(job(max_steps=2, lr=1e-3), 1)
+    assert other.codes() == [2]
+    assert "holds a run with other data" in other.log()
+
+
+def tear(folder: Path) -> None:
+    (folder / "complete.json").unlink()
+
+
+def truncate(folder: Path) -> None:
+    file = next(folder.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def damage(folder: Path) -> None:
+    file = next(folder.glob("*.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def lose(folder: Path) -> None:
+    next(folder.glob("*.safetensors")).unlink()
+
+
+def scramble(folder: Path) -> None:
+    (folder / "complete.json").write_text("{")
+
+
+def estrange(folder: Path) -> None:
+    marker = json.loads((folder / "complete.json").read_text())
+    (folder / "complete.json").write_text(json.dumps(marker | {"identity": "another"}))
+
+
+HARMS = [
+    (tear, "its saving was cut off"),
+    (truncate, "is truncated"),
+    (damage, "is damaged"),
+    (lose, "is missing"),
+    (scramble, "complete.json is not readable"),
+    (estrange, "it belongs to a run with other data, another base model or other settings"),
+]
+
+
+def test_bad_checkpoints_are_passed_over(job: Callable[..., Job], uninterrupted: Path) -> None:
+    broken = job(**SETTINGS | {"save_every": 1, "keep_last": 7})
+    started = ranks.Ranks(broken, 2, ranks.at_step(8, 1, signal.SIGTERM))
+    assert started.codes() == [0, 0], started.log()
+    *bad, good = sorted((broken.output / "checkpoints").iterdir(), reverse=True)
+    assert [folder.name for folder in (*bad, good)] == [f"step-{step:08d}" for step in range(9, 2, -1)]
+    for folder, (harm, _) in zip(bad, HARMS, strict=True):
+        harm(folder)
+    ranks.run(broken, 2)
+    warnings = [event["message"] for event in ranks.events(broken.output, "warning")]
+    for folder, (_, reason), warning in zip(bad, HARMS, warnings, strict=True):
+        assert folder.name in warning
+        assert reason in warning
+    assert ranks.events(broken.output, "resume")[0]["message"].startswith(f"from {good.name}")
+    assert ranks.steps(broken.output) == ranks.steps(uninterrupted)

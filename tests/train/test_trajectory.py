@@ -1,0 +1,59 @@
+"""One trajectory, however the work is divided."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.train.loop import Job
+from tests.train import ranks
+
+STEPS = 30
+LAYOUTS = [(1, "replicate"), (2, "replicate"), (2, "shard"), (4, "replicate"), (4, "shard"), (4, "hybrid")]
+
+
+@pytest.fixture(scope="module")
+def reference(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    import small
+
+    config = small.config(train={"epochs": 3, "max_steps": STEPS, "max_tokens_per_device": 2048})
+    output = tmp_path_factory.mktemp("reference")
+    ranks.run(Job(config, folders["tokenize"], folders["base"], output))
+    return ranks.steps(output)
+
+
+# Every pair of two factors' values comes up; the whole product passes as well, in four times as long.
+CASES = [
+    (*layout, budget, ("off", "full")[(i + j) % 2], (1, 4)[(i // 2 + j) % 2])
+    for i, layout in enumerate(LAYOUTS)
+    for j, budget in enumerate((192, 2048))
+]
+
+
+def test_cases_cover_every_pair() -> None:
+    values = [set(column) for column in zip(*CASES, strict=True)]
+    for one, other in itertools.combinations(range(2, 5), 2):
+        seen = {(case[one], case[other]) for case in CASES}
+        assert seen == set(itertools.product(values[one], values[other]))
+    for factor in range(2, 5):
+        assert {(case[:2], case[factor]) for case in CASES} == set(itertools.product(LAYOUTS, values[factor]))
+
+
+@pytest.mark.parametrize(("size", "sharding", "budget", "recompute", "prefetch"), CASES)
+def test_losses_do_not_depend_on_how_the_work_is_divided(
+    job: Callable[..., Job], reference: list[dict[str, Any]], size: int, sharding: str, budget: int, recompute: str, prefetch: int
+) -> None:
+    settings = {"max_tokens_per_device": budget, "activation_checkpointing": recompute, "prefetch": prefetch}
+    divided = job(sharding=sharding, shard_size=2 if sharding == "hybrid" else 0, epochs=3, max_steps=STEPS, **settings)
+    ranks.run(divided, size)
+    found = ranks.steps(divided.output)
+    assert len(found) == STEPS
+    for step, expected in zip(found, reference, strict=True):
+        assert step["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert step["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+        for exact in ("step", "epoch", "rows_checksum", "lr", "tokens", "supervised_tokens"):
+            assert step[exact] == expected[exact]
