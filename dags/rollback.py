@@ -14,6 +14,7 @@ from plugins.policy import RETRIES
 
 @dag(
     schedule=None,
+    is_paused_upon_creation=False,
     catchup=False,
     max_active_runs=1,
     tags=["talaria", "registry"],

@@ -19,6 +19,7 @@ from plugins.scheduling import config_file, config_names, deadline_of, default_c
 
 MESSAGES, TOKENS, MODEL = Asset("talaria-messages"), Asset("talaria-tokens"), Asset("talaria-model")
 SCHEDULED = settings.load(config_file(default_config()))
+SCHEDULE = schedule_of(SCHEDULED)
 
 GPU: dict[str, Any] = {"pool": "gpu", "queue": "gpu"}
 """A slot of the pool is a node's accelerators; the queue is what Celery workers with accelerators serve."""
@@ -36,7 +37,8 @@ NUMBERS = """{% set found = ti.xcom_pull('model.evaluate').facts %}
 
 
 @dag(
-    schedule=schedule_of(SCHEDULED),
+    schedule=SCHEDULE,
+    is_paused_upon_creation=SCHEDULE is not None,  # nothing starts by itself until somebody wants it to
     catchup=False,
     max_active_runs=1,
     deadline=deadline_of(SCHEDULED),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.metadata
+import shlex
 import subprocess
 import sys
 import time
@@ -75,7 +76,7 @@ def say_where(home: Home, ports: Ports, console: Console) -> None:
     lines = (
         f"Airflow  {ports.airflow_url}   user admin, password {home.password()}",
         f"MLflow   {ports.mlflow_url}",
-        f'Shell    . {home.root / "env"}   and then: airflow dags trigger sft --conf \'{{"config": "tiny"}}\'',
+        f'Shell    . {shlex.quote(str(home.root / "env"))}   and then: airflow dags trigger sft --conf \'{{"config": "tiny"}}\'',
         "Stop     make down",
     )
     for line in lines:
