@@ -54,21 +54,27 @@ class AdamW:
         state_dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
         self.exp_avg = [torch.zeros_like(part, dtype=state_dtype) for part in self.parts()]
         self.exp_avg_sq = [torch.zeros_like(part, dtype=state_dtype) for part in self.parts()]
+        state = zip(self.cut_off, self.exp_avg, self.exp_avg_sq, strict=True)
+        self._flat = [(None if low is None else low.view(-1), m.view(-1), v.view(-1)) for low, m, v in state]
 
     @torch.no_grad()
     def step(self, grads: Sequence[Tensor], lr: float, scale: float) -> None:
         """One update at rate `lr` with `scale` * grads, each this rank's part (fp32, or bf16 under precision bf16)."""
         self.steps_done += 1
-        state = zip(self.parts(), self.cut_off, grads, self.exp_avg, self.exp_avg_sq, self.decays, strict=True)
-        for index, (*tensors, decays) in enumerate(state):
-            numbers = Numbers.of(self.train, self.steps_done, index, lr, scale, decays)
-            param, low, grad, m, v = (tensor if tensor is None else tensor.view(-1) for tensor in tensors)
-            if kernels := fused(param):
-                kernels.adamw_(param, low, grad, m, v, numbers)
+        params = [part.view(-1) for part in self.parts()]
+        kernels = fused(params[0])
+        # Hundreds of small updates: what is done for each of them here must take less time than the update on a GPU.
+        shared = Numbers.of(self.train, self.steps_done, lr, scale)
+        for index, (param, grad, (low, m, v)) in enumerate(zip(params, grads, self._flat, strict=True)):
+            numbers = shared.of_parameter(self.steps_done, index, self.decays[index])
+            if kernels:
+                kernels.adamw_(param, low, grad.view(-1), m, v, numbers)
                 continue
             for start in range(0, len(param), _CHUNK):
                 piece = slice(start, start + _CHUNK)
-                update(param[piece], None if low is None else low[piece], grad[piece], m[piece], v[piece], numbers, start)
+                update(
+                    param[piece], None if low is None else low[piece], grad.view(-1)[piece], m[piece], v[piece], numbers, start
+                )
 
     def parts(self) -> list[Tensor]:
         """This rank's part of each parameter. Looked up anew each time: fully_shard may move it to other memory."""
@@ -108,17 +114,22 @@ class Numbers(NamedTuple):
     """Under 2^31; makes the random bits of stochastic rounding this step's and parameter's own."""
 
     @classmethod
-    def of(cls, train: Train, step: int, index: int, lr: float, scale: float, decays: bool) -> Numbers:
+    def of(cls, train: Train, step: int, lr: float, scale: float) -> Numbers:
+        """Of step `step`, counted from 1, for a parameter that decays."""
         return cls(
             scale=scale,
-            keep=1 - lr * train.weight_decay if decays else 1.0,
+            keep=1 - lr * train.weight_decay,
             step_size=lr / (1 - train.beta1**step),
             root_correction=math.sqrt(1 - train.beta2**step),
             beta1=train.beta1,
             beta2=train.beta2,
             eps=train.eps,
-            salt=(step * 0x9E3779B1 ^ index * 0x85EBCA6B) & 0x7FFFFFFF,
+            salt=0,
         )
+
+    def of_parameter(self, step: int, index: int, decays: bool) -> Numbers:
+        salt = (step * 0x9E3779B1 ^ index * 0x85EBCA6B) & 0x7FFFFFFF
+        return self._replace(keep=self.keep if decays else 1.0, salt=salt)
 
 
 def update(param: Tensor, low: Tensor | None, grad: Tensor, m: Tensor, v: Tensor, numbers: Numbers, start: int = 0) -> None:

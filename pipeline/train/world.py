@@ -30,18 +30,24 @@ class World:
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sums over ranks, in float64: the same on each, bit for bit."""
+        if self.size == 1:  # and no memory for NCCL, nor a wait for the device
+            return [float(value) for value in values]
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in order of rank. Pickles: for values of our own making only."""
+        if self.size == 1:
+            return [value]
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
 
     def from_leader(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
@@ -55,7 +61,7 @@ def join(timeout_seconds: float) -> World:
     # Checkpoints are written from host memory, so CPU tensors need a backend on a GPU machine too.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_seconds)
-    bound = device if device.type == "cuda" else None
+    bound = device if device.type == "cuda" and size > 1 else None
     if size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout, device_id=bound)  # type: ignore[attr-defined]
     else:

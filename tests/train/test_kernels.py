@@ -338,7 +338,7 @@ def test_the_optimisers_kernel_equals_its_plain_twin(kind):
     high, low = split_halves(master)
     param = high if half else master
     grad, m, v = draw(5000, seed=1), draw(5000, seed=2) * 0.1, draw(5000, seed=3).square()
-    numbers = Numbers.of(Train(lr=1e-3), 3, 7, 1e-3, 0.5, decays=True)
+    numbers = Numbers.of(Train(lr=1e-3), 3, 1e-3, 0.5).of_parameter(3, 7, decays=True)
     states = []
     for step in (update, getattr(kernels.fused(param), "adamw_", update)):
         copies = [t.clone() for t in (param, low, grad, m.to(state_dtype), v.to(state_dtype))]
