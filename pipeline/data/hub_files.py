@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from pipeline.config import Download
@@ -67,6 +67,8 @@ def listing(config: Download, commit: str) -> list[HubFile]:
     with explained(config.repo, config.revision, "dataset"):
         entries = list(HfApi(token=token()).list_repo_tree(config.repo, recursive=True, revision=commit, repo_type="dataset"))
     files = [entry for entry in entries if isinstance(entry, RepoFile)]
+    if any(".." in PurePosixPath(file.path).parts or file.path.startswith("/") for file in files):
+        raise DataError(f"{config.repo}@{commit[:8]}: lists a file outside the repository.")
     kept = [file for file in files if is_data_name(file.path) and matches(file.path, config.files)]
     if not kept:
         there = ", ".join(file.path for file in files[:5]) or "nothing"

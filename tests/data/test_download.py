@@ -185,6 +185,12 @@ def test_what_the_hub_refuses_is_told_with_what_to_do(
         assert re.search(message, told(fetch(hub, tmp_path, settings), tmp_path))
 
 
+@pytest.mark.parametrize("name", ["../../outside.json", "/outside.json"])
+def test_a_listing_cannot_place_a_file_outside(tmp_path: Path, name: str) -> None:
+    with serve(Hub({name: ROWS})) as hub:
+        assert "lists a file outside the repository" in told(fetch(hub, tmp_path), tmp_path)
+
+
 def test_offline_says_what_to_do_and_uses_what_the_cache_holds(tmp_path: Path) -> None:
     with serve(Hub({"rows.json": ROWS, "README.md": b"# Chats"}, large=("rows.json",))) as hub:
         message = told(fetch(hub, tmp_path, HF_HUB_OFFLINE="1"), tmp_path)
