@@ -27,8 +27,9 @@ from pipeline.supervised import MARK
 from pipeline.train import world as ranks
 from pipeline.train.console import say
 from pipeline.train.folder import RunFolder
-from pipeline.train.guards import NotFinite, OutOfMemory, StopSignal, Watchdog
-from pipeline.train.loop import Job, Trainer
+from pipeline.train.guards import NotFinite, OutOfMemory, StopSignal, Watchdog, disk_is_full
+from pipeline.train.job import Job
+from pipeline.train.loop import Trainer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,6 +71,11 @@ def train(job: Job) -> int:
         say(f"rank {rank}: {message}", sys.stderr)
         return 2
     except Exception as error:
+        if disk_is_full(error):
+            message = f"{job.output}: the disk is full; free space, and the next start goes on from the last checkpoint."
+            _fail(folder, message, "user")
+            say(f"rank {rank}: {message}", sys.stderr)
+            return 2
         _fail(folder, f"rank {rank}: {type(error).__name__}: {error}", "crash")
         traceback.print_exc()
         return 1

@@ -10,6 +10,7 @@ whoever wrote it, never unpickles anything.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import shutil
@@ -26,7 +27,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from pipeline.store import file_digest, write_atomically
-from pipeline.train.guards import Alive
+from pipeline.train.guards import Alive, disk_is_full
 from pipeline.train.staging import Staging
 from pipeline.train.world import World
 
@@ -60,11 +61,18 @@ class Checkpoints:
         self._group = dist.new_group(backend="gloo")
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._held = -1
 
     def save(self, progress: dict[str, Any]) -> None:
-        """Copy the state to host memory, then write it in the background. Raises CheckpointError for the save before."""
+        """Copy the state to host memory, then write it in the background. Raises CheckpointError for the save before.
+
+        A step that is saved already, or that the run went on from, is left as it is.
+        """
         self.finish()
+        if progress["step"] == self._held:
+            return
         self.staging.fetch()
+        self._held = progress["step"]
         self._pending = self._thread.submit(self._write, self.place(progress["step"]), progress)
 
     def finish(self) -> None:
@@ -74,11 +82,15 @@ class Checkpoints:
             return
         written = -1
         while not wait([pending], timeout=1.0).done:
-            size = sum(path.stat().st_size for path in self.root.glob("*/*.safetensors"))
+            size = _written_bytes(self.root)
             if size != written:  # slow is not stuck
                 written = size
                 self.alive()
-        pending.result()
+        try:
+            pending.result()
+        except CheckpointError:
+            self._held = -1
+            raise
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -90,6 +102,7 @@ class Checkpoints:
         """Read a checkpoint into the parameters and the optimiser. Collective."""
         load(self.staging.tensors, storage_reader=HuggingFaceStorageReader(str(found.folder)), process_group=self._group)
         self.staging.push()
+        self._held = found.progress["step"]
 
     def newest(self, warn: Callable[[str], None]) -> Found | None:
         """The newest checkpoint that is whole and ours. Collective; `warn` hears, on rank 0, why others were passed over."""
@@ -110,6 +123,8 @@ class Checkpoints:
                 return None, f"its format is {marker['format']}, not {FORMAT}"
             if marker["identity"] != self.identity:
                 return None, "it belongs to a run with other data, another base model or other settings"
+            if strange := {path.name for path in folder.glob("*.safetensors")} - set(marker["files"]):
+                return None, f"{min(strange)} does not belong to it"
             for name, file in sorted(marker["files"].items()):
                 if (folder / name).stat().st_size != file["bytes"]:
                     return None, f"{name} is truncated"
@@ -188,11 +203,19 @@ class Checkpoints:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def _written_bytes(root: Path) -> int:
+    total = 0
+    for path in root.glob("*/*.safetensors"):
+        with contextlib.suppress(FileNotFoundError):  # pruned meanwhile
+            total += path.stat().st_size
+    return total
+
+
 def _reason(error: BaseException) -> str:
     """The cause that a user can act on, from under torch's wrapping."""
     if isinstance(error, CheckpointException):
         rank, (inner, _) = min(error.failures.items())
         return f"rank {rank}: {_reason(inner)}"
-    if isinstance(error, OSError) and error.errno == 28:
+    if disk_is_full(error):
         return "the disk is full"
     return f"{type(error).__name__}: {error}"

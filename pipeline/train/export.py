@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from pipeline import base as base_stage
 from pipeline.tokens import tokenizer as tokenizers
+from pipeline.train.job import Job
 from pipeline.train.optim import AdamW
 from pipeline.train.world import World
 
@@ -30,44 +32,57 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 class Exporter:
     """Writes the model as it is now. Collective: all ranks hold parts, rank 0 writes."""
 
-    def __init__(self, model: CausalLM, optimizer: AdamW, config: Config, *, base: Path, tokenizer: Path, world: World) -> None:
-        self.model, self.optimizer, self.config, self.world = model, optimizer, config, world
-        self.base, self.tokenizer = base, tokenizer
-        self.dtype = stored_dtype(base)
+    def __init__(self, model: CausalLM, optimizer: AdamW, job: Job, world: World) -> None:
+        self.model, self.optimizer, self.job, self.world = model, optimizer, job, world
+        self.dtype = stored_dtype(job.base)
 
     def write(self, folder: Path, step: int) -> None:
-        """Fill `folder` in one rename; an older one is replaced."""
-        weights = gather_weights(self.model, self.optimizer, self.dtype, self.world)
+        """Fill `folder` in one rename; an older one is replaced. LoRA's adapter goes, by itself too, into `folder`/adapter."""
+        weights = self._weights()
         if not self.world.leads:
             for _ in weights:
                 pass
+            self._adapter()
             return
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        partial.chmod(0o755)
-        try:
+        base = self.job.base
+        with replacing(folder) as partial:
             save_weights(weights, partial)
-            shutil.copyfile(self.base / "config.json", partial / "config.json")
-            if (self.base / "generation_config.json").exists():
-                shutil.copyfile(self.base / "generation_config.json", partial / "generation_config.json")
-            tokenizers.save(self.tokenizer, partial)
+            shutil.copyfile(base / "config.json", partial / "config.json")
+            if (base / "generation_config.json").exists():
+                shutil.copyfile(base / "generation_config.json", partial / "generation_config.json")
+            tokenizers.save(self.job.tokenizer, partial)
             base_stage.describe(partial)
-            (partial / "README.md").write_text(card(self.config, self.base, step), encoding="utf-8")
-            replace_folder(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            (partial / "README.md").write_text(card(self.job.config, base, step), encoding="utf-8")
+            if adapter := self._adapter():
+                self.model.hf.save_pretrained(partial / "adapter", state_dict=adapter)  # type: ignore[operator]
 
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name in the Hugging Face model, whole tensor in host memory) on rank 0, an empty tensor on others. Collective.
 
-def gather_weights(model: CausalLM, optimizer: AdamW, dtype: torch.dtype, world: World) -> Iterator[tuple[str, Tensor]]:
-    """(name in the Hugging Face model, whole tensor in host memory) on rank 0, an empty tensor on others. Collective.
+        Trained parameters come from their fp32 masters, rounded once; a tied weight comes once, under its first name; an
+        adapter's product is added to the weight that it belongs to.
+        """
+        core = self.model.core
+        for name, param in core.named_parameters():
+            if ".lora_" in name:
+                continue
+            whole = self._whole(param)
+            module = core.get_submodule(name.rpartition(".")[0].removesuffix(".base_layer"))
+            if name.endswith(".base_layer.weight"):
+                down, up = (self._whole(part["default"].weight).float() for part in (module.lora_A, module.lora_B))
+                whole = whole.float() + module.scaling["default"] * (up @ down)
+            yield name.replace(".base_layer.", "."), whole.to(self.dtype).cpu() if self.world.leads else torch.empty(0)
 
-    Trained parameters come from their fp32 masters, rounded once; a tied weight comes once, under its first name.
-    """
-    trained = {id(param): index for index, param in enumerate(optimizer.params)}
-    for name, param in model.core.named_parameters():
-        index = trained.get(id(param))
-        whole = gather_whole(param.detach() if index is None else optimizer.master(index), param)
-        yield name, whole.to(dtype).cpu() if world.leads else torch.empty(0)
+    def _adapter(self) -> dict[str, Tensor]:
+        """The adapter's tensors in fp32, by their names in the peft model; empty without one. Collective."""
+        if not self.job.config.train.lora.rank:
+            return {}
+        named = [(name, param) for name, param in self.model.hf.named_parameters() if ".lora_" in name]
+        return {name: self._whole(param).float().cpu() for name, param in named}
+
+    def _whole(self, param: nn.Parameter) -> Tensor:
+        index = next((index for index, trained in enumerate(self.optimizer.params) if trained is param), None)
+        return gather_whole(param.detach() if index is None else self.optimizer.master(index), param)
 
 
 def gather_whole(part: Tensor, param: nn.Parameter) -> Tensor:
@@ -123,29 +138,33 @@ def stored_dtype(base: Path) -> torch.dtype:
     return dtype
 
 
-def replace_folder(partial: Path, folder: Path) -> None:
-    if folder.exists():
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        folder.rename(aside / folder.name)
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its place when the block ends without an error."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        partial = scratch / "new"
+        partial.mkdir()
+        yield partial
+        if folder.exists():
+            folder.rename(scratch / "old")
         partial.rename(folder)
-        shutil.rmtree(aside)
-    else:
-        partial.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def link_folder(source: Path, target: Path) -> None:
     """The same folder under a second name at no cost: hard links where the file system has them."""
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    partial.chmod(0o755)
+    with replacing(target) as partial:
+        shutil.copytree(source, partial, copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(source: str, target: str) -> None:
     try:
-        for path in source.iterdir():
-            try:
-                os.link(path, partial / path.name)
-            except OSError:
-                shutil.copyfile(path, partial / path.name)
-        replace_folder(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def card(config: Config, base: Path, step: int) -> str:

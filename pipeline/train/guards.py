@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import errno
 import faulthandler
 import math
 import os
@@ -44,6 +45,13 @@ class OutOfMemory(UserError):
             f"out of memory on the device: lower train.max_tokens_per_device (now {max_tokens}) or raise "
             f"train.activation_checkpointing (now {checkpointing}; selective or full store less) ({detail})."
         )
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error, safetensors' own among them, says that there is no room for what was written."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    own = isinstance(error, OSError) and error.errno in numbers
+    return own or any(f"(os error {number})" in str(error) for number in numbers)
 
 
 class StopSignal:

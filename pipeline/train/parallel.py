@@ -140,6 +140,10 @@ class Trained:
 def distribute(model: nn.Module, units: Sequence[nn.Module], train: Train, layout: Layout, world: World) -> Trained:
     """Lay the model, fp32 or under precision bf16 bf16, out in place. `units`: modules that sharded ranks fetch as a whole."""
     lowered = torch.bfloat16 if train.precision in ("mixed", "fp8") else None
+    if lowered:
+        for param in model.parameters():
+            if not param.requires_grad:  # beneath an adapter: no update is ever added to it
+                param.data = param.data.to(lowered)
     if layout.sharded:
         _shard(model, units, lowered, layout, world)
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
@@ -148,9 +152,6 @@ def distribute(model: nn.Module, units: Sequence[nn.Module], train: Train, layou
     if isinstance(model, FSDPModule):
         return Trained(named, [None] * len(params), ShardedGradients(model, params, layout))
     cut_off = [_lower(param) if lowered else None for param in params]
-    if lowered:
-        for param in model.parameters():
-            param.data = param.data.to(lowered)
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
     return Trained(named, cut_off, ReplicatedGradients(params, dtype, world))
 

@@ -16,7 +16,7 @@ import small
 
 from pipeline.config import Train
 from pipeline.store import Store
-from pipeline.train.loop import Job
+from pipeline.train.job import Job
 from pipeline.train.model import load_model
 
 torch.set_num_threads(1)

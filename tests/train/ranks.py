@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from pipeline.train.__main__ import train
+from pipeline.train.job import Job
 from pipeline.train.loader import Prepared
-from pipeline.train.loop import Job
 from pipeline.train.step import Outcome, Stepper
 
 

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.config import Tokenize
 from pipeline.tokens import encode
 from pipeline.tokens.shards import open_tokens
 from pipeline.train.guards import EXIT_HANG, SpikeDetector
-from pipeline.train.loop import Job
+from pipeline.train.job import Job
+from pipeline.train.step import Stepper
 from tests.train import ranks
 
 
@@ -115,14 +117,42 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(job: Callable[..., Job]) -> 
 
     full = job(epochs=3, save_every=4)
     started = ranks.Ranks(full, 2, ranks.at_step(8, 0, signal.SIGTERM))
-    assert started.codes() == [0, 0]
-    good = max(path.name for path in (full.output / "checkpoints").iterdir())
+    assert started.codes() == [0, 0], started.log()
+    assert complete(full.output) == ["step-00000008", "step-00000009"]
     filled = ranks.Ranks(full, 2, small_files)
-    assert all(filled.codes())
-    assert [path.name for path in (full.output / "checkpoints").iterdir() if (path / "complete.json").exists()][-1] == good
-    assert any("could not be saved" in event["message"] for event in ranks.events(full.output, "warning"))
+    assert filled.codes() == [2, 1], filled.log()
+    assert complete(full.output) == ["step-00000008", "step-00000009"]
+    warnings = [event["message"] for event in ranks.events(full.output, "warning")]
+    assert warnings
+    assert all("could not be saved: rank 0: the disk is full" in warning for warning in warnings)
+    assert len(ranks.steps(full.output)) == 31, "training went on without"
+    status = ranks.status(full.output)
+    assert (status["state"], status["kind"]) == ("failed", "user")
+    assert "the disk is full; free space" in status["reason"]
+    assert not (full.output / "model").exists()
     ranks.run(full, 2)
-    assert ranks.events(full.output, "resume")[-1]["message"].startswith(f"from {good}")
+    assert ranks.events(full.output, "resume")[-1]["message"].startswith("from step-00000009")
+    assert ranks.status(full.output)["state"] == "done"
+
+
+def complete(output: Path) -> list[str]:
+    return sorted(marker.parent.name for marker in output.glob("checkpoints/*/complete.json"))
+
+
+def test_too_large_a_step_says_what_to_lower(job: Callable[..., Job]) -> None:
+    def full_memory(rank: int) -> None:
+        def run(*_: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free.")
+
+        Stepper.run = run  # type: ignore[assignment,method-assign]
+
+    large = job(activation_checkpointing="selective")
+    started = ranks.Ranks(large, 1, full_memory)
+    assert started.codes() == [2]
+    status = ranks.status(large.output)
+    assert (status["state"], status["kind"]) == ("failed", "user")
+    assert "lower train.max_tokens_per_device (now 512)" in status["reason"]
+    assert "train.activation_checkpointing (now selective" in status["reason"]
 
 
 @pytest.mark.parametrize(
@@ -136,9 +166,12 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(job: Callable[..., Job]) -> 
 def test_bad_settings_end_with_a_sentence(job: Callable[..., Job], settings: dict[str, object], size: int, message: str) -> None:
     bad = job(**settings)
     started = ranks.Ranks(bad, size)
-    assert started.codes() == [2] * size
-    assert message in started.log()
-    assert "Traceback" not in started.log()
+    codes = started.codes()
+    assert codes[0] == 2, started.log()
+    assert all(codes), "others may first find rank 0 gone, which hosts their meeting point here"
+    log = (bad.output / "rank-0.log").read_text()
+    assert message in log
+    assert "Traceback" not in log
     status = ranks.status(bad.output)
     assert (status["state"], status["kind"]) == ("failed", "user")
     assert message in status["reason"]

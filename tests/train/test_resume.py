@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.train.loop import Job
+from pipeline.train.job import Job
 from tests.train import ranks
 
 # 31 steps over 3 epochs of 162 conversations; epochs end within steps 11 and 21.

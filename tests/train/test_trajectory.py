@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.train.loop import Job
+from pipeline.train.job import Job
 from tests.train import ranks
 
 STEPS = 30
