@@ -1,0 +1,165 @@
+"""The same losses as plain Hugging Face code gives: padded batches, the library's own loss, PyTorch's own optimiser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pipeline.config import Tokenize
+from pipeline.tokens import encode
+from pipeline.tokens.shards import Tokens, open_tokens
+from pipeline.train.job import Job
+from pipeline.train.plan import Plan
+from tests.train import ranks
+
+STEPS = 20
+
+
+def train_split(job: Job) -> Tokens:
+    found = open_tokens(job.tokens)["train"]
+    assert found is not None
+    return found
+
+
+def padded(tokens: Tokens, indices: np.ndarray) -> dict[str, torch.Tensor]:
+    """input_ids, attention_mask and labels [rows, longest]; labels are -100 where nothing is supervised."""
+    width = int(tokens.lengths[indices].max())
+    batch = {
+        name: torch.full((len(indices), width), fill)
+        for name, fill in (("input_ids", 0), ("attention_mask", 0), ("labels", -100))
+    }
+    for place, index in enumerate(indices.tolist()):
+        ids, mask, _ = tokens.gather([index])
+        row = torch.from_numpy(ids.astype(np.int64))
+        batch["input_ids"][place, : len(ids)] = row
+        batch["attention_mask"][place, : len(ids)] = 1
+        batch["labels"][place, : len(ids)] = torch.where(torch.from_numpy(mask), row, -100)
+    return batch
+
+
+def plain_loop(job: Job) -> list[float]:
+    """Losses of the first steps, the way one would write it first."""
+    train = job.config.train
+    tokens = train_split(job)
+    plan = Plan(
+        tokens.lengths, tokens.targets, global_batch=train.global_batch, max_tokens=10**6, epochs=train.epochs, seed=train.seed
+    )
+    model = AutoModelForCausalLM.from_pretrained(job.base, dtype=torch.float32, attn_implementation="eager")
+    matrices = [param for param in model.parameters() if param.ndim >= 2]
+    vectors = [param for param in model.parameters() if param.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=train.lr, betas=(train.beta1, train.beta2), eps=train.eps)
+    total, warmup = len(plan), train.warmup_fraction * len(plan)
+    losses = []
+    for k in range(STEPS):
+        rate = train.lr * k / warmup if k <= warmup else None
+        if rate is None:
+            cosine = math.cos(math.pi * (k - warmup) / (total - warmup))
+            rate = train.min_lr + (train.lr - train.min_lr) * (1 + cosine) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = model(**padded(tokens, plan.indices(k))).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_the_losses_are_those_of_a_plain_padded_loop(job: Callable[..., Job]) -> None:
+    ours = job(epochs=2, max_tokens_per_device=160, min_lr=1e-3, clip=0.5)
+    ranks.run(ours, 2)
+    assert [step["loss"] for step in ranks.steps(ours.output)[:STEPS]] == pytest.approx(plain_loop(ours), rel=1e-6)
+
+
+def test_trl_reports_the_same_first_loss(job: Callable[..., Job], tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl", reason="TRL is in the bench extra")
+    import datasets
+
+    ours = job(max_steps=1, global_batch=16)
+    ranks.run(ours)
+    tokens = train_split(ours)
+    first = Plan(tokens.lengths, tokens.targets, global_batch=16, max_tokens=10**6, seed=ours.config.train.seed).indices(0)
+    # TRL makes its labels from the folder's assistant_masks.
+    data = datasets.load_from_disk(str(ours.tokens))["train"].select(first.tolist())
+    arguments = trl.SFTConfig(
+        output_dir=str(tmp_path / "trl"),
+        max_steps=1,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+        logging_steps=1,
+        learning_rate=0.0,
+        bf16=False,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        gradient_checkpointing=False,
+        max_length=None,
+    )
+    model = AutoModelForCausalLM.from_pretrained(ours.base, dtype=torch.float32)
+    from transformers import AutoTokenizer
+
+    trainer = trl.SFTTrainer(
+        model=model, args=arguments, train_dataset=data, processing_class=AutoTokenizer.from_pretrained(ours.tokenizer)
+    )
+    trainer.train()
+    logged = next(record["loss"] for record in trainer.state.log_history if "loss" in record)
+    assert ranks.steps(ours.output)[0]["loss"] == pytest.approx(logged, rel=1e-4)
+
+
+def test_a_mean_over_samples_weighs_conversations_alike(job: Callable[..., Job]) -> None:
+    ours = job(max_steps=1, reduction="sample", max_tokens_per_device=160)
+    ranks.run(ours, 2)
+    tokens = train_split(ours)
+    indices = Plan(tokens.lengths, tokens.targets, global_batch=16, max_tokens=10**6, seed=ours.config.train.seed).indices(0)
+    model = AutoModelForCausalLM.from_pretrained(ours.base, dtype=torch.float32)
+    with torch.no_grad():
+        means = [float(model(**padded(tokens, np.array([index]))).loss) for index in indices]
+    assert ranks.steps(ours.output)[0]["loss"] == pytest.approx(sum(means) / len(means), rel=1e-5)
+
+
+@pytest.fixture
+def some_unsupervised(folders: dict[str, Path], tmp_path: Path) -> Path:
+    """Twelve conversations of which every third has no supervised token."""
+    import polars as pl
+
+    messages: list[list[dict[str, Any]]] = []
+    for row in range(12):
+        answer = {"role": "assistant", "content": f"{row}!", "train": row % 3 != 0}
+        messages.append([{"role": "user", "content": f"Say {row}", "train": None}, answer])
+    pl.DataFrame({"messages": messages}).write_parquet(tmp_path / "some.parquet")
+    encode.tokenize(tmp_path / "some.parquet", folders["base"], tmp_path / "some", Tokenize())
+    return tmp_path / "some"
+
+
+def silence(tokens: Path) -> None:
+    """Switch every mask of a tokens folder off, in place."""
+    import datasets
+
+    data = datasets.load_from_disk(str(tokens))
+    quiet = data.map(lambda row: {"assistant_masks": [False] * len(row["input_ids"])}, features=data.features)
+    quiet.save_to_disk(str(tokens) + "-quiet")
+
+
+def test_a_batch_without_supervised_tokens_is_harmless(job: Callable[..., Job], some_unsupervised: Path) -> None:
+    silence(some_unsupervised)
+    quiet = job(tokens=Path(f"{some_unsupervised}-quiet"), global_batch=5, epochs=1)
+    ranks.run(quiet, 2)
+    for step in ranks.steps(quiet.output):
+        assert (step["loss"], step["grad_norm"], step["supervised_tokens"]) == (0, 0, 0)
+
+
+def test_more_ranks_than_conversations(job: Callable[..., Job], some_unsupervised: Path) -> None:
+    one, four = (job(name, tokens=some_unsupervised, global_batch=3, epochs=1) for name in ("one", "four"))
+    ranks.run(one, 1)
+    ranks.run(four, 4)
+    losses = [step["loss"] for step in ranks.steps(one.output)]
+    assert [step["loss"] for step in ranks.steps(four.output)] == pytest.approx(losses, rel=1e-5)
