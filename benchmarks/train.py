@@ -90,7 +90,7 @@ def prepare(args: argparse.Namespace, work: Path) -> None:
     if not (work / "model").exists():
         make_model(work / "model", args.shape, "cuda" if torch.cuda.is_available() else "cpu")
     if not (work / "tokens").exists():
-        make_tokens(work / "tokens", 128 * (args.steps + 2), vocabulary, LONGEST)
+        make_tokens(work / "tokens", 128 * (args.steps + 3), vocabulary, LONGEST)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -100,8 +100,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.run in TRL:
         return train_runs.run_trl(model, tokens, output, TRL[args.run], args.peer_steps, min(args.warm, args.peer_steps - 1))
     chosen = dict(pair.split("=", 1) for pair in args.set)
-    settings = {"max_steps": args.steps + args.profile, "global_batch": 128, **OURS[args.run], **chosen}
-    return train_runs.run_ours(model, tokens, output, settings, args.warm, args.profile)
+    settings = {"global_batch": 128, **OURS[args.run], **chosen}
+    return train_runs.run_ours(model, tokens, output, settings, args.steps, args.warm, args.profile)
 
 
 def line(name: str, results: dict[str, Any]) -> str:
@@ -110,6 +110,8 @@ def line(name: str, results: dict[str, Any]) -> str:
         return f"{name:12} failed with exit code {result['failed']}"
     text = f"{name:12} {result['tokens_per_second']:8,.0f} tokens/s  MFU {result['mfu']:.1%}  "
     text += f"memory {result['peak_memory'] / 1e9:.1f} GB (process {result['process_memory'] / 1e9:.1f})"
+    if "watts" in result:
+        text += f"  {result['clock_mhz']:.0f} MHz at {result['watts']:.0f} W"
     if "data_wait" in result:
         text += f"  data wait {result['data_wait']:.2%}  p99/median {result['p99_over_median']:.3f}"
         text += f"  compiled after step 10: {result['compiled_after_10']}  micro-batches {result['micro_batches']:.1f}"

@@ -2,83 +2,93 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import time
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.train_measure import Result, Sensors, memory, profiled
 from pipeline.config import parse
 from pipeline.train import attention as packed_attention
 from pipeline.train import attention_cudnn, metrics, world
 from pipeline.train.guards import StopSignal, Watchdog
-from pipeline.train.loop import Job, Trainer
+from pipeline.train.job import Job
+from pipeline.train.loop import Trainer
 from pipeline.train.model import describe
+from pipeline.train.step import Stepper
 
-Result = dict[str, Any]
 
-
-def run_ours(model: Path, tokens: Path, output: Path, settings: dict[str, Any], warm: int, profile: bool) -> Result:
-    """Steps of the trainer's own loop; the export at its end is left out."""
-    steps = settings["max_steps"]
-    config = parse({"name": "benchmark", "train": {"save_every": 10**6, **settings}}, "benchmark")
+def run_ours(model: Path, tokens: Path, output: Path, settings: dict[str, Any], steps: int, warm: int, profile: bool) -> Result:
+    """`steps` steps of the trainer's own loop, and one more if it is to be profiled; left before anything is saved."""
+    config = parse({"name": "benchmark", "train": {"save_every": 10**6, "max_steps": steps + 2, **settings}}, "benchmark")
     output.mkdir(parents=True)
+    watch = Watch(steps, profile)
+    Stepper.run = lambda stepper, *args: watch(stepper, *args)  # type: ignore[method-assign]
     trainer = Trainer(Job(config, tokens, model, output), world.join(600), StopSignal(), Watchdog(3600.0, print))
-    trainer._set_up()
-    trainer._resume()
-    trainer._save_due = lambda: False  # type: ignore[method-assign]
-    watch = Watch(trainer.stepper.run, profile_at=steps if profile else None)
-    trainer.stepper.run = watch  # type: ignore[method-assign]
-    trainer._steps()
+    with Sensors() as sensors, contextlib.suppress(Enough):
+        trainer.run()
     everything = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    records = everything[warm : steps - profile]
+    records = everything[warm:steps]
     seconds = sum(r["seconds"] for r in records)
     per_token = [r["seconds"] / r["tokens"] for r in records]
     return {
-        "kernels": describe(trainer.model),
+        "kernels": watch.kernels,
         "tokens_per_second": sum(r["tokens"] for r in records) / seconds,
         "mfu": sum((r["mfu"] or 0) * r["seconds"] for r in records) / seconds,
         "data_wait": sum(r["data_wait_seconds"] for r in records) / seconds,
         "p99_over_median": float(np.quantile(per_token, 0.99)) / statistics.median(per_token),
         "compiled_after_10": watch.compiled[-1] - watch.compiled[min(9, len(watch.compiled) - 1)],
-        "micro_batches": watch.micro_batches / steps,
+        "micro_batches": watch.micro_batches / len(watch.compiled),
+        "tokens_of_step": [r["tokens"] for r in everything],
+        "seconds_of_step": [r["seconds"] for r in everything],
         "losses": [round(r["loss"], 4) for r in everything],
         **memory(),
+        **sensors.result(),
         **({"profile": watch.profile} if profile else {}),
     }
 
 
-class Watch:
-    """Stands around Stepper.run: counts what is compiled, and profiles one step."""
+class Enough(Exception):
+    """Ends the trainer's loop from within."""
 
-    def __init__(self, run: Callable[..., Any], profile_at: int | None) -> None:
-        self.run, self.profile_at = run, profile_at
+
+class Watch:
+    """Stands in for Stepper.run: counts what is compiled, profiles the step after the last, and then ends the loop."""
+
+    run = Stepper.run
+
+    def __init__(self, steps: int, profile: bool) -> None:
+        self.steps, self.ends = steps, steps + profile
+        self.kernels = ""
         self.compiled: list[int] = []
         self.micro_batches = 0
         self.profile: dict[str, float] = {}
         self._triton = 0
-        try:
+        with contextlib.suppress(ImportError):
             import triton
-        except ImportError:
-            return
-        triton.knobs.runtime.jit_post_compile_hook = self._count
+
+            triton.knobs.runtime.jit_post_compile_hook = self._count
 
     def _count(self, **_: Any) -> None:
         self._triton += 1
 
-    def __call__(self, prepared: Any, *args: Any) -> Any:
-        self.micro_batches += len(prepared.batches)
-        if prepared.plan.index + 1 == self.profile_at:
-            self.profile, outcome = profiled(lambda: self.run(prepared, *args))
+    def __call__(self, stepper: Stepper, prepared: Any, *args: Any) -> Any:
+        step = prepared.plan.index + 1
+        if step > self.ends:
+            raise Enough
+        self.kernels = describe(stepper.model)  # type: ignore[arg-type]
+        if step > self.steps:
+            self.profile, outcome = profiled(lambda: Watch.run(stepper, prepared, *args))
         else:
-            outcome = self.run(prepared, *args)
+            outcome = Watch.run(stepper, prepared, *args)
         built = attention_cudnn._build.cache_info().misses
         self.compiled.append(self._triton + built + torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        self.micro_batches += len(prepared.batches)
         return outcome
 
 
@@ -139,7 +149,8 @@ def run_trl(model: Path, tokens: Path, output: Path, settings: dict[str, Any], s
     trainer = Recording(
         model=network, args=config, train_dataset=load_from_disk(str(tokens)), processing_class=tokenizer, callbacks=[Clock()]
     )
-    trainer.train()
+    with Sensors() as sensors:
+        trainer.train()
     counted = batches[settings["accumulate"] * warm :]
     lengths = np.concatenate([conversation_lengths(position_ids) for position_ids in counted])
     seconds = marks[-1] - marks[warm - 1]
@@ -149,6 +160,7 @@ def run_trl(model: Path, tokens: Path, output: Path, settings: dict[str, Any], s
         "tokens_per_second": float(lengths.sum()) / seconds,
         "mfu": count.of(lengths) / seconds / peak if peak else 0.0,
         **memory(),
+        **sensors.result(),
     }
 
 
@@ -162,52 +174,3 @@ def flop_count_of(network: Any) -> metrics.FlopCount:
     from types import SimpleNamespace
 
     return metrics.flop_count(SimpleNamespace(core=network, parameters=network.parameters))  # type: ignore[arg-type]
-
-
-def memory() -> Result:
-    if not torch.cuda.is_available():
-        return {"peak_memory": 0, "process_memory": 0}
-    free, total = torch.cuda.mem_get_info()
-    return {"peak_memory": torch.cuda.max_memory_allocated(), "process_memory": total - free}
-
-
-CLASSES = {
-    # In this order: the first whose word a kernel's name holds.
-    "attention": ("flash", "fmha", "sdpa", "attention", "varlen"),
-    "products": ("gemm", "nvjet", "cutlass", "cublas", "splitk", "xmma"),
-    "norms": ("_norm_kernel", "_norm_backward", "_add_rows", "rms_norm"),
-    "rotary": ("_rope",),
-    "swiglu": ("_swiglu",),
-    "loss": ("_softmax_nll",),
-    "optimiser": ("_adamw", "lpnorm", "multi_tensor"),
-    "casts to fp8": ("_quantize",),
-    "embedding": ("index", "sort", "radix", "embedding"),
-    "fill and copy": ("memset", "memcpy", "fill", "copy"),
-}
-
-
-def profiled(run: Callable[[], Any]) -> tuple[dict[str, float], Any]:
-    """Milliseconds on the device by class of kernel; how long it stood idle, and before which kernels; the slowest kernels."""
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        outcome = run()
-        torch.cuda.synchronize()
-        wall = time.perf_counter() - start
-    events = sorted(
-        (event.time_range.start, event.time_range.end, event.name)
-        for event in profiler.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
-    )
-    by_class, by_name, idle = Counter[str](), Counter[str](), Counter[str]()
-    reached, last = events[0][0], "start"
-    for begin, end, name in events:
-        kind = next((kind for kind, words in CLASSES.items() if any(word in name.lower() for word in words)), "other")
-        by_class[kind] += end - begin
-        by_name[f"{kind}: {name[:60]}"] += end - begin
-        if begin > reached:
-            idle[f"idle: {last[:40]} -> {name[:40]}"] += begin - reached
-        reached, last = max(reached, end), name
-    total = {"(busy)": sum(by_class.values()), "(idle)": sum(idle.values()), "(wall)": wall * 1e6}
-    rows = [*by_class.most_common(), *total.items(), *by_name.most_common(25), *idle.most_common(12)]
-    return {name: microseconds / 1e3 for name, microseconds in rows}, outcome
