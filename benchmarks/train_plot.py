@@ -1,0 +1,64 @@
+"""Draw docs/images/performance-*.svg from benchmarks/results/train-*.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parents[1]
+COLOURS = {"peer": "#9aa0a6", "bf16": "#1a73e8", "mixed": "#188038"}
+LABELS = {"peer": "TRL 1.16", "bf16": "this trainer, bf16", "mixed": "this trainer, fp32 masters (default)"}
+
+
+def speed(results: Path, target: Path) -> None:
+    found = json.loads(results.read_text())
+    stages = found["stages"]
+    figure, axes = plt.subplots(figsize=(9, 5.2))
+    for place, stage in enumerate(reversed(stages)):
+        axes.barh(place, stage["tokens_per_second"], color=COLOURS[stage["kind"]])
+        axes.text(
+            stage["tokens_per_second"] + 150,
+            place,
+            f"{stage['tokens_per_second']:,}  {stage['mfu']:.1%}",
+            va="center",
+            fontsize=8,
+        )
+    axes.set_yticks(range(len(stages)), [stage["what"] for stage in reversed(stages)], fontsize=8)
+    axes.set_xlabel("tokens a second and MFU, Qwen3-4B's shape")
+    axes.set_title(f"{found['device']}, {found['date']}", fontsize=10)
+    axes.set_xlim(0, 28_000)
+    axes.legend(
+        [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()], LABELS.values(), fontsize=8, loc="upper right"
+    )
+    finish(figure, target)
+
+
+def numerics(results: Path, target: Path) -> None:
+    found = json.loads(results.read_text())
+    by_rate = found["losses_by_learning_rate"]
+    figure, panels = plt.subplots(1, len(by_rate), figsize=(9, 3.6), sharey=True)
+    for axes, (rate, curves) in zip(panels, by_rate.items(), strict=True):
+        for name, losses in curves.items():
+            axes.plot(losses, label=name, linewidth=1.2, linestyle="--" if "nearest" in name else "-")
+        axes.set_title(f"learning rate {float(rate):g}", fontsize=10)
+        axes.set_xlabel("optimiser step")
+    panels[0].set_ylabel("loss")
+    panels[0].legend(fontsize=8)
+    finish(figure, target)
+
+
+def finish(figure: plt.Figure, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(target, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    matplotlib.rcParams["svg.hashsalt"] = "talaria"
+    speed(ROOT / "benchmarks/results/train-speed.json", ROOT / "docs/images/performance-speed.svg")
+    numerics(ROOT / "benchmarks/results/train-numerics.json", ROOT / "docs/images/performance-numerics.svg")
