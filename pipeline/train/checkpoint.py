@@ -1,8 +1,8 @@
 """Checkpoints: sharded, written beside the training, whole or recognisably not, and readable by any number of ranks.
 
     checkpoints/step-00001000/
-        shard-00001-model-00001-of-00004.safetensors ...   what rank 0 wrote, and so on
-        complete.json                                      written last: progress, identity, size and sha256 of each file
+        rank-00000-000.safetensors ...   what rank 0 wrote, and so on
+        complete.json                    written last: progress, identity, size and sha256 of each file
 
 Tensors go through torch.distributed.checkpoint in its safetensors form and all else is JSON, so that reading a checkpoint,
 whoever wrote it, never unpickles anything.
@@ -14,27 +14,27 @@ import contextlib
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from pipeline.store import file_digest, write_atomically
 from pipeline.train.guards import Alive, disk_is_full
+from pipeline.train.shard_writer import ShardWriter
 from pipeline.train.staging import Staging
 from pipeline.train.world import World
 
 MARKER = "complete.json"
 FORMAT = 1
-_FILE_BYTES = 4 << 30
-"""Tensors of about so many bytes share a file: a file is put together in memory before it is written."""
 
 
 class CheckpointError(OSError):
@@ -147,10 +147,10 @@ class Checkpoints:
             raise CheckpointError(f"{folder.name} could not be saved: {box[0][0]}")
         fault, files = None, {}
         try:
-            writer = HuggingFaceStorageWriter(str(folder), self._file_of_tensor(), save_distributed=True)
+            writer = ShardWriter(folder)
             save(self.staging.tensors, storage_writer=writer, process_group=self._group)
-            files = {path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in self._written(folder)}
-        except (OSError, CheckpointException) as error:
+            files = {path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in writer.written}
+        except (OSError, SafetensorError, CheckpointException) as error:
             fault = _reason(error)
         parts: list[Any] = [None] * self.world.size
         dist.all_gather_object(parts, (fault, files), group=self._group)
@@ -182,16 +182,6 @@ class Checkpoints:
         except OSError as error:
             return [_reason(error)]
         return []
-
-    def _written(self, folder: Path) -> Iterator[Path]:
-        return folder.glob(f"shard-{self.world.rank + 1:05d}-*.safetensors")
-
-    def _file_of_tensor(self) -> dict[str, int]:
-        total, place = 0, {}
-        for name, tensor in self.staging.tensors.items():
-            place[name] = 1 + total // _FILE_BYTES
-            total += tensor.numel() * tensor.element_size()
-        return place
 
     def _prune(self) -> None:
         """Keep the newest `keep` that are complete; drop older ones and what interrupted saves left."""

@@ -97,7 +97,7 @@ def _rank(job: Job, rank: int, size: int, port: int, before: Callable[[int], Non
         "LOCAL_WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
+        "ACCELERATE_USE_CPU": os.environ.get("ACCELERATE_USE_CPU", "true"),
     }
     torch.set_num_threads(1)
     if before:
