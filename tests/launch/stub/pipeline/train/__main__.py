@@ -50,7 +50,7 @@ while step < options["steps"]:
     if happens == "user":
         write(state="failed", kind="user", step=step, reason="tokens/data.arrow row 3: is empty.")
         sys.exit(1)
-    if happens == "raise":
+    if happens == "raise" and rank == 0:
         raise RuntimeError("the loss is not finite")
     if happens == "kill" and not resumed:
         saved.parent.mkdir(exist_ok=True)
