@@ -30,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 OURS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16", "max_tokens_per_device": 14336},
     "mixed": {"precision": "mixed", "max_tokens_per_device": 4000},
-    "fp8": {"precision": "fp8", "max_tokens_per_device": 4000},
+    "mixed-fp8": {"precision": "mixed", "fp8": "true", "max_tokens_per_device": 4000},
+    "bf16-fp8": {"precision": "bf16", "fp8": "true", "max_tokens_per_device": 14336},
 }
 LONGEST = 4000
 """Longer conversations are drawn again: 1 in 8,000."""

@@ -23,6 +23,15 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 151936,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
     },
+    "small": {
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+        "vocab_size": 151936,
+    },
     "tiny": {
         "hidden_size": 64,
         "intermediate_size": 96,

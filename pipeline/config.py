@@ -127,10 +127,12 @@ class Train(Section):
     clip: float = Field(1.0, gt=0, description="Largest global gradient norm.")
     reduction: Literal["token", "sample"] = Field("token", description="Mean over supervised tokens, or over conversations.")
     seed: int = Field(42, ge=0, description="Epoch e's order is a permutation from (seed, e) alone.")
-    precision: Literal["mixed", "fp32", "bf16", "fp8"] = Field(
+    precision: Literal["mixed", "fp32", "bf16"] = Field(
         "mixed",
-        description="mixed: fp32 masters and Adam state, bf16 compute; bf16: those in bf16 too, weights rounded stochastically; "
-        "fp8: mixed, with products in 8 bits.",
+        description="mixed: fp32 masters and Adam state, bf16 compute; bf16: those in bf16 too, weights rounded stochastically.",
+    )
+    fp8: bool = Field(
+        False, description="Products of activations with weights in 8 bits, under mixed or bf16: faster, less exact."
     )
     lora: Lora = Lora()
     patience: int | None = Field(None, ge=1, description="Stop after this many evaluations without a better held-out loss.")
@@ -159,6 +161,12 @@ class Train(Section):
     )
     hang_timeout: Annotated[float, NotInKey] = Field(600.0, gt=0, description="Seconds without progress until all ranks stop.")
     stop_grace: Annotated[float, NotInKey] = Field(300.0, gt=0, description="Seconds that ranks get to save after SIGTERM.")
+
+    @model_validator(mode="after")
+    def _fp8_needs_bf16_compute(self) -> Train:
+        if self.fp8 and self.precision == "fp32":
+            raise ValueError("fp8 needs precision mixed or bf16")
+        return self
 
 
 class Evaluate(Section):

@@ -40,10 +40,11 @@ class CausalLM(nn.Module):
         self.recompute = train.activation_checkpointing
         self.plain_because = "train.kernels is plain" if train.kernels == "plain" else self._why_plain()
         self.deterministic = train.deterministic
+        self.fp8 = train.fp8
         self._room: int | None = None
         if self.fused:
             for layer in layers(self):
-                kernels_layer.fuse(layer, self.core.config, fp8=train.precision == "fp8")
+                kernels_layer.fuse(layer, self.core.config, fp8=train.fp8)
 
     @property
     def core(self) -> Any:
@@ -178,9 +179,9 @@ def load_model(folder: str | Path, train: Train, device: torch.device | str) -> 
     if train.lora.rank:
         hf = add_adapters(hf, train)
     model = CausalLM(hf, train)
-    if train.precision == "fp8" and (not model.fused or config.hidden_size % 16 or config.intermediate_size % 16):
+    if train.fp8 and (not model.fused or config.hidden_size % 16 or config.intermediate_size % 16):
         why = model.plain_because or "its widths are no multiples of 16"
-        raise ConfigError(f"train.precision fp8 does not work for {folder}, as {why}; choose mixed.")
+        raise ConfigError(f"train.fp8 does not work for {folder}, as {why}; leave it off.")
     return model.to(device)
 
 
@@ -230,5 +231,9 @@ def describe(model: CausalLM) -> str:
     dtype = torch.bfloat16 if isinstance(weight, DTensor) else weight.dtype
     kernel, because = attention.choose(weight.device.type, dtype, head_width(model.core.config), model.deterministic)
     where = "Triton" if weight.is_cuda and kernels.has_triton() else "plain PyTorch (no GPU with Triton)"
-    how = f"fused, elementwise in {where}" if model.fused else f"transformers' own, as {model.plain_because}"
+    how = (
+        f"fused{', products in 8 bits' if model.fp8 else ''}, elementwise in {where}"
+        if model.fused
+        else f"transformers' own, as {model.plain_because}"
+    )
     return f"layers: {how}; attention: {kernel.name} ({because}); head and loss: chunks of {CHUNK} targets"

@@ -138,8 +138,8 @@ class Trained:
 
 
 def distribute(model: nn.Module, units: Sequence[nn.Module], train: Train, layout: Layout, world: World) -> Trained:
-    """Lay the model, fp32 or under precision bf16 bf16, out in place. `units`: modules that sharded ranks fetch as a whole."""
-    lowered = torch.bfloat16 if train.precision in ("mixed", "fp8") else None
+    """Lay the model, fp32 or under precision bf16 in bf16, out in place. `units`: modules that sharded ranks fetch as a whole."""
+    lowered = torch.bfloat16 if train.precision == "mixed" else None
     if lowered:
         for param in model.parameters():
             if not param.requires_grad:  # beneath an adapter: no update is ever added to it

@@ -322,11 +322,13 @@ def fp32_losses(tmp_path_factory):
     return folder, losses
 
 
-@pytest.mark.parametrize(("precision", "bound"), [("mixed", 0.01), ("fp8", 0.05), ("bf16", 0.05)])
-def test_fifty_steps_follow_those_in_fp32(fp32_losses, precision, bound):
+@pytest.mark.parametrize(
+    ("precision", "fp8", "bound"), [("mixed", False, 0.01), ("mixed", True, 0.05), ("bf16", False, 0.05), ("bf16", True, 0.05)]
+)
+def test_fifty_steps_follow_those_in_fp32(fp32_losses, precision, fp8, bound):
     """The bound is on the relative difference of the loss at every step."""
     folder, expected = fp32_losses
-    differences = [abs(a - b) / b for a, b in zip(train(folder, precision, 50), expected, strict=True)]
+    differences = [abs(a - b) / b for a, b in zip(train(folder, precision, 50, fp8=fp8), expected, strict=True)]
     assert max(differences) < bound, max(differences)
 
 
