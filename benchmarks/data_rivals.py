@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 CORES = len(os.sched_getaffinity(0))
 TEMPLATE = (
@@ -57,7 +58,7 @@ def without(parquet: Path, tokenizer: Path, output: Path) -> None:
     import numpy as np
 
     from pipeline.config import Tokenize
-    from pipeline.tokens import encode, select
+    from pipeline.tokens import encode, fast, select
     from pipeline.tokens import tokenizer as tokenizers
 
     def made_up(texts: Sequence[str]) -> tuple[tokenizers.Ids, tokenizers.Offsets]:
@@ -65,8 +66,12 @@ def without(parquet: Path, tokenizer: Path, output: Path) -> None:
         np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)) // 4 + 1, out=offsets[1:])
         return np.zeros(offsets[-1], np.int32), offsets
 
-    tokenizers._fastokens = lambda file: made_up
-    select.compare = lambda *_: 0
+    def sample_none(_: select.Selector, item: tuple[Any, Any]) -> select.Sampled:
+        return select.Sampled(*item, np.zeros(len(item[1]), bool), np.empty(0, np.int32), np.empty(0, bool))
+
+    fast._read = lambda file: None
+    tokenizers.encode_with_fastokens = lambda tokenizer: made_up
+    select.Selector.sample = sample_none
     encode.tokenize(parquet, tokenizer, output / "tokens", Tokenize())
 
 

@@ -61,11 +61,8 @@ def run_all(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         subprocess.run([sys.executable, __file__, *sys.argv[1:], *inner], check=True)
         losses[name] = json.loads(out.read_text())
         apart = [abs(a - b) / b for a, b in zip(losses[name], losses["fp32"], strict=True)]
-        print(
         largest, mean = max(apart), sum(apart) / len(apart)
         print(f"{name:12} last loss {losses[name][-1]:.4f}  from fp32: at most {largest:.2%}, mean {mean:.2%}", flush=True)
-            flush=True,
-        )
     settings = {"shape": args.shape, "steps": args.steps, "batch": args.batch, "lr": args.lr}
     return {"machine": machine(), "settings": settings, "losses": losses}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import sys
@@ -35,6 +36,7 @@ DEFAULT_STORE = Path(".talaria/store")
 
 def main() -> None:
     """Entry point: runs the command and turns a user's mistake into one line and exit code 2."""
+    gc.set_threshold(100_000)  # imports make objects by the hundred thousand, none of them garbage: saves 0.1 s
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # unwinds, so that half an output is removed
     try:
         sys.exit(app(standalone_mode=False))

@@ -111,6 +111,10 @@ def tokenize(
     as_json: AsJson = False,
 ) -> None:
     """Turn a messages parquet into token ids and loss masks, as Arrow shards."""
+    from pipeline.tokens import fast
+
+    if (file := Path(tokenizer, "tokenizer.json")).is_file():
+        fast.begin(file)  # while the rest is imported
     from pipeline.tokens.encode import tokenize as work
 
     with progress("tokenize", "rows") as rows:

@@ -97,8 +97,8 @@ def _groups(file: pq.ParquetFile, start: int, stop: int) -> tuple[list[int], int
     return groups, first
 
 
-def ordered(work: Callable[[T], Out], items: Iterable[T], threads: int) -> Iterator[Out]:
-    """work(item) for each item, by `threads` threads, in order, with few items in flight.
+def ordered(work: Callable[[T], Out], items: Iterable[T], threads: int, ahead: int = 1) -> Iterator[Out]:
+    """work(item) for each item, by `threads` threads, in order, with at most `ahead` items more in flight.
 
     An error of any item is raised here, and what is under way is waited for.
     """
@@ -107,7 +107,7 @@ def ordered(work: Callable[[T], Out], items: Iterable[T], threads: int) -> Itera
         try:
             for item in items:
                 pending.append(pool.submit(work, item))
-                if len(pending) > threads + 1:
+                if len(pending) > threads + ahead:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

@@ -25,6 +25,8 @@ from pipeline.tokens.tokenizer import find, save
 
 MESSAGES = "messages.parquet"
 PART = "part.json"
+AHEAD = 12
+"""Chunks, 8 MB each, that the oracle may be ahead of the encoder: what it samples while a large vocabulary is loaded."""
 Facts = dict[str, Any]
 OnRows = Callable[[int, int], None]
 """Called with the rows done and the rows to do."""
@@ -84,8 +86,9 @@ def tokenize_range(
     counts: Counter[str] = Counter()
     written: list[Shard] = []
     writers: list[ShardWriter] = []
+    sampled = ordered(selector.sample, read(file, chunks), 1, AHEAD)
     try:
-        for kept in ordered(selector, read(file, chunks), config.workers or len(os.sched_getaffinity(0))):
+        for kept in ordered(selector, sampled, config.workers or len(os.sched_getaffinity(0))):
             if not writers or writers[0].number != kept.shard:
                 written += close(writers)
                 writers = [ShardWriter(part_dir, split, kept.shard) for split in splits]

@@ -1,4 +1,4 @@
-"""What becomes of a chunk of conversations: encoded, compared with the oracle, dropped or kept, and given to a split."""
+"""What becomes of a chunk of conversations: sampled by the oracle, encoded, compared, dropped or kept, and given to a split."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.tokens import chat
 from pipeline.tokens.batch import Batch, Mask, Messages, encode, flatten
 from pipeline.tokens.chunks import Chunk
 from pipeline.tokens.shards import TRAIN, VALIDATION
-from pipeline.tokens.tokenizer import Tokenizer, load
+from pipeline.tokens.tokenizer import Ids, Loading, Tokenizer
 
 TOO_LONG, NO_TARGET, PROMPT_TOO_LONG = "too_long", "no_supervised_tokens", "prompt_too_long"
 DROPS = {
@@ -48,6 +48,17 @@ class EncodingMismatch(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """A chunk's messages, and what the oracle makes of a random share of its rows, at least one."""
+
+    chunk: Chunk
+    column: pa.Array
+    chosen: Mask
+    ids: Ids
+    mask: Mask
+
+
+@dataclass(frozen=True)
 class Kept:
     """What is left of a chunk, by split, and the counts of everything that happened to it."""
 
@@ -59,26 +70,59 @@ class Kept:
 
 
 class Selector:
-    """Chunk and messages in, Kept out. Holds no state, so that threads can share it."""
+    """Chunk and messages in, Kept out, in two steps: `sample` needs the oracle only, while the encoder is still being loaded.
+
+    Holds no state, so that threads can share it.
+    """
 
     def __init__(self, parquet: Path, rows: int, folder: Path, config: Tokenize) -> None:
         self.parquet, self.config = parquet, config
-        self.tokenizer = load(folder, config.backend)
-        self.oracle = self.tokenizer.oracle
+        self._loading = Loading(folder, config.backend)
         self.share = min(AUDIT_SHARE, AUDIT_ROWS / max(rows, 1))
 
-    def __call__(self, item: tuple[Chunk, pa.Array]) -> Kept:
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._loading.tokenizer
+
+    def sample(self, item: tuple[Chunk, pa.Array]) -> Sampled:
         chunk, column = item
+        chosen = np.zeros(len(column), np.bool_)
+        chosen[random.SystemRandom().sample(range(len(column)), math.ceil(self.share * len(column)))] = True
+        return Sampled(chunk, column, chosen, *self._by_the_oracle(column.filter(pa.array(chosen))))
+
+    def __call__(self, sampled: Sampled) -> Kept:
+        chunk, column = sampled.chunk, sampled.column
         messages = flatten(column, chunk.start, str(self.parquet))
         batch = encode(messages, self.tokenizer, self.config.supervise_newline)
         counts = oddities(messages)
-        counts[COMPARED] = compare(column, batch, self.oracle, self.config.supervise_newline, self.share, self.parquet)
+        counts[COMPARED] = self._compare(sampled, batch.select(sampled.chosen))
         held_out = held_out_rows(messages, self.config.validation_fraction)
         batch, keep = self._fit(batch, counts)
         if not self.config.validation_fraction:
             return Kept(chunk.shard, len(column), {TRAIN: batch.select(keep)}, counts)
         splits = {TRAIN: batch.select(keep & ~held_out), VALIDATION: batch.select(keep & held_out)}
         return Kept(chunk.shard, len(column), splits, counts)
+
+    def _by_the_oracle(self, column: pa.Array) -> tuple[Ids, Mask]:
+        """Ids and mask of these conversations by the plain rule and Hugging Face's tokenizer."""
+        newline = self.config.supervise_newline
+        segments = (part for messages in column.to_pylist() for part in chat.segments(messages or [], newline))
+        ids, mask = self._loading.oracle.ids(segments)
+        return np.array(ids, np.int32), np.array(mask, np.bool_)
+
+    def _compare(self, sampled: Sampled, batch: Batch) -> int:
+        """How many rows were compared. Raises EncodingMismatch that names the row where an id or a mask differs."""
+        if np.array_equal(batch.ids, sampled.ids) and np.array_equal(batch.mask, sampled.mask):
+            return len(batch)
+        for index, row in enumerate(np.flatnonzero(sampled.chosen)):
+            ids, mask = self._by_the_oracle(sampled.column[row : row + 1])
+            stretch = slice(batch.offsets[index], batch.offsets[index + 1])
+            if not (np.array_equal(batch.ids[stretch], ids) and np.array_equal(batch.mask[stretch], mask)):
+                raise EncodingMismatch(
+                    f"{self.parquet}, row {batch.rows[index]}: the encoder's ids differ from Hugging Face's; "
+                    "set tokenize.backend to tokenizers and report this row."
+                )
+        raise AssertionError("conversations differ together but not one by one")
 
     def _fit(self, batch: Batch, counts: Counter[str]) -> tuple[Batch, Mask]:
         """Drop or truncate what is too long, drop what has nothing to learn from; count each."""
@@ -130,27 +174,3 @@ def oddities(messages: Messages) -> Counter[str]:
             NO_ANSWER_LAST: int(np.count_nonzero(~messages.answers[last])),
         }
     )
-
-
-def compare(column: pa.Array, batch: Batch, oracle: Tokenizer, supervise_newline: bool, share: float, parquet: Path) -> int:
-    """Encode a random share of the rows, at least one, by the plain rule and Hugging Face's tokenizer; returns how many.
-
-    Raises EncodingMismatch that names the row where an id or a mask differs.
-    """
-    chosen = np.zeros(len(column), np.bool_)
-    chosen[random.SystemRandom().sample(range(len(column)), min(len(column), math.ceil(share * len(column))))] = True
-    sample = batch.select(chosen)
-    conversations: list[list[chat.Message] | None] = column.filter(pa.array(chosen)).to_pylist()
-    segments = (segment for messages in conversations for segment in chat.segments(messages or [], supervise_newline))
-    ids, mask = oracle.ids(segments)
-    if np.array_equal(sample.ids, ids) and np.array_equal(sample.mask, mask):
-        return len(sample)
-    for index, messages in enumerate(conversations):
-        ids, mask = oracle.ids(chat.segments(messages or [], supervise_newline))
-        stretch = slice(sample.offsets[index], sample.offsets[index + 1])
-        if not (np.array_equal(sample.ids[stretch], ids) and np.array_equal(sample.mask[stretch], mask)):
-            raise EncodingMismatch(
-                f"{parquet}, row {sample.rows[index]}: the encoder's ids differ from Hugging Face's; "
-                "set tokenize.backend to tokenizers and report this row."
-            )
-    raise AssertionError("conversations differ together but not one by one")

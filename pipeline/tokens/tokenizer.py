@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import DataError
-from pipeline.tokens import chat
+from pipeline.tokens import chat, fast
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HuggingFaceTokenizer
@@ -49,15 +48,9 @@ class Tokenizer:
     header: Ids
     """Ids of "assistant\\n", the part of an answer that belongs to the prompt."""
     encode: Encode
-    hugging_face: HuggingFaceTokenizer
     backend: str
     fallback: str | None = None
     """Why fastokens could not be used, where it was asked for."""
-
-    @property
-    def oracle(self) -> Tokenizer:
-        """The same tokenizer with Hugging Face's encoder."""
-        return replace(self, encode=encode_with(self.hugging_face), backend="tokenizers")
 
     def ids(self, segments: Iterable[chat.Segment]) -> tuple[list[int], list[bool]]:
         """Ids and loss mask, segment by segment: the plain form of what batch.py does with arrays."""
@@ -90,25 +83,41 @@ def find(name: str | Path) -> Path:
     return snapshot(name, "main", [*FILES, TEMPLATE_FILE])[0]
 
 
-def load(folder: Path, backend: Backend = "auto") -> Tokenizer:
-    """Read a tokenizer folder. Raises DataError where it holds no tokenizer.json or knows no ChatML."""
-    file = folder / "tokenizer.json"
-    # The encoders' own threads would compete with ours, each of which feeds one (encode.py); they read this on first use.
-    os.environ.setdefault("RAYON_NUM_THREADS", "1")
-    with ThreadPoolExecutor(1) as pool:  # each library takes a second over a large vocabulary
-        fast = pool.submit(_fastokens, file) if backend != "tokenizers" else None
+class Loading:
+    """A tokenizer folder as two libraries read it at once; fastokens takes a second over a large vocabulary, three times as long.
+
+    Raises DataError where the folder holds no tokenizer.json or knows no ChatML.
+    """
+
+    oracle: Tokenizer
+    """With Hugging Face's encoder."""
+
+    def __init__(self, folder: Path, backend: Backend = "auto") -> None:
+        self.backend = backend
+        self.file = file = folder / "tokenizer.json"
+        self._fast = fast.take(file) if backend != "tokenizers" else None
         hugging_face = open_hugging_face(file)
-    start, end = control_id(hugging_face, chat.START, file), control_id(hugging_face, chat.END, file)
-    encode, used, fallback = encode_with(hugging_face), "tokenizers", None
-    if fast is not None:
+        start, end = control_id(hugging_face, chat.START, file), control_id(hugging_face, chat.END, file)
+        encode = encode_with(hugging_face)
+        ids, offsets = encode(["\n", chat.HEADER])
+        self.oracle = Tokenizer(folder, start, end, ids[: offsets[1]], ids[offsets[1] :], encode, "tokenizers")
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """With fastokens, once it is there, unless it cannot be used; raises DataError where the backend must be fastokens."""
+        if self._fast is None:
+            return self.oracle
         try:
-            encode, used = fast.result(), "fastokens"
+            return replace(self.oracle, encode=encode_with_fastokens(self._fast.result()), backend="fastokens")
         except (ImportError, ValueError, RuntimeError, OSError) as error:
-            if backend == "fastokens":
-                raise DataError(f"{file}: fastokens cannot be used ({error}); set tokenize.backend to auto.") from error
-            fallback = str(error)
-    ids, offsets = encode(["\n", chat.HEADER])
-    return Tokenizer(folder, start, end, ids[: offsets[1]], ids[offsets[1] :], encode, hugging_face, used, fallback)
+            if self.backend == "fastokens":
+                raise DataError(f"{self.file}: fastokens cannot be used ({error}); set tokenize.backend to auto.") from error
+            return replace(self.oracle, fallback=str(error))
+
+
+def load(folder: Path, backend: Backend = "auto") -> Tokenizer:
+    """Read a tokenizer folder. Raises DataError as Loading does."""
+    return Loading(folder, backend).tokenizer
 
 
 def open_hugging_face(file: Path) -> HuggingFaceTokenizer:
@@ -150,13 +159,7 @@ def encode_with(tokenizer: HuggingFaceTokenizer) -> Encode:
     return encode
 
 
-def _fastokens(file: Path) -> Encode:
-    from fastokens import _native
-
-    tokenizer = _native.Tokenizer.from_file(str(file))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-
+def encode_with_fastokens(tokenizer: Any) -> Encode:
     def encode(texts: Sequence[str]) -> tuple[Ids, Offsets]:
         ids, offsets = tokenizer.encode_batch_flat(texts, False, True)
         return np.frombuffer(ids, np.int32), np.frombuffer(offsets, np.int64)

@@ -21,7 +21,7 @@ from pipeline.tokens import chat, select
 from pipeline.tokens.encode import merge, tokenize, tokenize_range
 from pipeline.tokens.select import EncodingMismatch
 from pipeline.tokens.shards import open_tokens
-from pipeline.tokens.tokenizer import load
+from pipeline.tokens.tokenizer import Loading, load
 
 LONG = [user("Count"), assistant(" ".join(map(str, range(200))))]
 
@@ -46,7 +46,7 @@ def test_the_folder_holds_what_the_rule_says(tmp_path: Path, small: Path) -> Non
     conversations = list(HANDWRITTEN.values())
     folder, facts = run(tmp_path, small, conversations)
     data = datasets.load_from_disk(str(folder))
-    plain = load(small).oracle
+    plain = Loading(small).oracle
     assert data.features == datasets.Features(
         input_ids=datasets.List(datasets.Value("int32")),
         assistant_masks=datasets.List(datasets.Value("bool")),

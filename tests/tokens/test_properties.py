@@ -13,10 +13,12 @@ from tokens.conversations import MESSAGES, Conversation
 
 from pipeline.tokens import chat
 from pipeline.tokens.batch import encode, flatten
-from pipeline.tokens.tokenizer import load
+from pipeline.tokens.tokenizer import Loading, open_hugging_face
 
-FAST = load(qwen.tokenizer(), "fastokens")
-PLAIN = FAST.oracle
+LOADED = Loading(qwen.tokenizer(), "fastokens")
+FAST = LOADED.tokenizer
+PLAIN = LOADED.oracle
+HUGGING_FACE = open_hugging_face(qwen.tokenizer() / "tokenizer.json")
 AS_LOADED = HuggingFaceTokenizer.from_file(str(qwen.tokenizer() / "tokenizer.json"))
 CONTROL_TOKENS = [token.content for token in AS_LOADED.get_added_tokens_decoder().values() if token.special]
 
@@ -48,8 +50,8 @@ def test_what_counts_are_the_answers_and_nothing_else(conversation: Conversation
     ids, mask = FAST.ids(chat.segments(conversation))
     answers = "".join(message["content"] + "<|im_end|>\n" for message in conversation if message["role"] == "assistant")
     supervised = [id for id, counts in zip(ids, mask, strict=True) if counts]
-    normal = PLAIN.hugging_face.normalizer.normalize_str(answers)
-    assert PLAIN.hugging_face.decode(supervised, skip_special_tokens=False) == normal
+    normal = HUGGING_FACE.normalizer.normalize_str(answers)
+    assert HUGGING_FACE.decode(supervised, skip_special_tokens=False) == normal
     assert ids.count(FAST.start) == ids.count(FAST.end) == len(conversation)
 
 

@@ -1,0 +1,36 @@
+"""Reading a tokenizer with fastokens in the background: it takes a second over a large vocabulary, beside other work."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+_begun: dict[Path, Future[Any]] = {}
+
+
+def begin(file: Path) -> None:
+    """Start to read this tokenizer.json, for `take` to be quicker."""
+    # Libraries' own threads would compete with ours, each of which feeds an encoder (encode.py). They read these on first use.
+    for name in ("RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    pool = ThreadPoolExecutor(1, thread_name_prefix="fastokens")
+    _begun[file] = pool.submit(_read, file)
+    pool.shutdown(wait=False)
+
+
+def take(file: Path) -> Future[Any]:
+    """fastokens' tokenizer of this tokenizer.json, or the error that reading it ended with."""
+    if file not in _begun:
+        begin(file)
+    return _begun.pop(file)
+
+
+def _read(file: Path) -> Any:
+    from fastokens import _native
+
+    tokenizer = _native.Tokenizer.from_file(str(file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
