@@ -81,12 +81,13 @@ def tokenize(parquet: Path, tokenizer: Path, work: Path) -> dict[str, Callable[[
 
 def measure(title: str, rows: int, candidates: dict[str, Callable[[], Run]], slow: dict[str, float], args: Any) -> dict[str, Run]:
     """Run, print a line each, and remember the seconds a row of each candidate in `slow`."""
-    able = {name: run for name, run in candidates.items() if slow.get(name, 0) * rows < args.patience}
+    ours = {title, "without"}
+    able = {name: run for name, run in candidates.items() if name in ours or slow.get(name, 0) * rows < args.patience}
     results = compare(able, args.runs)
-    ours = results[title]
+    first = results[title]
     for name, run in results.items():
         slow[name] = run["seconds"] / rows
-        wall, work = run["seconds"] / ours["seconds"], run["cpu_seconds"] / ours["cpu_seconds"]
+        wall, work = run["seconds"] / first["seconds"], run["cpu_seconds"] / first["cpu_seconds"]
         ratios = f"{wall:6.2f}x wall {work:6.2f}x cpu" if name != title else " " * 24
         speed = f"{run['seconds']:8.1f} s {run['cpu_seconds']:8.1f} cpu s {rows / run['seconds']:>9,.0f} rows/s"
         print(f"{rows:>9,} {name:10} {speed} {ratios} {run['peak_mb']:>6} MB", flush=True)

@@ -31,7 +31,7 @@ def speed(results: Path, target: Path) -> None:
     axes.set_yticks(range(len(stages)), [stage["what"] for stage in reversed(stages)], fontsize=8)
     axes.set_xlabel("tokens a second and MFU, Qwen3-4B's shape")
     axes.set_title(f"{found['device']}, {found['date']}", fontsize=10)
-    axes.set_xlim(0, 28_000)
+    axes.set_xlim(0, 32_000)
     axes.legend(
         [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()], LABELS.values(), fontsize=8, loc="upper right"
     )
@@ -52,6 +52,22 @@ def numerics(results: Path, target: Path) -> None:
     finish(figure, target)
 
 
+def precision(results: Path, target: Path) -> None:
+    losses = json.loads(results.read_text())["losses"]
+    figure, (curves, apart) = plt.subplots(1, 2, figsize=(9, 3.6))
+    for name, of_mode in losses.items():
+        (line,) = curves.plot(of_mode, label=name, linewidth=1.2)
+        if name != "fp32":
+            differences = [100 * (a - b) / b for a, b in zip(of_mode, losses["fp32"], strict=True)]
+            apart.plot(differences, color=line.get_color(), label=name, linewidth=1.2)
+    curves.set_ylabel("loss")
+    apart.set_ylabel("difference to fp32, %")
+    for axes in (curves, apart):
+        axes.set_xlabel("optimiser step")
+        axes.legend(fontsize=8)
+    finish(figure, target)
+
+
 def finish(figure: plt.Figure, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
@@ -61,4 +77,5 @@ def finish(figure: plt.Figure, target: Path) -> None:
 if __name__ == "__main__":
     matplotlib.rcParams["svg.hashsalt"] = "talaria"
     speed(ROOT / "benchmarks/results/train-speed.json", ROOT / "docs/images/performance-speed.svg")
+    precision(ROOT / "benchmarks/results/train-precision.json", ROOT / "docs/images/performance-precision.svg")
     numerics(ROOT / "benchmarks/results/train-numerics.json", ROOT / "docs/images/performance-numerics.svg")
