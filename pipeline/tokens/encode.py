@@ -79,7 +79,7 @@ def tokenize_range(
     part_dir.mkdir(parents=True, exist_ok=True)
     file = open_parquet(parquet)
     rows = file.metadata.num_rows
-    selector = Selector(parquet, rows, tokenizer, config)
+    selector = Selector(parquet, tokenizer, config)
     chunks = chunks_of(rows, config.shard_rows, part, parts)
     to_do, done = sum(chunk.stop - chunk.start for chunk in chunks), 0
     splits = (TRAIN, VALIDATION) if config.validation_fraction else (TRAIN,)
