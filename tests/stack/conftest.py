@@ -32,7 +32,7 @@ def deployment() -> Iterator[Deployment]:
     work = Path(tempfile.mkdtemp(prefix="talaria-stack-"))
     work.chmod(0o755)
     try:
-        with Engine(work, values, overrides=QUICK) as engine:
+        with Engine(work, values, overrides=QUICK, sizes={"talaria": "400m"}) as engine:
             engine.up(*DEFAULT, timeout=400)
             yield Deployment(engine, values)
     finally:

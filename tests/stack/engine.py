@@ -74,11 +74,18 @@ class Engine:
     """Up to 200 services on one bridge. Use as a context manager: leaving it stops all and removes what it made."""
 
     def __init__(
-        self, work: Path, values: Mapping[str, str], *, overrides: Mapping[str, Mapping[str, str]] | None = None
+        self,
+        work: Path,
+        values: Mapping[str, str],
+        *,
+        overrides: Mapping[str, Mapping[str, str]] | None = None,
+        sizes: Mapping[str, str] | None = None,
     ) -> None:
+        """`overrides`: environment by service. `sizes`: volumes that are disks of their own, of so many bytes ("300m")."""
         self.work = work
         self.document = load_compose(REPOSITORY / "docker-compose.yaml", values)
         self.overrides = overrides or {}
+        self.sizes = sizes or {}
         self.services: dict[str, Service] = {}
         self.logs = work / "logs"
 
@@ -98,6 +105,8 @@ class Engine:
             with contextlib.suppress(Exception):
                 self.stop(service.name, grace=5)
         remove_network()
+        for name in self.sizes:
+            run("umount", "--lazy", str(self.work / "volumes" / name), check=False)
 
     def add(self, name: str, like: str) -> Service:
         """A service of the file under a name of its own: a second machine with the same role has the same entry."""
@@ -209,6 +218,8 @@ class Engine:
         path = self.work / "volumes" / name
         if not path.exists():
             path.mkdir(parents=True)
+            if name in self.sizes:
+                run("mount", "-t", "tmpfs", "-o", f"size={self.sizes[name]}", "tmpfs", str(path))
             os.chown(path, owner, owner)
         return path
 

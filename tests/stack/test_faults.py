@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import signal
 from typing import Any
 
@@ -63,6 +65,25 @@ def test_the_worker_is_killed_during_training(deployment: Deployment) -> None:
     check_complete(deployment, run_id, "fault-worker", 102)
     (resume,) = events(deployment, 102, "resume")
     assert 0 < reached - resume["step"] < 2 * SAVE_EVERY, "a checkpoint that is being written when its worker dies does not count"
+
+
+def test_the_disk_of_the_store_fills_up_during_training(deployment: Deployment) -> None:
+    run_id = begin(deployment, "fault-disk", 106)
+    filler = deployment.engine.volume("talaria") / "filler"
+    try:
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        assert shutil.disk_usage(filler).free == 0
+        assert deployment.ended(run_id) == "failed"
+        assert "the disk is full" in deployment.report(run_id)
+        assert deployment.versions("fault-disk") == []
+    finally:
+        filler.unlink()
+    again = deployment.train("fault-disk", **SLOW, **{"train.seed": 106})
+    check_complete(deployment, again, "fault-disk", 106)
+    (resume,) = events(deployment, 106, "resume")
+    assert resume["step"] >= SAVE_EVERY
 
 
 @pytest.mark.parametrize(("service", "seed"), [("redis", 103), ("postgres", 104), ("api-server", 105)])
