@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.local.compose_env import fresh_secrets, placement
 from tests.stack.deployment import Deployment
-from tests.stack.engine import POSTGRES, Engine
+from tests.stack.engine import Engine
+from tests.stack.image import POSTGRES
 
 QUICK = {  # a small machine: fewer processes, and a dead worker is missed sooner
     "api-server": {"AIRFLOW__API__WORKERS": "1"},
