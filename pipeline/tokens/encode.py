@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.config import Config, Tokenize
 from pipeline.errors import DataError
+from pipeline.store import link_or_copy
 from pipeline.tokens import select
 from pipeline.tokens.chunks import chunks_of, open_parquet, ordered, read
 from pipeline.tokens.select import Selector
@@ -132,7 +133,7 @@ def merge(part_dirs: Sequence[Path], tokenizer: Path, out_dir: Path, config: Tok
     for split, folder in splits.items():
         folder.mkdir(exist_ok=True)
         for number, (shard, source) in enumerate(by_split[split]):
-            link(source / shard.file, folder / shard_name(number, len(by_split[split])))
+            link_or_copy(source / shard.file, folder / shard_name(number, len(by_split[split])))
         if not by_split[split]:
             write_empty(folder / shard_name(0, 1))
         write_index(folder, [shard for shard, _ in by_split[split]])
@@ -164,11 +165,3 @@ def summary(parts: Sequence[Facts], by_split: Mapping[str, Sequence[Shard]]) -> 
     kept, dropped = sum(facts["conversations"].values()), sum(facts["dropped"].values())
     assert kept + dropped == facts["rows"], facts
     return facts
-
-
-def link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where the file system has none."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
