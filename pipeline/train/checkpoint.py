@@ -28,12 +28,12 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from pipeline.store import file_digest, write_atomically
+from pipeline.train.folder import MARKER
 from pipeline.train.guards import Alive, disk_is_full
 from pipeline.train.shard_writer import ShardWriter
 from pipeline.train.staging import Staging
 from pipeline.train.world import World
 
-MARKER = "complete.json"
 FORMAT = 1
 
 
