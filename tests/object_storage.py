@@ -66,10 +66,12 @@ class Bucket:
         self.name, self.address = name, f"s3://{name}/talaria"
         self.system.mkdir(name)
 
-    def objects(self) -> dict[str, bytes]:
-        """Name below the prefix -> content."""
-        found = self.system.find(f"{self.name}/talaria")
-        return {path.removeprefix(f"{self.name}/talaria/"): self.system.cat_file(path) for path in found}
+    def names(self) -> list[str]:
+        """Of the objects below the prefix."""
+        return [path.removeprefix(f"{self.name}/talaria/") for path in self.system.find(f"{self.name}/talaria")]
+
+    def get(self, name: str) -> bytes:
+        return bytes(self.system.cat_file(f"{self.name}/talaria/{name}"))
 
     def put(self, name: str, content: bytes) -> None:
         self.system.pipe_file(f"{self.name}/talaria/{name}", content)

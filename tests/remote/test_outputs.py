@@ -58,7 +58,7 @@ def test_another_machine_reuses_what_one_made(tmp_path: Path, bucket: Bucket, ca
     assert list((tmp_path / "two" / ".work").iterdir()) == []
     assert warnings(caplog) == []
     # A file that is there twice is sent once: three contents and the manifest.
-    assert len(bucket.objects()) == 4
+    assert len(bucket.names()) == 4
 
 
 def test_a_damaged_copy_is_refused_made_again_and_replaced(
@@ -74,7 +74,7 @@ def test_a_damaged_copy_is_refused_made_again_and_replaced(
     assert warning == (
         f"{bucket.address}/{PLACE}: name.txt does not have the sha256 of the manifest; stage greet makes its output here."
     )
-    assert bucket.objects()[name] == b"world"
+    assert bucket.get(name) == b"world"
     assert make(Store(tmp_path / "three"), never).reused
 
 
@@ -90,7 +90,7 @@ def test_half_an_upload_is_not_used(tmp_path: Path, bucket: Bucket, caplog: pyte
     bucket.delete(f"{PLACE}/manifest.json")
     assert make(Store(tmp_path / "two")).reused is False
     assert warnings(caplog) == []
-    assert f"{PLACE}/manifest.json" in bucket.objects()
+    assert f"{PLACE}/manifest.json" in bucket.names()
 
 
 @pytest.mark.parametrize("name", ["../../../escaped", "/escaped", "part/../../escaped", "..", "manifest.json", "a\\..\\b"])
@@ -98,7 +98,7 @@ def test_a_name_that_leads_out_of_the_store_is_refused(
     tmp_path: Path, bucket: Bucket, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     make(Store(tmp_path / "one"))
-    manifest = json.loads(bucket.objects()[f"{PLACE}/manifest.json"])
+    manifest = json.loads(bucket.get(f"{PLACE}/manifest.json"))
     manifest["files"][name] = manifest["files"]["name.txt"]
     bucket.put(f"{PLACE}/manifest.json", json.dumps(manifest).encode())
     assert make(Store(tmp_path / "two")).reused is False
@@ -118,8 +118,8 @@ def test_a_manifest_that_is_none_is_refused(
 
 def test_the_output_of_another_key_is_refused(tmp_path: Path, bucket: Bucket, caplog: pytest.LogCaptureFixture) -> None:
     make(Store(tmp_path / "one"))
-    for name, content in bucket.objects().items():
-        bucket.put(name.replace(KEY[:32], "x" * 32), content)
+    for name in bucket.names():
+        bucket.put(name.replace(KEY[:32], "x" * 32), bucket.get(name))
     assert Store(tmp_path / "two").find("greet", "x" * 64) is None
     assert "is another output's" in warnings(caplog)[0]
 
@@ -140,7 +140,7 @@ def test_with_the_storage_away_a_stage_succeeds_and_its_next_use_uploads(
         "stage greet makes its output here.",
         f"the copy of {made.path} waits for its next use.",
     ]
-    assert bucket.objects() == {}
+    assert bucket.names() == []
     assert make(Store(tmp_path / "one"), never).reused
     assert make(Store(tmp_path / "two"), never).reused
 
@@ -153,7 +153,7 @@ def test_force_replaces_the_copy(tmp_path: Path, bucket: Bucket) -> None:
     make(Store(tmp_path / "one"))
     make(Store(tmp_path / "one"), write_other, force=True)
     assert make(Store(tmp_path / "two"), never).facts == {"rows": 2}
-    assert len(bucket.objects()) == 2, "what the former copy alone had is gone"
+    assert len(bucket.names()) == 2, "what the former copy alone had is gone"
 
 
 def test_runs_that_fetch_at_once_do_not_damage_each_other(tmp_path: Path, bucket: Bucket) -> None:
@@ -200,7 +200,7 @@ def test_pruning_leaves_the_copy_unless_asked(tmp_path: Path, bucket: Bucket, mo
     prune(store, 0.0)
     assert make(store, never).reused
     prune(store, 0.0, remote=True)
-    assert bucket.objects() == {}
+    assert bucket.names() == []
     assert make(store).reused is False
     monkeypatch.delenv("TALARIA_REMOTE")
     with pytest.raises(UserError, match="TALARIA_REMOTE is not set"):
@@ -246,7 +246,7 @@ def test_credentials_show_nowhere(tmp_path: Path, bucket: Bucket, storage: Objec
         told += ran.stdout + ran.stderr
     assert "no-such-bucket" in told
     assert f"{bucket.address} does not work" in told
-    assert any(name.endswith("manifest.json") for name in bucket.objects())
+    assert any(name.endswith("manifest.json") for name in bucket.names())
     assert SECRET not in told
-    kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()] + list(bucket.objects().values())
+    kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()] + [bucket.get(name) for name in bucket.names()]
     assert not any(SECRET.encode() in content for content in kept)
