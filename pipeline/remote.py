@@ -28,10 +28,13 @@ from pipeline.mlflow_access import scrub
 ADDRESS = "TALARIA_REMOTE"
 MANIFEST = "manifest.json"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_AT_A_TIME = 4  # files; s3fs moves up to ten parts of 50 MB of each at once
+_AT_A_TIME = 2  # files
 _OPTIONS: dict[str, dict[str, Any]] = {
-    # s3fs tries five times by itself; botocore's own five for each would make minutes of a server that is away.
-    "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"total_max_attempts": 1}}},
+    "s3": {
+        "max_concurrency": 4,  # parts of 50 MB, of each file, that are held in memory
+        # s3fs tries five times by itself; botocore's own five for each would make minutes of a server that is away.
+        "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"total_max_attempts": 1}},
+    },
     "file": {"auto_mkdir": True},
 }
 

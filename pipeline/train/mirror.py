@@ -92,7 +92,7 @@ class Mirror:
                 failures, wait, sent = 0, self._poll, newest.name
             except FileNotFoundError:  # pruned meanwhile: a newer one is there
                 continue
-            except RemoteError as error:
+            except (RemoteError, OSError) as error:
                 if not failures and not self._abandoned.is_set():
                     self._say(f"{error}; training goes on, and its checkpoints are uploaded when that works again.")
                 failures, wait = failures + 1, min(self._poll * 2**failures, _LONGEST_WAIT)
@@ -114,7 +114,8 @@ class Mirror:
     def _snapshot(self) -> dict[str, Any] | None:
         """The manifest of the snapshot that is there, if it is this training's."""
         manifest = self.remote.manifest(self.place)
-        return manifest if manifest and manifest.get("identity") == self.identity and "step" in manifest else None
+        ours = manifest is not None and manifest.get("identity") == self.identity and isinstance(manifest.get("step"), int)
+        return manifest if ours else None
 
     def _describe(self, path: Path) -> dict[str, Any]:
         """Size and digest; a kept model's files are read once."""

@@ -19,6 +19,7 @@ from mlflow_server import free_port
 from object_storage import Bucket, use
 
 from pipeline.remote import Remote
+from pipeline.run_log import read_json
 from pipeline.store import Output, Store
 from pipeline.train import mirror
 from pipeline.train.identity import run_identity
@@ -183,7 +184,7 @@ def test_the_stage_goes_on_in_another_store_and_its_output_takes_the_place_of_th
     tmp_path: Path, bucket: Bucket, mark: str
 ) -> None:
     """Through the launcher, as the command line and Airflow do it."""
-    config = small.config(base={"shape": small.SLOWER}, train=SETTINGS | {"num_processes": 1, "epochs": 4})
+    config = small.config(base={"shape": small.SLOWER}, train=SETTINGS | {"num_processes": 1, "epochs": 8})
     upstream = small.prepare(Store(tmp_path / "inputs"), config)
 
     def start(machine: str) -> subprocess.Popen[str]:
@@ -206,6 +207,8 @@ def test_the_stage_goes_on_in_another_store_and_its_output_takes_the_place_of_th
     ranks.run(undisturbed)
     assert ranks.steps(output.path) == ranks.steps(undisturbed.output)
     assert output.facts["starts"] == 2
+    [left] = (tmp_path / "one").glob(".work/train-*/mlflow.json")
+    assert read_json(output.path / "mlflow.json")["training_id"] == read_json(left)["training_id"]
     names = bucket.names()
     assert f"train/{output.key[:32]}/manifest.json" in names
     assert not any(name.startswith(uploaded[0].rpartition("/")[0]) for name in names)

@@ -85,6 +85,21 @@ def test_a_copy_that_lacks_a_file_is_refused(tmp_path: Path, bucket: Bucket, cap
     assert "lacks name.txt" in warnings(caplog)[0]
 
 
+def test_an_upload_that_breaks_off_leaves_no_manifest(
+    tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as alone:
+        alone.delenv("TALARIA_REMOTE")
+        made = make(Store(tmp_path / "one"))
+    (made.path / "name.txt").unlink()
+    assert make(Store(tmp_path / "one"), never).reused
+    assert f"the copy of {made.path} waits for its next use." in warnings(caplog)[0]
+    assert f"{PLACE}/manifest.json" not in bucket.names()
+    (made.path / "name.txt").write_text("world")
+    assert make(Store(tmp_path / "one"), never).reused
+    assert make(Store(tmp_path / "two"), never).reused
+
+
 def test_half_an_upload_is_not_used(tmp_path: Path, bucket: Bucket, caplog: pytest.LogCaptureFixture) -> None:
     make(Store(tmp_path / "one"))
     bucket.delete(f"{PLACE}/manifest.json")
