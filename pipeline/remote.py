@@ -173,8 +173,9 @@ class Remote:
 def _check(files: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise ValueError for a name that would lead out of the folder or a digest that is none."""
     for name, entry in files.items():
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or name == MANIFEST:
+        path = PurePosixPath(name)
+        strange = str(path) != name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name
+        if strange or name in (".", MANIFEST):
             raise ValueError(f"the file name {name!r} is not allowed")
         if not _DIGEST.fullmatch(entry["sha256"]):
             raise ValueError(f"{name} has no sha256")

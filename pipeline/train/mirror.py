@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -127,8 +126,14 @@ class Mirror:
 
     @contextlib.contextmanager
     def _scratch(self) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(prefix=f"{self.folder.name}-", dir=self.folder.parent) as scratch:
-            yield Path(scratch)
+        """A folder beside the training's, whose lock makes it ours."""
+        scratch = self.folder.with_name(f"{self.folder.name}.mirror")
+        shutil.rmtree(scratch, ignore_errors=True)  # of a launcher that was killed
+        scratch.mkdir()
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def of_store(folder: Path, identity: str, **options: Any) -> Mirror | None:

@@ -108,7 +108,9 @@ def test_half_an_upload_is_not_used(tmp_path: Path, bucket: Bucket, caplog: pyte
     assert f"{PLACE}/manifest.json" in bucket.names()
 
 
-@pytest.mark.parametrize("name", ["../../../escaped", "/escaped", "part/../../escaped", "..", "manifest.json", "a\\..\\b"])
+@pytest.mark.parametrize(
+    "name", ["../../../escaped", "/escaped", "part/../../escaped", "..", ".", "./manifest.json", "manifest.json", "a\\..\\b"]
+)
 def test_a_name_that_leads_out_of_the_store_is_refused(
     tmp_path: Path, bucket: Bucket, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
