@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.config import Base, Config
 from pipeline.errors import DataError
-from pipeline.store import file_digest, link_or_copy
+from pipeline.files import file_digest, link_or_copy
 from pipeline.tokens import chat
 from pipeline.tokens import tokenizer as tokenizers
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import UserError
+from pipeline.remote import ADDRESS
 from pipeline.store import MANIFEST, Store
 
 DAY = 86400.0
@@ -35,11 +37,19 @@ def entries(store: Store) -> Iterator[Entry]:
         yield Entry(path.name.split("-")[0], path, _bytes(path), (now - newest) / DAY, finished=False)
 
 
-def prune(store: Store, idle_days: float, *, dry_run: bool = False) -> list[Entry]:
-    """Remove what nothing has used for `idle_days` days. Registered models stay: the registry holds links of its own."""
+def prune(store: Store, idle_days: float, *, dry_run: bool = False, remote: bool = False) -> list[Entry]:
+    """Remove what nothing has used for `idle_days` days. Registered models stay: the registry holds links of its own.
+
+    `remote` removes the copies of the same on object storage too, which other machines may use.
+    Raises UserError where there is no object storage.
+    """
+    if remote and store.remote is None:
+        raise UserError(f"{ADDRESS} is not set, so there is no object storage to prune.")
     gone = [entry for entry in entries(store) if entry.idle_days >= idle_days]
     if not dry_run:
         for entry in gone:
+            if remote and store.remote is not None:
+                store.remote.remove(store.at_remote(entry.path))
             (entry.path / MANIFEST).unlink(missing_ok=True)  # first, so that a half-removed output is never reused
             shutil.rmtree(entry.path)
     return gone

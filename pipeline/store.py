@@ -4,6 +4,9 @@ A key is the sha256 of everything that decides an output: stage name and version
 a fingerprint of what it takes from outside, and the keys of its inputs. The stage writes into `<store>/.work/<stage>-<key>-*`;
 the folder is fsynced, gets its manifest.json and is renamed into place, so a crash leaves all of it or nothing and two runs
 racing for one key do not meet: the second finds the place taken and drops its own copy.
+
+Where the deployment names object storage (remote.py), finished outputs are copied there, and fetched from there where they are
+missing here.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.files import file_digest, fsync
 from pipeline.locks import locked
+from pipeline.remote import Remote, RemoteError
 
 MANIFEST = "manifest.json"
 _VERSIONS_OF = ("polars", "pyarrow", "datasets", "tokenizers", "fastokens", "torch", "transformers", "accelerate")
@@ -56,19 +61,6 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def link_or_copy(source: str | Path, target: str | Path) -> None:
-    """A second name for a file at no cost, or a copy where the file system has none (another disk)."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
 def output_key(stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str], outside: Any = None) -> str:
     """The key of a stage's output. `inputs`: name -> key; `outside`: fingerprint of what comes from outside the store."""
     return digest({"stage": stage, "version": version, "settings": settings, "inputs": inputs, "outside": outside})
@@ -77,6 +69,7 @@ def output_key(stage: str, version: int, settings: Mapping[str, Any], inputs: Ma
 class Store:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
+        self.remote = Remote.from_environment()
 
     def place(self, stage: str, key: str) -> Path:
         return self.root / stage / key[:32]
@@ -85,8 +78,16 @@ class Store:
         """A folder for a stage that keeps its progress over crashes (training); published by `publish`."""
         return self.root / ".work" / f"{stage}-{key[:32]}"
 
+    def at_remote(self, folder: Path) -> str:
+        """What a folder of the store is called in the remote."""
+        return folder.relative_to(self.root).as_posix()
+
     def find(self, stage: str, key: str) -> Output | None:
-        """The finished output of this key, or None."""
+        """The finished output of this key, here or fetched from the remote, or None."""
+        return self.here(stage, key) or self._fetch(stage, key)
+
+    def here(self, stage: str, key: str) -> Output | None:
+        """The finished output of this key in this store, or None."""
         place = self.place(stage, key)
         try:
             manifest = json.loads((place / MANIFEST).read_text())
@@ -116,21 +117,22 @@ class Store:
         Raises UserError when the disk is full.
         """
         if not force and (found := self.find(stage, key)):
-            return found
+            return self._share(found)
         with self._working_folder(stage, key, resumable) as work:
-            if not force and (found := self.find(stage, key)):  # another run made it while this one waited
+            if not force and (found := self.here(stage, key)):  # another run made it while this one waited
                 return found
             start = time.monotonic()
             try:
                 facts = write(work)
                 seconds = time.monotonic() - start
-                return self.publish(stage, key, work, facts, seconds, described_by, replace=force, unlisted=unlisted)
+                made = self.publish(stage, key, work, facts, seconds, described_by, replace=force, unlisted=unlisted)
             except OSError as error:
                 if error.errno == 28:
                     raise UserError(
                         f"{self.root}: the disk is full while stage {stage} writes; free space or move the store."
                     ) from error
                 raise
+        return self._share(made, replace=force)
 
     @contextlib.contextmanager
     def _working_folder(self, stage: str, key: str, resumable: bool) -> Iterator[Path]:
@@ -179,24 +181,65 @@ class Store:
         }
         write_atomically(work / MANIFEST, json.dumps(manifest, indent=1))
         for path in files.values():
-            _fsync(path)
-        _fsync(work)
+            fsync(path)
+        fsync(work)
         place = self.place(stage, key)
         place.parent.mkdir(parents=True, exist_ok=True)
         if replace and place.exists():
             aside = Path(tempfile.mkdtemp(dir=self.root / ".work"))
             place.rename(aside / "old")
             shutil.rmtree(aside)
+        return self._move_in(work, stage, key) or Output(place, key, facts, manifest["seconds"])
+
+    def _move_in(self, work: Path, stage: str, key: str) -> Output | None:
+        """Rename a whole folder into its place; the output that is there instead where another run was faster."""
+        place = self.place(stage, key)
+        place.parent.mkdir(parents=True, exist_ok=True)
         try:
             work.rename(place)
         except OSError:
-            found = self.find(stage, key)
+            found = self.here(stage, key)
             if found is None:
                 raise
             shutil.rmtree(work, ignore_errors=True)  # another run won the race with the same content
             return found
-        _fsync(place.parent)
-        return Output(place, key, facts, manifest["seconds"])
+        fsync(place.parent)
+        return None
+
+    def _fetch(self, stage: str, key: str) -> Output | None:
+        """The output from the remote, moved in like one that was made here; None where the stage has to run."""
+        if self.remote is None:
+            return None
+        place = self.at_remote(self.place(stage, key))
+        try:
+            if (manifest := self.remote.manifest(place)) is None:
+                return None
+            if manifest.get("key") != key or not {"facts", "seconds"} <= manifest.keys():
+                self.remote.forget(place)
+                raise RemoteError(f"{self.remote.address}/{place} is another output's")
+            with self._working_folder(stage, key, resumable=False) as work:
+                self.remote.pull(place, manifest, work)
+                write_atomically(work / MANIFEST, json.dumps(manifest, indent=1))
+                fsync(work)
+                self._move_in(work, stage, key)
+        except RemoteError as error:
+            logging.getLogger(__name__).warning("%s; stage %s makes its output here.", error, stage)
+            return None
+        return self.here(stage, key)
+
+    def _share(self, output: Output, *, replace: bool = False) -> Output:
+        """Upload an output that the remote lacks. Where that fails, its next use tries again."""
+        if self.remote is None:
+            return output
+        stage = output.path.parent.name
+        place = self.at_remote(output.path)
+        try:
+            if replace or self.remote.manifest(place) is None:
+                self.remote.push(place, output.path, json.loads((output.path / MANIFEST).read_text()))
+                self.remote.remove(self.at_remote(self.work(stage, output.key)))  # what a resumable stage kept there
+        except RemoteError as error:
+            logging.getLogger(__name__).warning("%s; the copy of %s waits for its next use.", error, output.path)
+        return output
 
     def outputs(self) -> Iterator[tuple[str, Path, dict[str, Any]]]:
         """Every finished output: (stage, folder, manifest)."""
@@ -223,11 +266,3 @@ def _versions() -> Iterator[tuple[str, str]]:
     for name in _VERSIONS_OF:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             yield name, importlib.metadata.version(name)
-
-
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -121,8 +121,8 @@ def write(folder):
     if {moment!r} == "writing": die()
     return {{"rows": 1}}
 if {moment!r} == "published":
-    sync = store._fsync
-    store._fsync = lambda path: die() if path.name == "greet" else sync(path)
+    sync = store.fsync
+    store.fsync = lambda path: die() if path.name == "greet" else sync(path)
 store.Store({str(tmp_path)!r}).run("greet", "k" * 64, write, described_by={{}})
 """
     died = subprocess.run([sys.executable, "-c", script], check=False)

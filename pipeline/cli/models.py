@@ -151,13 +151,14 @@ def store_ls(store: StoreDir = DEFAULT_STORE) -> None:
 def store_prune(
     days: Annotated[float, typer.Option(help="Remove what nothing has used for so many days.")] = 30.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    remote: Annotated[bool, typer.Option("--remote", help="Remove their copies on TALARIA_REMOTE too.")] = False,
     store: StoreDir = DEFAULT_STORE,
 ) -> None:
     """Free space. Registered models stay: the registry holds links of its own."""
     from pipeline.housekeeping import prune
     from pipeline.store import Store
 
-    gone = prune(Store(store), days, dry_run=dry_run)
+    gone = prune(Store(store), days, dry_run=dry_run, remote=remote)
     for entry in gone:
         print(f"{'would remove' if dry_run else 'removed'} {entry.path}")
     say(f"{sum(entry.bytes for entry in gone) / 1e6:.1f} MB in {len(gone)} folders")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.data.sources import SourceFile
 from pipeline.errors import ConfigError, DataError
-from pipeline.store import file_digest
+from pipeline.files import file_digest
 
 if TYPE_CHECKING:
     import polars as pl

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.config import Config, Download
 from pipeline.data.sources import find_files
 from pipeline.errors import DataError
-from pipeline.store import file_digest
+from pipeline.files import file_digest
 from pipeline.tokens.folder import replacing
 
 Facts = dict[str, Any]

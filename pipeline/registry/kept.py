@@ -13,8 +13,9 @@ from typing import Any
 
 from pipeline.errors import DataError
 from pipeline.evaluate import step_of
+from pipeline.files import file_digest
 from pipeline.registry.mlmodel import CARD
-from pipeline.store import digest, file_digest
+from pipeline.store import digest
 
 FINAL, KEPT = "final", "kept"
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.store import link_or_copy
+from pipeline.files import link_or_copy
 from pipeline.tokens.tokenizer import ALL_FILES
 
 CARD = "README.md"

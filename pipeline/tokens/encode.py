@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.config import Config, Tokenize
 from pipeline.errors import DataError
-from pipeline.store import link_or_copy
+from pipeline.files import link_or_copy
 from pipeline.tokens import select
 from pipeline.tokens.chunks import chunks_of, open_parquet, ordered, read
 from pipeline.tokens.select import Selector

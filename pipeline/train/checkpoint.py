@@ -27,13 +27,14 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from pipeline.store import file_digest, write_atomically
+from pipeline.files import file_digest
+from pipeline.store import write_atomically
+from pipeline.train.folder import MARKER
 from pipeline.train.guards import Alive, disk_is_full
 from pipeline.train.shard_writer import ShardWriter
 from pipeline.train.staging import Staging
 from pipeline.train.world import World
 
-MARKER = "complete.json"
 FORMAT = 1
 
 

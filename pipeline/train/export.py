@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pipeline import base as base_stage
-from pipeline.store import link_or_copy
+from pipeline.files import link_or_copy
 from pipeline.tokens import tokenizer as tokenizers
 from pipeline.train.job import Job
 from pipeline.train.optim import AdamW

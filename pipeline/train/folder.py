@@ -17,6 +17,8 @@ from pipeline.store import write_atomically
 
 State = Literal["running", "done", "preempted", "failed"]
 METRICS, EVALS, EVENTS, STATUS = "metrics.jsonl", "evals.jsonl", "events.jsonl", "status.json"
+MARKER = "complete.json"
+"""Of a checkpoint, written last."""
 _FAILED = ".failed"
 """Exists from the first failure on: the rank that creates it writes the status, as the others fail only in its wake."""
 

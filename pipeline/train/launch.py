@@ -25,6 +25,7 @@ from pipeline.stages import STAGES, key_of
 from pipeline.store import Output, Store, write_atomically
 from pipeline.supervised import Stop
 from pipeline.tracking.tracker import Tracker
+from pipeline.train import mirror
 from pipeline.train.command import ACCELERATE, SLACK, Machine, command, gpu_count
 from pipeline.train.folder import METRICS, RunFolder
 from pipeline.train.identity import run_identity
@@ -53,7 +54,7 @@ def follow(config: Config, store: Store, upstream: Mapping[str, Output], *, forc
     run(config, {name: output.path for name, output in upstream.items()}, store.work("train", key), **options)
     deadline = time.monotonic() + PUBLISHING
     while time.monotonic() < deadline:
-        if (found := store.find("train", key)) and _inode(found.path) != former:
+        if (found := store.here("train", key)) and _inode(found.path) != former:
             return found
         time.sleep(1.0)
     raise TrainingCrashed(f"Training is done, but machine 0 has not published {store.place('train', key)} in {PUBLISHING:g} s.")
@@ -87,7 +88,11 @@ def launch(
             stop = Stop()
             stack.enter_context(supervised.stopped_by_signals(stop))
         lock = stack.enter_context(_sole_use(output / f"lock{machine.suffix}", config.train.stop_grace, on_line, stop))
-        if _done(config, tokens, model, output):
+        identity = run_identity(config, tokens, model)
+        copy = mirror.of_store(output, identity, on_line=on_line, patience=config.train.stop_grace) if machine.rank == 0 else None
+        if copy:
+            copy.fetch()
+        if _done(identity, output):
             return facts(output)
         argv, env = command(config.train, tokens, model, output, machine, gpus=gpu_count(machine.python))
         _prepare(config, output, machine)
@@ -99,6 +104,8 @@ def launch(
 
         if machine.rank == 0:
             stack.enter_context(Tracker(config, {"tokenize": tokens, "base": model}, output, on_line=on_line))
+        if copy:
+            stack.enter_context(copy)
         code = supervised.run(
             argv,
             log=output / f"train{machine.suffix}.log",
@@ -135,10 +142,9 @@ def _sole_use(path: Path, grace: float, on_line: Callable[[str], None], stop: St
         yield lock
 
 
-def _done(config: Config, tokens: Path, model: Path, output: Path) -> bool:
+def _done(identity: str, output: Path) -> bool:
     """Whether the folder holds this training, finished. Raises UserError where it holds another one."""
     status = RunFolder(output).status() or {}
-    identity = run_identity(config, tokens, model)
     if status.get("identity", identity) != identity:
         raise UserError(
             f"{output}: holds a training with other data, another base model or other settings; choose another --output."

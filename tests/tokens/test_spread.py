@@ -10,8 +10,9 @@ import small
 
 from pipeline import spread
 from pipeline.config import Config
+from pipeline.files import file_digest
 from pipeline.stages import run_stage
-from pipeline.store import Output, Store, file_digest
+from pipeline.store import Output, Store
 
 
 def upstream(store: Store, config: Config) -> dict[str, Output]:

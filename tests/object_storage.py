@@ -1,0 +1,80 @@
+"""An S3 server for tests, in a process of its own, and a look at its buckets past our own code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from mlflow_server import free_port
+
+SECRET = "planted/Secret+Key0123456789"
+"""The server takes any; tests look for it where it must not be."""
+
+
+class ObjectStorage:
+    """moto's server. Every start has the same port; what it held is gone after a stop."""
+
+    def __init__(self, log: Path) -> None:
+        self.log, self.port = log, free_port()
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        for _ in range(600):
+            try:
+                with urllib.request.urlopen(f"{self.endpoint}/moto-api/", timeout=5):
+                    return
+            except (urllib.error.URLError, OSError):
+                assert self.process.poll() is None, self.log.read_text()
+                time.sleep(0.1)
+        raise AssertionError("moto's server did not start within a minute")
+
+    def stop(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+def use(endpoint: str, environment: pytest.MonkeyPatch) -> None:
+    """Have this process talk to `endpoint` from now on, with a client of its own."""
+    import s3fs
+
+    settings = {"ENDPOINT_URL": endpoint, "ACCESS_KEY_ID": "planted-key-id", "SECRET_ACCESS_KEY": SECRET}
+    for name, value in (settings | {"DEFAULT_REGION": "us-east-1"}).items():
+        environment.setenv(f"AWS_{name}", value)
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+class Bucket:
+    """A new bucket of the server that AWS_ENDPOINT_URL names."""
+
+    def __init__(self, name: str) -> None:
+        import s3fs
+
+        self.system = s3fs.S3FileSystem(use_listings_cache=False)
+        self.name, self.address = name, f"s3://{name}/talaria"
+        self.system.mkdir(name)
+
+    def names(self) -> list[str]:
+        """Of the objects below the prefix."""
+        return [path.removeprefix(f"{self.name}/talaria/") for path in self.system.find(f"{self.name}/talaria")]
+
+    def get(self, name: str) -> bytes:
+        return bytes(self.system.cat_file(f"{self.name}/talaria/{name}"))
+
+    def put(self, name: str, content: bytes) -> None:
+        self.system.pipe_file(f"{self.name}/talaria/{name}", content)
+
+    def delete(self, name: str) -> None:
+        self.system.rm_file(f"{self.name}/talaria/{name}")
