@@ -18,10 +18,10 @@ import small
 import trees
 from mlflow_server import free_port
 from object_storage import Bucket, use
-from pipeline.run_log import read_json
 
 from pipeline.remote import Remote
 from pipeline.store import Output, Store
+from pipeline.tracking.run import read_json
 from pipeline.train import mirror
 from pipeline.train.identity import run_identity
 from pipeline.train.job import Job
@@ -166,11 +166,11 @@ def test_with_the_storage_away_training_goes_on_and_it_is_told_once(
 
 DRIVER = """
 import json, sys
-from pipeline import config, stages
+from pipeline import settings, stages
 from pipeline.store import Output, Store
 store, tree, upstream = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 outputs = {name: Output.from_json(value) for name, value in upstream.items()}
-print(json.dumps(stages.run_stage("train", config.parse(tree, "test"), Store(store), outputs).as_json()))
+print(json.dumps(stages.run_stage("train", settings.parse(tree, "test"), Store(store), outputs).as_json()))
 """
 
 

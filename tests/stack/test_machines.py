@@ -7,7 +7,7 @@ import pytest
 from tests.stack.deployment import Deployment
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
-PARTS = 12
+PARTS = 8
 """More than one worker takes at once: two that it runs and two that it has reserved."""
 
 
