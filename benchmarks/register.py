@@ -15,10 +15,10 @@ from pathlib import Path
 
 import small
 
-from pipeline import kept
-from pipeline.mlflow_access import connect, tracking_uri
-from pipeline.registry import register
+from pipeline.registry import kept
+from pipeline.registry.register import register
 from pipeline.store import Store
+from pipeline.tracking.access import connect, tracking_uri
 
 
 def used(folder: Path) -> int:

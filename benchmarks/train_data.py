@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.tokens.batch import Batch
-from pipeline.tokens.shards import ShardWriter, shard_name, write_index
+from pipeline.tokens.writer import ShardWriter, shard_name, write_index
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-4b": {

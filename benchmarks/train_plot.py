@@ -1,4 +1,4 @@
-"""Draw docs/images/performance-*.svg from benchmarks/results/train-*.json."""
+"""Draw docs/images/performance-*.svg from benchmarks/results/*.json."""
 
 from __future__ import annotations
 
@@ -68,6 +68,20 @@ def precision(results: Path, target: Path) -> None:
     finish(figure, target)
 
 
+def scaling(results: Path, target: Path) -> None:
+    figure, axes = plt.subplots(figsize=(9, 3.6))
+    for title, points in json.loads(results.read_text())["tables"].items():
+        axes.plot([p["gpus"] for p in points], [100 * p["efficiency"] for p in points], marker="o", markersize=4, label=title)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([2**k for k in range(11)], [str(2**k) for k in range(11)])
+    axes.set_ylim(0, 105)
+    axes.set_xlabel("GPUs (simulated)")
+    axes.set_ylabel("tokens a second and GPU,\n% of one GPU's")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    finish(figure, target)
+
+
 def finish(figure: plt.Figure, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
@@ -78,4 +92,5 @@ if __name__ == "__main__":
     matplotlib.rcParams["svg.hashsalt"] = "talaria"
     speed(ROOT / "benchmarks/results/train-speed.json", ROOT / "docs/images/performance-speed.svg")
     precision(ROOT / "benchmarks/results/train-precision.json", ROOT / "docs/images/performance-precision.svg")
+    scaling(ROOT / "benchmarks/results/scaling.json", ROOT / "docs/images/performance-scaling.svg")
     numerics(ROOT / "benchmarks/results/train-numerics.json", ROOT / "docs/images/performance-numerics.svg")

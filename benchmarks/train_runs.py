@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.train_measure import Result, Sensors, memory, profiled
-from pipeline.config import parse
+from pipeline.settings import parse
 from pipeline.train import attention as packed_attention
 from pipeline.train import attention_cudnn, metrics, world
 from pipeline.train.guards import StopSignal, Watchdog

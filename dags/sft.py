@@ -8,7 +8,7 @@ from typing import Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Asset, Param, TaskGroup, dag, get_current_context, task
 
-from pipeline import config as settings
+from pipeline import settings
 from plugins import stage_tasks
 from plugins.notifiers.webhook import Webhook
 from plugins.operators.accelerate_launch import AccelerateLaunchOperator

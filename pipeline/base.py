@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from typing import Any
 
 from pipeline.config import Base, Config
 from pipeline.errors import DataError
-from pipeline.store import file_digest
+from pipeline.store import file_digest, link_or_copy
 from pipeline.tokens import chat
 from pipeline.tokens import tokenizer as tokenizers
 
@@ -88,17 +87,10 @@ def copy_model(folder: Path, out_dir: Path) -> None:
         raise DataError(f"{folder}: has no *.safetensors; save the model with save_pretrained, which writes them.")
     for name, path in files.items():
         if name.endswith((".safetensors", ".safetensors.index.json")):
-            link(path.resolve(), out_dir / name)  # the hub's cache holds symbolic links
+            link_or_copy(path.resolve(), out_dir / name)  # the hub's cache holds symbolic links
         elif name in ("config.json", "generation_config.json"):
             shutil.copyfile(path, out_dir / name)
     tokenizers.save(folder, out_dir)
-
-
-def link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        shutil.copyfile(source, target)
 
 
 def describe(folder: Path) -> dict[str, Any]:

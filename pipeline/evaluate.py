@@ -55,7 +55,7 @@ def measure(
 ) -> dict[str, Any]:
     """Fill `out_dir`; returns the numbers of the report that sum it up."""
     from pipeline.heldout import best_device
-    from pipeline.lineage import heldout_digest
+    from pipeline.tracking.lineage import heldout_digest
 
     start = time.monotonic()
     device = best_device()

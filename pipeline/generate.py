@@ -24,8 +24,8 @@ def resolve_model(name: str, *, uri: str | None = None) -> Path:
         return _model_folder(Path(name))
     from mlflow.exceptions import MlflowException
 
-    from pipeline.mlflow_access import connect, plain_errors, tracking_uri
-    from pipeline.versions import local_folder
+    from pipeline.registry.versions import local_folder
+    from pipeline.tracking.access import connect, plain_errors, tracking_uri
 
     address = uri or tracking_uri()
     client = connect(address)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import config as settings
+from pipeline.config import Train
 from pipeline.tokens.shards import Tokens
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def open_model(folder: str | Path, device: torch.device) -> CausalLM:
 
     logging.disable_progress_bar()  # redraws its line, which a log file keeps
     precision = "bf16" if device.type == "cuda" else "fp32"
-    return load_model(folder, settings.Train(precision=precision, activation_checkpointing="off"), device).eval()
+    return load_model(folder, Train(precision=precision, activation_checkpointing="off"), device).eval()
 
 
 def heldout_loss(model: CausalLM, tokens: Tokens, max_tokens: int) -> HeldOut:

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from pipeline.errors import Unavailable, UserError
 from pipeline.files import file_digest, fsync
-from pipeline.mlflow_access import scrub
+from pipeline.tracking.access import scrub
 
 ADDRESS = "TALARIA_REMOTE"
 MANIFEST = "manifest.json"

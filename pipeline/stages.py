@@ -113,9 +113,9 @@ def run_all(
 
     `on_line` is told how it goes; `train` stands for the train stage's function, to show its progress.
     """
-    from pipeline.promotion import promote
-    from pipeline.registry import register
-    from pipeline.tracking import tracking_uri
+    from pipeline.registry.promotion import promote
+    from pipeline.registry.register import register
+    from pipeline.tracking.access import tracking_uri
 
     outputs: dict[str, Output] = {}
     for name in STAGES:

@@ -62,6 +62,14 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """A second name for a file at no cost, or a copy where the file system has none (another disk)."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def output_key(stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str], outside: Any = None) -> str:
     """The key of a stage's output. `inputs`: name -> key; `outside`: fingerprint of what comes from outside the store."""
     return digest({"stage": stage, "version": version, "settings": settings, "inputs": inputs, "outside": outside})

@@ -7,7 +7,7 @@ from datetime import timedelta
 from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
 
 from pipeline.errors import Unavailable, UserError
-from pipeline.mlflow_access import TrackingError
+from pipeline.tracking.access import TrackingError
 
 PER_EXCEPTION = ExceptionRetryPolicy(
     [

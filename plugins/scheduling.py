@@ -11,7 +11,7 @@ from airflow.sdk import Asset, AssetOrTimeSchedule, AssetWatcher, CronTriggerTim
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
-from pipeline import config as settings
+from pipeline.config import Config
 from pipeline.errors import ConfigError
 from plugins.notifiers.webhook import Webhook
 from plugins.triggers.hub import HubRevisionTrigger
@@ -42,7 +42,7 @@ def default_config() -> str:
     return os.environ.get("TALARIA_CONFIG") or ("tiny" if "tiny" in names else next(iter(names), "tiny"))
 
 
-def schedule_of(config: settings.Config) -> Any:
+def schedule_of(config: Config) -> Any:
     """What `DAG(schedule=...)` takes: the cron expression, the data set's revision on the hub, both (whichever comes first)
     or None."""
     cron = CronTriggerTimetable(config.schedule.cron, timezone="UTC") if config.schedule.cron else None
@@ -58,7 +58,7 @@ def schedule_of(config: settings.Config) -> Any:
     return AssetOrTimeSchedule(timetable=cron, assets=[watched]) if cron else [watched]
 
 
-def deadline_of(config: settings.Config) -> DeadlineAlert | None:
+def deadline_of(config: Config) -> DeadlineAlert | None:
     """What `DAG(deadline=...)` takes: a message when a run is not done schedule.deadline_hours after it was queued."""
     if config.schedule.deadline_hours is None:
         return None

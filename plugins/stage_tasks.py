@@ -9,8 +9,8 @@ from typing import Any
 from airflow.sdk import Asset, Context, get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
 
-from pipeline import config as settings
-from pipeline import spread
+from pipeline import settings, spread
+from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.stages import planned_keys
 from pipeline.store import Output, Store
@@ -57,9 +57,9 @@ def _triggering_revision(context: Context) -> dict[str, str]:
     return {"download.revision": commits[-1]} if commits else {}
 
 
-def _skip_if_unchanged(config: settings.Config) -> None:
-    from pipeline.promotion import unchanged
-    from pipeline.tracking import tracking_uri
+def _skip_if_unchanged(config: Config) -> None:
+    from pipeline.registry.promotion import unchanged
+    from pipeline.tracking.access import tracking_uri
 
     model = config.registry.model or config.name
     if reason := unchanged(model, planned_keys(config)["train"], uri=tracking_uri(store().root)):
@@ -84,7 +84,7 @@ def tokenize(config: Json, upstream: Json, asset: Asset) -> dict[str, Any]:
     return output.as_json()
 
 
-def parse(config: Json) -> settings.Config:
+def parse(config: Json) -> Config:
     """The configuration that `configure` validated."""
     return settings.parse(config, "configuration")
 
@@ -99,8 +99,8 @@ def forced() -> bool:
 
 def promote(config: Json, registered: Json) -> dict[str, Any]:
     """Give the candidate the champion alias if it beats the base model and the champion."""
-    from pipeline import promotion
-    from pipeline.tracking import tracking_uri
+    from pipeline.registry import promotion
+    from pipeline.tracking.access import tracking_uri
 
     margin = parse(config).promote.margin
     decided = promotion.promote(registered["model"], registered["candidate"], margin=margin, uri=tracking_uri(store().root))
@@ -110,8 +110,8 @@ def promote(config: Json, registered: Json) -> dict[str, Any]:
 
 def rollback(context: Context) -> dict[str, Any]:
     """Give the champion alias back to the previous champion, in the name of the user who triggered the run."""
-    from pipeline import promotion
-    from pipeline.tracking import tracking_uri
+    from pipeline.registry import promotion
+    from pipeline.tracking.access import tracking_uri
 
     run, params = context["dag_run"], context["params"]
     who = run.triggering_user_name or "unknown"

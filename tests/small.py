@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import base
-from pipeline.config import Config, parse
+from pipeline.config import Config
+from pipeline.settings import parse
 from pipeline.store import Output, Store, output_key
 from pipeline.tokens import encode
 

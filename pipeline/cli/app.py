@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import typer
 from typer._click.exceptions import ClickException, NoArgsIsHelpError
 
-from pipeline import config as settings
+from pipeline import settings
+from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.train.outcome import TrainingStopped
 
@@ -95,7 +96,7 @@ def finish(facts: dict[str, Any], as_json: bool) -> None:
         print(f"{name}: {json.dumps(value) if isinstance(value, dict | list) else value}")
 
 
-def load(path: Path | None, overrides: list[str]) -> settings.Config:
+def load(path: Path | None, overrides: list[str]) -> Config:
     """The configuration of a command whose CONFIG may be left out."""
     if path is not None:
         return settings.load(path, overrides)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline import config as settings
+from pipeline import settings
 from pipeline.cli.app import (
     DEFAULT_STORE,
     AsJson,
@@ -55,8 +55,8 @@ def register(
     as_json: AsJson = False,
 ) -> None:
     """Make the kept models of a training folder versions of the registered model."""
-    from pipeline.registry import register as work
-    from pipeline.tracking import tracking_uri
+    from pipeline.registry.register import register as work
+    from pipeline.tracking.access import tracking_uri
 
     inputs = {"train": train, "tokenize": tokens, "evaluate": evaluation}
     finish(work(settings.load(config, set_), inputs, uri=tracking_uri(store)), as_json)
@@ -72,8 +72,8 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Make a version the champion if it beats the base model and the champion."""
-    from pipeline.promotion import promote as work
-    from pipeline.tracking import tracking_uri
+    from pipeline.registry.promotion import promote as work
+    from pipeline.tracking.access import tracking_uri
 
     by = getpass.getuser() if anyway else None
     finish(work(model, version, margin=margin, uri=tracking_uri(store), by=by), as_json)
@@ -87,8 +87,8 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Make the previous champion the champion again."""
-    from pipeline.promotion import rollback as work
-    from pipeline.tracking import tracking_uri
+    from pipeline.registry.promotion import rollback as work
+    from pipeline.tracking.access import tracking_uri
 
     finish(work(model, reason=reason, who=getpass.getuser(), uri=tracking_uri(store)), as_json)
 
@@ -101,8 +101,8 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Delete old versions of a model and their files; one with an alias stays, and the one a rollback would go to."""
-    from pipeline.registry import prune as work
-    from pipeline.tracking import tracking_uri
+    from pipeline.registry.versions import prune as work
+    from pipeline.tracking.access import tracking_uri
 
     finish(work(model, keep, uri=tracking_uri(store)), as_json)
 
@@ -117,7 +117,7 @@ def chat(
 ) -> None:
     """Talk to a model."""
     from pipeline.generate import chat as work
-    from pipeline.tracking import tracking_uri
+    from pipeline.tracking.access import tracking_uri
 
     uri = tracking_uri(store) if model.startswith("models:") else None
     work(model, prompt=prompt, system=system, max_new_tokens=max_new_tokens, uri=uri)

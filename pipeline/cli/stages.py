@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import config as settings
+from pipeline import settings
 from pipeline.cli.app import (
     DEFAULT_STORE,
     AsJson,

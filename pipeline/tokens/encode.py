@@ -17,11 +17,13 @@ from typing import Any
 
 from pipeline.config import Config, Tokenize
 from pipeline.errors import DataError
-from pipeline.tokens import select, shards
+from pipeline.store import link_or_copy
+from pipeline.tokens import select
 from pipeline.tokens.chunks import chunks_of, open_parquet, ordered, read
 from pipeline.tokens.select import Selector
-from pipeline.tokens.shards import TRAIN, VALIDATION, Shard, ShardWriter
+from pipeline.tokens.shards import TRAIN, VALIDATION
 from pipeline.tokens.tokenizer import find, save
+from pipeline.tokens.writer import Shard, ShardWriter, shard_name, write_empty, write_index
 
 MESSAGES = "messages.parquet"
 PART = "part.json"
@@ -79,7 +81,7 @@ def tokenize_range(
     part_dir.mkdir(parents=True, exist_ok=True)
     file = open_parquet(parquet)
     rows = file.metadata.num_rows
-    selector = Selector(parquet, rows, tokenizer, config)
+    selector = Selector(parquet, tokenizer, config)
     chunks = chunks_of(rows, config.shard_rows, part, parts)
     to_do, done = sum(chunk.stop - chunk.start for chunk in chunks), 0
     splits = (TRAIN, VALIDATION) if config.validation_fraction else (TRAIN,)
@@ -131,10 +133,10 @@ def merge(part_dirs: Sequence[Path], tokenizer: Path, out_dir: Path, config: Tok
     for split, folder in splits.items():
         folder.mkdir(exist_ok=True)
         for number, (shard, source) in enumerate(by_split[split]):
-            link(source / shard.file, folder / shards.shard_name(number, len(by_split[split])))
+            link_or_copy(source / shard.file, folder / shard_name(number, len(by_split[split])))
         if not by_split[split]:
-            shards.write_empty(folder / shards.shard_name(0, 1))
-        shards.write_index(folder, [shard for shard, _ in by_split[split]])
+            write_empty(folder / shard_name(0, 1))
+        write_index(folder, [shard for shard, _ in by_split[split]])
     if config.validation_fraction:
         (out_dir / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}), encoding="utf-8")
     save(tokenizer, out_dir / "tokenizer")
@@ -163,11 +165,3 @@ def summary(parts: Sequence[Facts], by_split: Mapping[str, Sequence[Shard]]) -> 
     kept, dropped = sum(facts["conversations"].values()), sum(facts["dropped"].values())
     assert kept + dropped == facts["rows"], facts
     return facts
-
-
-def link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where the file system has none."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -20,9 +20,9 @@ from typing import Literal
 
 import torch
 
-from pipeline.config import parse
 from pipeline.errors import UserError
 from pipeline.reaper import die_with_parent
+from pipeline.settings import parse
 from pipeline.supervised import MARK
 from pipeline.train import world as ranks
 from pipeline.train.console import say

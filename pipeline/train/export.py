@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pipeline import base as base_stage
+from pipeline.store import link_or_copy
 from pipeline.tokens import tokenizer as tokenizers
 from pipeline.train.job import Job
 from pipeline.train.optim import AdamW
@@ -157,14 +157,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 def link_folder(source: Path, target: Path) -> None:
     """The same folder under a second name at no cost: hard links where the file system has them."""
     with replacing(target) as partial:
-        shutil.copytree(source, partial, copy_function=_link, dirs_exist_ok=True)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+        shutil.copytree(source, partial, copy_function=link_or_copy, dirs_exist_ok=True)
 
 
 def card(config: Config, base: Path, step: int) -> str:

@@ -24,7 +24,7 @@ from pipeline.runs.glance import tail
 from pipeline.stages import STAGES, key_of
 from pipeline.store import Output, Store, write_atomically
 from pipeline.supervised import Stop
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 from pipeline.train import mirror
 from pipeline.train.command import ACCELERATE, SLACK, Machine, command, gpu_count
 from pipeline.train.folder import METRICS, RunFolder

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import file_digest, fsync
-from pipeline.lineage import store_of
 from pipeline.remote import Remote, RemoteError
-from pipeline.store import Store
+from pipeline.store import Store, link_or_copy
+from pipeline.tracking.lineage import store_of
 from pipeline.train.folder import MARKER, RunFolder
 
 _LONGEST_WAIT = 60.0
@@ -159,10 +159,17 @@ def _link_snapshot(folder: Path, checkpoint: Path, scratch: Path) -> dict[str, A
     Raises FileNotFoundError where something is pruned before it is linked.
     """
     marker: dict[str, Any] = json.loads((checkpoint / MARKER).read_text())
+    copied = scratch / "checkpoints" / checkpoint.name
+    copied.mkdir(parents=True)
     for name in (*marker["files"], MARKER):
-        _link(checkpoint / name, scratch / "checkpoints" / checkpoint.name / name)
-    for path in (path for export in folder.glob("exports/step-*") for path in _files(export)):
-        _link(path, scratch / path.relative_to(folder))
+        link_or_copy(checkpoint / name, copied / name)
+    kept = [path for export in folder.glob("exports/step-*") for path in _files(export)]
+    for path in kept:
+        target = scratch / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(path, target)
+    for path in kept:
+        path.stat()  # an export that is being removed is not linked in part
     for path in folder.glob("*.jsonl"):  # growing: whole lines
         data = path.read_bytes()
         (scratch / path.name).write_bytes(data[: data.rfind(b"\n") + 1])
@@ -188,13 +195,3 @@ def _move_in(scratch: Path, folder: Path) -> None:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)

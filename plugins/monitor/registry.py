@@ -15,8 +15,8 @@ from typing import Any
 
 import httpx
 
-from pipeline.mlflow_access import run_url, tracking_uri, version_url
-from pipeline.promotion import GATE, ROLLED_BACK
+from pipeline.registry.promotion import GATE, ROLLED_BACK
+from pipeline.tracking.access import run_url, tracking_uri, version_url
 
 KEPT_SECONDS = 30.0
 TIMEOUT_SECONDS = 3.0
@@ -70,7 +70,7 @@ def _version(uri: str, version: dict[str, Any], model: dict[str, Any]) -> dict[s
 
 
 def _decision(version: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What the gate and people wrote on a version (pipeline/promotion.py)."""
+    """What the gate and people wrote on a version (pipeline/registry/promotion.py)."""
     tags = {tag["key"]: tag["value"] for tag in version.get("tags", [])}
     if GATE in tags:
         yield f"Gate, version {version['version']}", f"{tags[GATE]}. {tags.get(f'{GATE}.reason', '')}".strip()

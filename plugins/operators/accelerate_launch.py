@@ -12,13 +12,13 @@ from typing import Any
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException, AirflowRuntimeError
 
-from pipeline import config as settings
+from pipeline import settings
 from pipeline.config import Config
-from pipeline.run_log import IDENTITY as MLFLOW
-from pipeline.run_log import read_json
 from pipeline.runs.glance import Place, glance
 from pipeline.stages import run_stage
 from pipeline.store import Output, Store
+from pipeline.tracking.run import IDENTITY as MLFLOW
+from pipeline.tracking.run import read_json
 from pipeline.train import launch, outcome
 from pipeline.train.command import Machine
 from plugins.operators import links

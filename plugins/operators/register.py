@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from airflow.sdk import BaseOperator, Context
 
-from pipeline import config as settings
+from pipeline import settings
 from plugins.operators import links
 from plugins.operators.stage import store_root
 
@@ -31,8 +31,8 @@ class RegisterOperator(BaseOperator):
         self.inputs = inputs
 
     def execute(self, context: Context) -> dict[str, Any]:
-        from pipeline.registry import register
-        from pipeline.tracking import tracking_uri
+        from pipeline.registry.register import register
+        from pipeline.tracking.access import tracking_uri
 
         folders = {name: Path(value["path"]) for name, value in self.inputs.items()}
         uri = tracking_uri(Path(store_root()))

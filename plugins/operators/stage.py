@@ -15,8 +15,7 @@ from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.sdk.log import mask_secret
 
-from pipeline import config as settings
-from pipeline import reaper, supervised
+from pipeline import reaper, settings, supervised
 from pipeline.config import Config
 from pipeline.errors import Unavailable, UserError
 from pipeline.store import Output, Store

@@ -18,7 +18,7 @@ import yaml
 from airflow_env import Stack, running_stack
 from rich.console import Console
 
-from pipeline import config as settings
+from pipeline import settings
 from pipeline.data.sample import generate
 from pipeline.errors import ConfigError
 from pipeline.local.follow import Follower, failure, follow
@@ -158,8 +158,8 @@ def test_services_listen_on_the_loopback_interface_only(stack: Stack) -> None:
 
 
 def test_a_revision_is_trained_once_and_promoted_by_a_person(stack: Stack, hub: Hub, channel: Channel, runs: Runs) -> None:
-    from pipeline.mlflow_access import connect
-    from pipeline.promotion import champion
+    from pipeline.registry.promotion import champion
+    from pipeline.tracking.access import connect
 
     def champions_version() -> int | None:
         found = champion("small", uri=stack.ports.mlflow_url)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import parse
 from pipeline.errors import ConfigError
+from pipeline.settings import parse
 from plugins import scheduling
 
 

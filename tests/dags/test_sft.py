@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from airflow_env import REPOSITORY
 
-from pipeline import config as settings
+from pipeline import settings
+from pipeline.config import Convert
 from pipeline.errors import ConfigError
 
 TINY = REPOSITORY / "configs" / "tiny.yaml"
@@ -146,6 +147,6 @@ def test_a_row_that_cannot_be_converted_fails_with_the_command_lines_sentence(
     convert_task = failed.get_task_instance("data.convert")
     assert (convert_task.state, convert_task.try_number) == ("failed", 1)
     with pytest.raises(DataError) as command_line:
-        convert(Path(returned(failed, "data.download")["path"]), tmp_path / "out.parquet", settings.Convert())
+        convert(Path(returned(failed, "data.download")["path"]), tmp_path / "out.parquet", Convert())
     assert str(command_line.value) in capsys.readouterr().out
     assert not (tmp_path / "out.parquet").exists()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import config as settings
+from pipeline import settings
 from pipeline.config import Convert, Tokenize
 from pipeline.data.convert import convert
 from pipeline.data.report import distribution, report

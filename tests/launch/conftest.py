@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trees
 
-from pipeline import config as settings
+from pipeline import settings
 from pipeline.config import Config
 from pipeline.supervised import Stop
 from pipeline.train.command import Machine

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import trees
 
-from pipeline import config as settings
+from pipeline import settings
 from pipeline.config import Train
 from pipeline.errors import DataError, UserError
 from pipeline.locks import Busy, locked
@@ -131,10 +131,10 @@ def test_when_reaper_and_ranks_lose_each_other_the_launch_still_clears_up(launch
 DRIVER = """
 import json, sys
 from pathlib import Path
-from pipeline import config
+from pipeline import settings
 from pipeline.train.launch import Machine, launch
 root, tree, env = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
-launch(config.parse(tree, "test"), root / "tokens", root / "model", root / "output", machine=Machine(env=env),
+launch(settings.parse(tree, "test"), root / "tokens", root / "model", root / "output", machine=Machine(env=env),
        on_line=lambda line: print(line, flush=True))
 """
 

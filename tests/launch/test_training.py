@@ -22,11 +22,11 @@ from pipeline.store import Output, Store
 SETTINGS = {"num_processes": 2, "epochs": 4, "save_every": 4, "stop_grace": 60}
 DRIVER = """
 import json, sys
-from pipeline import config, stages
+from pipeline import settings, stages
 from pipeline.store import Output, Store
 store, tree, upstream = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 outputs = {name: Output.from_json(value) for name, value in upstream.items()}
-print(json.dumps(stages.run_stage("train", config.parse(tree, "test"), Store(store), outputs).as_json()))
+print(json.dumps(stages.run_stage("train", settings.parse(tree, "test"), Store(store), outputs).as_json()))
 """
 
 

@@ -53,7 +53,7 @@ def settings() -> Config:
 @pytest.fixture(scope="session")
 def sqlite_uri(tmp_path_factory: pytest.TempPathFactory, store: Path) -> str:
     """MLflow without a server: a file of the store."""
-    from pipeline.mlflow_access import tracking_uri
+    from pipeline.tracking.access import tracking_uri
 
     return tracking_uri(store)
 

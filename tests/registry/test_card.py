@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.card import LIMIT, Curve, Facts, card, readme, sparkline
-from pipeline.config import Config, load
+from pipeline.config import Config
+from pipeline.registry.card import LIMIT, Curve, Facts, card, readme, sparkline
+from pipeline.settings import load
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

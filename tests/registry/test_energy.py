@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from pipeline.energy import SYSTEM, Meter, Reading, cost, find_gpus, visible_devices
+from pipeline.tracking.energy import SYSTEM, Meter, Reading, cost, find_gpus, visible_devices
 
 
 class FakeGpus:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.card import LIMIT
-from pipeline.gate import Losses, decide, with_entry
+from pipeline.registry.card import LIMIT
+from pipeline.registry.gate import Losses, decide, with_entry
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import small
 
-from pipeline import lineage
 from pipeline.stages import STAGES, key_of
 from pipeline.store import Store
+from pipeline.tracking import lineage
 
 
 def test_manifests_are_found_from_the_last_folder_alone(folders, outputs):
@@ -71,10 +71,10 @@ def test_airflows_run_is_taken_from_its_variables_and_from_the_caller(monkeypatc
 
 
 def test_the_commit_of_the_code_is_git_s(monkeypatch):
-    root = Path(lineage.__file__).resolve().parents[1]
+    root = Path(lineage.__file__).resolve().parents[2]
     head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
     if head.returncode == 0:
         assert (lineage.git_commit() or "").removesuffix("-dirty") == head.stdout.strip()
-    monkeypatch.setattr(lineage, "__file__", "/nowhere/pipeline/lineage.py")
+    monkeypatch.setattr(lineage, "__file__", "/nowhere/pipeline/tracking/lineage.py")
     monkeypatch.setenv("TALARIA_GIT_COMMIT", "abc")
     assert lineage.git_commit() == "abc"

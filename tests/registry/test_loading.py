@@ -15,8 +15,8 @@ from mlflow_server import free_port
 
 from pipeline.errors import DataError, UserError
 from pipeline.generate import Talk, chat, parse_reference, resolve_model
-from pipeline.promotion import promote
-from pipeline.registry import register
+from pipeline.registry.promotion import promote
+from pipeline.registry.register import register
 
 ASK = {"messages": [{"role": "user", "content": "123456 Say green"}]}
 

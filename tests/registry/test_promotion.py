@@ -11,10 +11,10 @@ import pytest
 import small
 
 from pipeline.errors import DataError
-from pipeline.mlflow_access import connect
-from pipeline.promotion import champion, promote, rollback, unchanged
-from pipeline.registry import register
-from pipeline.versions import find_model, prune, search_versions
+from pipeline.registry.promotion import champion, promote, rollback, unchanged
+from pipeline.registry.register import register
+from pipeline.registry.versions import find_model, prune, search_versions
+from pipeline.tracking.access import connect
 
 
 class Models:
@@ -252,7 +252,7 @@ def test_prune_keeps_the_newest_those_with_an_alias_and_the_way_back(models):
 
 
 def test_prune_frees_the_files(settings, folders, sqlite_uri):
-    from pipeline.versions import local_folder
+    from pipeline.registry.versions import local_folder
 
     facts = register(settings, folders, uri=sqlite_uri)
     first, last = (connect(sqlite_uri).get_model_version(facts["model"], str(v["version"])).source for v in facts["versions"])

@@ -11,9 +11,9 @@ import pytest
 import small
 
 from pipeline.errors import DataError
-from pipeline.mlflow_access import connect
-from pipeline.registry import register
-from pipeline.versions import local_folder, search_versions
+from pipeline.registry.register import register
+from pipeline.registry.versions import local_folder, search_versions
+from pipeline.tracking.access import connect
 
 
 def source_of(uri: str, model: str, version: int) -> Path:

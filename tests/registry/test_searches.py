@@ -10,9 +10,9 @@ import small
 from mlflow.entities import LoggedModel, Run
 from mlflow.entities.model_registry import ModelVersion
 
-from pipeline.mlflow_access import connect, tracking_uri
-from pipeline.promotion import promote
-from pipeline.registry import register
+from pipeline.registry.promotion import promote
+from pipeline.registry.register import register
+from pipeline.tracking.access import connect, tracking_uri
 
 PAGE = (Path(__file__).parents[2] / "docs" / "registry.md").read_text()
 EXAMPLES = re.findall(r"```python\n(# .*?)```", PAGE.partition("## Searching")[2].partition("## Functions")[0], re.DOTALL)

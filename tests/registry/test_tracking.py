@@ -12,8 +12,8 @@ from mlflow_server import free_port
 
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.mlflow_access import TrackingError, connect, public_uri, scrub, tracking_uri
-from pipeline.tracking import Tracker, catch_up
+from pipeline.tracking.access import TrackingError, connect, public_uri, scrub, tracking_uri
+from pipeline.tracking.tracker import Tracker, catch_up
 
 
 class Training:
@@ -178,7 +178,8 @@ def test_many_processes_share_one_sqlite_file(tmp_path, settings):
 
     code = (
         "import sys, small; from pathlib import Path; sys.path.insert(0, sys.argv[3]);"
-        "from test_tracking import Training; from pipeline.tracking import catch_up, tracking_uri;"
+        "from test_tracking import Training;"
+        "from pipeline.tracking.access import tracking_uri; from pipeline.tracking.tracker import catch_up;"
         "root = Path(sys.argv[1]); training = Training(root, 'train-' + sys.argv[2]);"
         "training.steps(1, 400); training.ends('done');"
         "print(catch_up(small.config(), training.inputs, tracking_uri(root)).run_id)"

@@ -20,8 +20,8 @@ from mlflow_server import free_port
 from object_storage import Bucket, use
 
 from pipeline.remote import Remote
-from pipeline.run_log import read_json
 from pipeline.store import Output, Store
+from pipeline.tracking.run import read_json
 from pipeline.train import mirror
 from pipeline.train.identity import run_identity
 from pipeline.train.job import Job
@@ -166,11 +166,11 @@ def test_with_the_storage_away_training_goes_on_and_it_is_told_once(
 
 DRIVER = """
 import json, sys
-from pipeline import config, stages
+from pipeline import settings, stages
 from pipeline.store import Output, Store
 store, tree, upstream = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 outputs = {name: Output.from_json(value) for name, value in upstream.items()}
-print(json.dumps(stages.run_stage("train", config.parse(tree, "test"), Store(store), outputs).as_json()))
+print(json.dumps(stages.run_stage("train", settings.parse(tree, "test"), Store(store), outputs).as_json()))
 """
 
 
@@ -196,12 +196,12 @@ def test_the_stage_goes_on_in_another_store_and_its_output_takes_the_place_of_th
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
     def snapshots() -> list[str]:
+        assert first.poll() is None, first.communicate()[1]
         time.sleep(0.5)  # looking takes the processor from those who work
         return [name for name in bucket.names() if name.startswith(".work/train-") and name.endswith("/manifest.json")]
 
     first = start("one")
     [uploaded] = trees.eventually(snapshots, within=120)
-    assert first.poll() is None, "uploaded while it trains"
     trees.kill_marked(mark)  # the machine is gone
     first.communicate()
     second = start("two")

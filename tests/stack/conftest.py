@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.local.compose_env import fresh_secrets, placement
 from tests.stack.deployment import Deployment
-from tests.stack.engine import POSTGRES, Engine
+from tests.stack.engine import Engine
+from tests.stack.image import POSTGRES
 
 QUICK = {  # a small machine: fewer processes, and a dead worker is missed sooner
     "api-server": {"AIRFLOW__API__WORKERS": "1"},
@@ -32,7 +33,7 @@ def deployment() -> Iterator[Deployment]:
     work = Path(tempfile.mkdtemp(prefix="talaria-stack-"))
     work.chmod(0o755)
     try:
-        with Engine(work, values, overrides=QUICK) as engine:
+        with Engine(work, values, overrides=QUICK, sizes={"talaria": "400m"}) as engine:
             engine.up(*DEFAULT, timeout=400)
             yield Deployment(engine, values)
     finally:

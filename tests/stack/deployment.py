@@ -64,6 +64,13 @@ class Deployment:
 
     def finished(self, run_id: str, dag: str = "sft", timeout: float = 400) -> dict[str, str]:
         """Wait for the run to end in success and return its tasks' states."""
+        state = self.ended(run_id, dag, timeout)
+        assert state == "success", self.report(run_id, dag)
+        with self.airflow("viewer") as api:
+            return {task["task_id"]: task["state"] for task in api.tasks(dag, run_id)}
+
+    def ended(self, run_id: str, dag: str = "sft", timeout: float = 400) -> str:
+        """Wait for the run to end and return its state."""
         run: dict[str, Any] = {}
 
         def ended() -> bool:
@@ -72,9 +79,7 @@ class Deployment:
             return run["state"] in ("success", "failed")
 
         self.until(ended, timeout, lambda: self.report(run_id, dag))
-        assert run["state"] == "success", self.report(run_id, dag)
-        with self.airflow("viewer") as api:
-            return {task["task_id"]: task["state"] for task in api.tasks(dag, run_id)}
+        return str(run["state"])
 
     def report(self, run_id: str, dag: str = "sft") -> str:
         """States of the run's tasks and the end of the newest task logs, for a test's failure message."""

@@ -11,53 +11,22 @@ import contextlib
 import json
 import os
 import pwd
-import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from tests.stack import image, network
+from tests.stack.compose import load_compose
 
 REPOSITORY = Path(__file__).parents[2]
 CONTAINER = Path(__file__).with_name("container.py")
-SUBNET = "10.213.87"  # on a bridge of this test's own
-BRIDGE = "talaria-test"
 USER = 50000
-POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), "")  # Debian keeps it off the PATH
-
-
-def interpolate(text: str, values: Mapping[str, str]) -> str:
-    """Compose's ${NAME}, ${NAME:-default}, ${NAME:?message} and $$, by the compose specification."""
-
-    def value(match: re.Match[str]) -> str:
-        if match["escaped"]:
-            return "$"
-        name, operator, rest = match["name"], match["operator"], match["rest"] or ""
-        found = values.get(name, "")
-        if not found and operator == ":?":
-            raise KeyError(f"{name}: {rest}")
-        return found or (interpolate(rest, values) if operator == ":-" else "")
-
-    return re.sub(r"(?P<escaped>\$\$)|\$\{(?P<name>\w+)(?:(?P<operator>:-|:\?)(?P<rest>[^}]*))?\}", value, text)
-
-
-def load_compose(path: Path, values: Mapping[str, str]) -> dict[str, Any]:
-    """The compose file with anchors, merges and variables resolved."""
-
-    def resolve(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {key: resolve(item) for key, item in node.items()}
-        if isinstance(node, list):
-            return [resolve(item) for item in node]
-        return interpolate(node, values) if isinstance(node, str) else node
-
-    document: dict[str, Any] = resolve(yaml.safe_load(path.read_text()))
-    return document
 
 
 @dataclass
@@ -67,6 +36,8 @@ class Service:
     address: str
     document: dict[str, Any]
     process: subprocess.Popen[bytes] | None = None
+    """None: never started, or stopped on purpose."""
+    restarts: int = 0
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -74,47 +45,47 @@ class Engine:
     """Up to 200 services on one bridge. Use as a context manager: leaving it stops all and removes what it made."""
 
     def __init__(
-        self, work: Path, values: Mapping[str, str], *, overrides: Mapping[str, Mapping[str, str]] | None = None
+        self,
+        work: Path,
+        values: Mapping[str, str],
+        *,
+        overrides: Mapping[str, Mapping[str, str]] | None = None,
+        sizes: Mapping[str, str] | None = None,
     ) -> None:
+        """`overrides`: environment by service. `sizes`: volumes that are disks of their own, of so many bytes ("300m")."""
         self.work = work
         self.document = load_compose(REPOSITORY / "docker-compose.yaml", values)
         self.overrides = overrides or {}
+        self.sizes = sizes or {}
         self.services: dict[str, Service] = {}
         self.logs = work / "logs"
+        self._lock = threading.RLock()  # over a service's start and end
+        self._leaving = threading.Event()
+        self._keeper = threading.Thread(target=self._keep_up, name="restart policy")
 
     def __enter__(self) -> Engine:
         self.logs.mkdir(parents=True, exist_ok=True)
-        self._commands()
-        remove_network()  # what a killed session left
-        run("ip", "link", "add", BRIDGE, "type", "bridge")
-        run("ip", "addr", "add", f"{SUBNET}.1/24", "dev", BRIDGE)
-        run("ip", "link", "set", BRIDGE, "up")
+        image.make_commands(self.work / "bin")
+        network.make()
         for name in self.document["services"]:
             self.add(name, name)
+        self._keeper.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._leaving.set()
+        self._keeper.join()
         for service in reversed(list(self.services.values())):
             with contextlib.suppress(Exception):
                 self.stop(service.name, grace=5)
-        remove_network()
+        network.remove()
+        for name in self.sizes:
+            network.run("umount", "--lazy", str(self.work / "volumes" / name), check=False)
 
     def add(self, name: str, like: str) -> Service:
         """A service of the file under a name of its own: a second machine with the same role has the same entry."""
-        address = f"{SUBNET}.{len(self.services) + 2}"
-        service = Service(name, name, address, self.document["services"][like])
+        service = Service(name, name, network.attach(name, len(self.services)), self.document["services"][like])
         self.services[name] = service
-        inside = f"veth{len(self.services)}"
-        run("ip", "netns", "add", namespace(name))
-        run("ip", "link", "add", f"{inside}h", "type", "veth", "peer", "name", inside)
-        run("ip", "link", "set", f"{inside}h", "master", BRIDGE, "up")
-        run("ip", "link", "set", inside, "netns", namespace(name))
-        for command in (
-            ["addr", "add", f"{address}/24", "dev", inside],
-            ["link", "set", inside, "up"],
-            ["link", "set", "lo", "up"],
-        ):
-            run("ip", "-n", namespace(name), *command)
         hosts = "127.0.0.1 localhost\n" + "".join(f"{other.address} {other.hostname}\n" for other in self.services.values())
         (self.work / "hosts").write_text(hosts)  # one file, mounted everywhere
         return service
@@ -138,7 +109,19 @@ class Engine:
     def start(self, name: str) -> None:
         service = self.services[name]
         command, environment = self._command(service)
-        service.process = self._run(service, command, environment, self.logs / f"{name}.log")
+        with self._lock:
+            service.process = self._run(service, command, environment, self.logs / f"{name}.log")
+
+    def _keep_up(self) -> None:
+        """The restart policy: what ended by itself is started again, half a second later; what was stopped is not."""
+        while not self._leaving.wait(0.5):
+            for service in list(self.services.values()):
+                policy = service.document.get("restart", "no")
+                with self._lock:
+                    if policy != "no" and service.process is not None and service.process.poll() is not None:
+                        self._end_rest(service)
+                        service.restarts += 1
+                        self.start(service.name)
 
     def wait(self, name: str, condition: str, timeout: float) -> None:
         service, deadline = self.services[name], time.monotonic() + timeout
@@ -149,10 +132,9 @@ class Engine:
                 if code == 0:
                     return
                 assert code is None, f"{name} exited with {code}:\n{self.tail(name)}"
-            else:
-                assert code is None, f"{name} exited with {code}:\n{self.tail(name)}"
-                if self.is_healthy(name):
-                    return
+            elif code is None and self.is_healthy(name):
+                return
+            assert service.restarts < 20, f"{name} exited with {code} again and again:\n{self.tail(name)}"
             assert time.monotonic() < deadline, f"{name} not {condition} in {timeout} s:\n{self.tail(name)}"
             time.sleep(0.5)
 
@@ -180,18 +162,23 @@ class Engine:
 
     def stop(self, name: str, how: signal.Signals = signal.SIGTERM, grace: float = 30) -> None:
         """End a service and everything in its session: SIGTERM and, after the grace, SIGKILL; or SIGKILL at once."""
-        process = self.services[name].process
+        service = self.services[name]
+        with self._lock:
+            process, service.process = service.process, None
         if process is None:
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, how)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace)
-        for pid in pids_of(namespace(name)):  # what a container's end takes with it
+        self._end_rest(service)
+        process.wait(30)
+
+    def _end_rest(self, service: Service) -> None:
+        """What a container's end takes with it."""
+        for pid in network.pids_of(service.name):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        process.wait(30)
-        self.services[name].process = None
 
     def restart(self, name: str, timeout: float = 120) -> None:
         self.stop(name)
@@ -203,12 +190,14 @@ class Engine:
 
     def pids(self) -> list[int]:
         """Every process of every service."""
-        return [pid for service in self.services.values() for pid in pids_of(namespace(service.name))]
+        return [pid for service in self.services.values() for pid in network.pids_of(service.name)]
 
     def volume(self, name: str, owner: int = USER) -> Path:
         path = self.work / "volumes" / name
         if not path.exists():
             path.mkdir(parents=True)
+            if name in self.sizes:
+                network.run("mount", "-t", "tmpfs", "-o", f"size={self.sizes[name]}", "tmpfs", str(path))
             os.chown(path, owner, owner)
         return path
 
@@ -225,7 +214,7 @@ class Engine:
             path = (REPOSITORY / source).resolve() if source.startswith(".") else self.volume(source, user)
             mounts.append([str(path), target, *(mode or ["rw"])])
         spec = {
-            "network": namespace(service.name),
+            "network": network.namespace(service.name),
             "hostname": service.hostname,
             "layer": str(self.work / "layers" / f"{service.name}-{time.monotonic_ns()}"),
             "opened": [sys.base_prefix, sys.prefix],
@@ -257,7 +246,7 @@ class Engine:
         environment |= {key: str(value) for key, value in document.get("environment", {}).items()}
         environment |= dict(self.overrides.get(service.name, {}))
         environment |= {
-            "PATH": f"/usr/local/image:/opt/talaria/deploy:{POSTGRES}:/usr/local/bin:/usr/bin:/bin",
+            "PATH": f"/usr/local/image:/opt/talaria/deploy:{image.POSTGRES}:/usr/local/bin:/usr/bin:/bin",
             "HOSTNAME": service.hostname,
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -265,59 +254,3 @@ class Engine:
         service.environment = environment
         command = document.get("command") or ["postgres-entrypoint"]
         return list(command), environment
-
-    def _commands(self) -> None:
-        """Commands that the image has on its PATH, made from the environment that the tests run in."""
-        folder = self.work / "bin"
-        folder.mkdir(parents=True, exist_ok=True)
-        modules = {"airflow": "-m airflow", "mlflow": "-m mlflow", "celery": "-m celery", "python": ""}
-        inside = Path(sys.prefix)
-        if inside.is_relative_to(REPOSITORY):
-            inside = Path("/opt/talaria") / inside.relative_to(REPOSITORY)
-        for name, module in modules.items():
-            script(folder / name, f'exec {inside}/bin/python {module} "$@"')
-        script(
-            folder / "postgres-entrypoint",
-            """data=/var/lib/postgresql/data/main
-fresh=; [ -d $data ] || fresh=1
-if [ "$fresh" ]; then
-    printf '%s' "$POSTGRES_PASSWORD" > /tmp/pw-$$
-    initdb -D $data -E UTF8 --locale=C.UTF-8 -U "$POSTGRES_USER" --pwfile=/tmp/pw-$$ -A scram-sha-256 >/dev/null; rm /tmp/pw-$$
-    echo 'host all all all scram-sha-256' >> $data/pg_hba.conf
-    sed -i '1i local all all trust' $data/pg_hba.conf
-    pg_ctl -D $data -o "-k /tmp -c listen_addresses=''" -w start >/dev/null
-    createdb -U "$POSTGRES_USER" "$POSTGRES_DB"
-    for f in /docker-entrypoint-initdb.d/*.sh; do sh $f; done
-    pg_ctl -D $data -m fast -w stop >/dev/null
-fi
-exec postgres -D $data -k /tmp -c listen_addresses='*'""",
-        )
-
-
-def script(path: Path, body: str) -> None:
-    path.write_text(f"#!/bin/sh\nset -e\n{body}\n")
-    path.chmod(0o755)
-
-
-def namespace(name: str) -> str:
-    return f"talaria-{name}"
-
-
-def remove_network() -> None:
-    for name in run("ip", "netns", "list").split():
-        if name.startswith(namespace("")):
-            for pid in pids_of(name):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            run("ip", "netns", "del", name)
-    for link in json.loads(run("ip", "-json", "link", "show", "master", BRIDGE, check=False) or "[]"):
-        run("ip", "link", "del", link["ifname"], check=False)  # with its namespace's end, unless that was first
-    run("ip", "link", "del", BRIDGE, check=False)
-
-
-def pids_of(network: str) -> list[int]:
-    return [int(pid) for pid in run("ip", "netns", "pids", network, check=False).split()]
-
-
-def run(*command: str, check: bool = True) -> str:
-    return subprocess.run(command, check=check, capture_output=True, text=True).stdout

@@ -15,8 +15,9 @@ import yaml
 
 from pipeline.errors import UserError
 from pipeline.local import compose_env
+from tests.stack.compose import load_compose
 from tests.stack.deployment import Deployment
-from tests.stack.engine import REPOSITORY, load_compose
+from tests.stack.engine import REPOSITORY
 
 FILE = REPOSITORY / "docker-compose.yaml"
 OFFICIAL = {"postgres", "redis"}

@@ -18,8 +18,9 @@ from tokens import hub
 from tokens.conversations import HANDWRITTEN, LINE_BREAK_FIRST, numbered, user, write_parquet
 
 from pipeline import base
-from pipeline.config import Config, parse
+from pipeline.config import Config
 from pipeline.errors import DataError
+from pipeline.settings import parse
 from pipeline.tokens import chat
 from pipeline.tokens.tokenizer import TEMPLATE_FILE, find, load
 
@@ -63,7 +64,7 @@ def test_random_is_the_same_for_the_same_settings_in_another_process(scratch: Pa
     script = f"""
 from pathlib import Path
 from pipeline import base
-from pipeline.config import parse
+from pipeline.settings import parse
 config = parse({{"name": "test", "base": {{"shape": {SHAPE}, "source": "random", "vocab_size": 500}}}}, "test")
 base.run(config, {{"convert": Path({str(convert)!r})}}, Path({str(tmp_path)!r}))
 """
@@ -219,7 +220,7 @@ HUB = """
 import json, sys
 from pathlib import Path
 from pipeline import base
-from pipeline.config import parse
+from pipeline.settings import parse
 from pipeline.errors import UserError
 config = parse({"name": "test", "base": {"source": "hub", **json.loads(sys.argv[1])}}, "test")
 try:

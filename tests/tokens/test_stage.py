@@ -10,7 +10,8 @@ import pytest
 from tokens.conversations import numbered, write_parquet
 
 from pipeline import spread
-from pipeline.config import Config, parse
+from pipeline.config import Config
+from pipeline.settings import parse
 from pipeline.stages import run_stage
 from pipeline.store import Output, Store
 

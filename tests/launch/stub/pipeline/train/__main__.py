@@ -71,8 +71,9 @@ while step < options["steps"]:
         print(f"step {step}\rstep {step} loss {1 / step:.3f}", flush=True)
     if asked:
         time.sleep(options.get("save_seconds", 0))
-        saved.parent.mkdir(exist_ok=True)
-        saved.write_text(str(step))
+        if rank == 0:  # or a rank that is asked to leave since another crashed would save what that one did not reach
+            saved.parent.mkdir(exist_ok=True)
+            saved.write_text(str(step))
         write(state="preempted", step=step, reason="SIGTERM")
         sys.exit(0)
 write(state="done", step=step)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
-from pipeline.mlflow_access import scrub
 from pipeline.stages import STAGES, inputs_of, key_of
 from pipeline.store import MANIFEST, Store, digest, file_digest
+from pipeline.tracking.access import scrub
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -184,7 +184,7 @@ def airflow_context() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """The commit of this code, with '-dirty' where files differ from it; None for an installed package."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return os.environ.get("TALARIA_GIT_COMMIT")
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*", "--abbrev=40"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pipeline.card import LIMIT
+from pipeline.registry.card import LIMIT
 
 _HEADING = "## Gate\n\n"
 _ENTRIES = 10

@@ -8,14 +8,12 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pipeline import lineage
 from pipeline.config import Config
-from pipeline.energy import Meter, find_gpus
 from pipeline.errors import UserError
-from pipeline.mlflow_access import TrackingError, public_uri, tracking_uri
-from pipeline.run_log import RunLog, training_id, write_identity
-
-__all__ = ["Tracker", "TrackingError", "catch_up", "public_uri", "tracking_uri"]
+from pipeline.tracking import lineage
+from pipeline.tracking.access import TrackingError, tracking_uri
+from pipeline.tracking.energy import Meter, find_gpus
+from pipeline.tracking.run import RunLog, training_id, write_identity
 
 _LONGEST_WAIT = 60.0
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.errors import DataError
 from pipeline.evaluate import step_of
-from pipeline.mlmodel import CARD
+from pipeline.registry.mlmodel import CARD
 from pipeline.store import digest, file_digest
 
 FINAL, KEPT = "final", "kept"

@@ -1,4 +1,4 @@
-"""The loss curves as a picture, for MLflow's artifacts and the model card."""
+"""The loss curves as a picture, for MLflow's artifacts."""
 
 from __future__ import annotations
 

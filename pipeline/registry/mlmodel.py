@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.base import link
+from pipeline.store import link_or_copy
 from pipeline.tokens.tokenizer import ALL_FILES
 
 CARD = "README.md"
@@ -77,7 +77,7 @@ def relink(source: Path, target: Path) -> None:
     """A hard link (a copy on another file system) in place of whatever is there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
-    link(source, target)
+    link_or_copy(source, target)
 
 
 def _write_environment(folder: Path) -> None:

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import lineage
 from pipeline.config import Config
-from pipeline.energy import SYSTEM
-from pipeline.mlflow_access import connect, experiment_id, plain_errors, public_uri, run_url, scrub
 from pipeline.runs.journal import Journal
 from pipeline.store import digest, write_atomically
+from pipeline.tracking import lineage
+from pipeline.tracking.access import connect, experiment_id, plain_errors, public_uri, run_url, scrub
+from pipeline.tracking.energy import SYSTEM
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import DataError
-from pipeline.mlflow_access import connect, plain_errors
+from pipeline.tracking.access import connect, plain_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -16,18 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import lineage, mlmodel
-from pipeline.card import Curve, Facts, card, readme
 from pipeline.config import Config
-from pipeline.energy import cost
-from pipeline.kept import FINAL, Kept, candidate, kept_models
-from pipeline.mlflow_access import plain_errors, scrub, version_url
-from pipeline.run_artifacts import log_artifacts
-from pipeline.run_log import RunLog, read_json
-from pipeline.runs.journal import Journal
-from pipeline.store import digest
-from pipeline.tracking import catch_up
-from pipeline.versions import (
+from pipeline.registry import mlmodel
+from pipeline.registry.card import Curve, Facts, card, readme
+from pipeline.registry.kept import FINAL, Kept, candidate, kept_models
+from pipeline.registry.versions import (
     BASE_LOSS,
     CANDIDATE,
     DIGEST,
@@ -38,15 +31,20 @@ from pipeline.versions import (
     TOKENS,
     TRAIN_KEY,
     local_folder,
-    prune,
     search_versions,
 )
+from pipeline.runs.journal import Journal
+from pipeline.store import digest
+from pipeline.tracking import lineage
+from pipeline.tracking.access import plain_errors, scrub, version_url
+from pipeline.tracking.artifacts import log_artifacts
+from pipeline.tracking.energy import cost
+from pipeline.tracking.run import RunLog, read_json
+from pipeline.tracking.tracker import catch_up
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
-
-__all__ = ["prune", "register"]
 
 
 def register(config: Config, inputs: Mapping[str, Path], *, uri: str, context: Mapping[str, str] | None = None) -> dict[str, Any]:

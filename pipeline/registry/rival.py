@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.registry.versions import HELDOUT, LOSS, TOKENS, as_number, local_folder
 from pipeline.store import file_digest
-from pipeline.versions import HELDOUT, LOSS, TOKENS, as_number, local_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.evaluate import REPORT, SAMPLES
-from pipeline.plots import loss_curves
-from pipeline.run_log import RunLog
+from pipeline.tracking.plots import loss_curves
+from pipeline.tracking.run import RunLog
 
 TABLE = "evaluation/answers.json"
 

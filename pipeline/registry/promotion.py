@@ -12,9 +12,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DataError
-from pipeline.gate import Decision, Losses, decide, with_entry
-from pipeline.mlflow_access import connect, plain_errors, scrub
-from pipeline.versions import (
+from pipeline.registry.gate import Decision, Losses, decide, with_entry
+from pipeline.registry.versions import (
     BASE_LOSS,
     CANDIDATE,
     CHALLENGER,
@@ -28,6 +27,7 @@ from pipeline.versions import (
     search_versions,
     set_tags,
 )
+from pipeline.tracking.access import connect, plain_errors, scrub
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -129,7 +129,7 @@ def _losses(
     own, base = as_number(candidate.tags.get(LOSS)), as_number(candidate.tags.get(BASE_LOSS))
     if champion is None or own is None:
         return Losses(own, base), None
-    from pipeline.rival import champion_loss
+    from pipeline.registry.rival import champion_loss
 
     loss, why = champion_loss(client, champion, candidate, measure=by is None)
     return Losses(own, base, loss), why

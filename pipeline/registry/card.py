@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import config as settings
+from pipeline import settings
 from pipeline.config import Config
 
 LIMIT = 5000
