@@ -33,7 +33,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
         "max_concurrency": 4,  # parts of 50 MB, of each file, that are held in memory
         # s3fs tries five times by itself; botocore's own five for each would make minutes of a server that is away.
-        "config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"total_max_attempts": 1}},
+        "config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 1}},
     },
     "file": {"auto_mkdir": True},
 }

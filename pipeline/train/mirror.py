@@ -159,10 +159,17 @@ def _link_snapshot(folder: Path, checkpoint: Path, scratch: Path) -> dict[str, A
     Raises FileNotFoundError where something is pruned before it is linked.
     """
     marker: dict[str, Any] = json.loads((checkpoint / MARKER).read_text())
+    copied = scratch / "checkpoints" / checkpoint.name
+    copied.mkdir(parents=True)
     for name in (*marker["files"], MARKER):
-        _link(checkpoint / name, scratch / "checkpoints" / checkpoint.name / name)
-    for path in (path for export in folder.glob("exports/step-*") for path in _files(export)):
-        _link(path, scratch / path.relative_to(folder))
+        link_or_copy(checkpoint / name, copied / name)
+    kept = [path for export in folder.glob("exports/step-*") for path in _files(export)]
+    for path in kept:
+        target = scratch / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(path, target)
+    for path in kept:
+        path.stat()  # an export that is being removed is not linked in part
     for path in folder.glob("*.jsonl"):  # growing: whole lines
         data = path.read_bytes()
         (scratch / path.name).write_bytes(data[: data.rfind(b"\n") + 1])
@@ -188,8 +195,3 @@ def _move_in(scratch: Path, folder: Path) -> None:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    link_or_copy(source, target)

@@ -196,12 +196,12 @@ def test_the_stage_goes_on_in_another_store_and_its_output_takes_the_place_of_th
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
     def snapshots() -> list[str]:
+        assert first.poll() is None, first.communicate()[1]
         time.sleep(0.5)  # looking takes the processor from those who work
         return [name for name in bucket.names() if name.startswith(".work/train-") and name.endswith("/manifest.json")]
 
     first = start("one")
     [uploaded] = trees.eventually(snapshots, within=120)
-    assert first.poll() is None, "uploaded while it trains"
     trees.kill_marked(mark)  # the machine is gone
     first.communicate()
     second = start("two")
