@@ -11,7 +11,7 @@ LOCAL  := $(BIN)/python -m pipeline.local
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv up demo down test test-stack lint compose-env
+.PHONY: help venv up demo down test test-stack lint audit compose-env
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,10 +38,16 @@ test-stack: $(STACK) ## Run the tests of the production stack (PostgreSQL, Redis
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(DEBIAN) >/dev/null; fi
 	@$(BIN)/pytest -m stack $(PYTEST_ARGS)
 
-lint: $(STAMP) ## Check style, imports and types
+lint: $(STAMP) ## Check style, imports, types and known vulnerabilities
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@$(MAKE) --no-print-directory audit
+
+audit: ## Look the locked versions up in the advisory database (OSV), where that can be reached
+	@if $(BIN)/python -c 'import socket; socket.create_connection(("api.osv.dev", 443), 5)' 2>/dev/null; \
+	then $(BIN)/pip-audit --service osv --no-deps --disable-pip --progress-spinner off --requirement requirements.lock; \
+	else echo "api.osv.dev cannot be reached: the dependencies were not audited."; fi
 
 $(STAMP): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
