@@ -29,7 +29,7 @@ from pipeline.store import Output, Store
 
 GRACE = 60
 SETTINGS = {"num_processes": 2, "save_every": 10, "keep_epochs": True, "stop_grace": GRACE}
-EPOCHS = {"squall": 12, "storm": 20}
+EPOCHS = {"squall": 12, "storm": 40}
 DAG_FILE = """
 import json, os
 from datetime import timedelta
@@ -197,7 +197,7 @@ def test_the_task_is_killed_and_its_retry_goes_on(airflow: Any, prepared: dict[s
     ends_as_if_undisturbed(storm, prepared)
 
 
-@pytest.mark.stack
+@pytest.mark.storm
 @pytest.mark.timeout(1800)
 def test_a_training_that_is_ended_in_every_way_ends_as_an_undisturbed_one(airflow: Any, prepared: dict[str, Any]) -> None:
     draw = random.Random(int(os.environ.get("STORM_SEED", "0")))
