@@ -181,6 +181,7 @@ def mark() -> Iterator[str]:
     trees.kill_marked(mark)
 
 
+@pytest.mark.stack
 def test_the_stage_goes_on_in_another_store_and_its_output_takes_the_place_of_the_snapshot(
     tmp_path: Path, bucket: Bucket, mark: str
 ) -> None:
