@@ -113,12 +113,13 @@ def tokenize(
     """Turn a messages parquet into token ids and loss masks, as Arrow shards."""
     from pipeline.tokens import fast
 
-    if (file := Path(tokenizer, "tokenizer.json")).is_file():
+    chosen = load(config, set_).tokenize
+    if chosen.backend != "tokenizers" and (file := Path(tokenizer, "tokenizer.json")).is_file():
         fast.begin(file)  # while the rest is imported
     from pipeline.tokens.encode import tokenize as work
 
     with progress("tokenize", "rows") as rows:
-        facts = work(source, tokenizer, output, load(config, set_).tokenize, rows)
+        facts = work(source, tokenizer, output, chosen, rows)
     finish(facts, as_json)
 
 

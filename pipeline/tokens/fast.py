@@ -12,12 +12,16 @@ _begun: dict[Path, Future[Any]] = {}
 
 def begin(file: Path) -> None:
     """Start to read this tokenizer.json, for `take` to be quicker."""
-    # Libraries' own threads would compete with ours, each of which feeds an encoder (encode.py). They read these on first use.
-    for name in ("RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+    limit_threads()
     pool = ThreadPoolExecutor(1, thread_name_prefix="fastokens")
     _begun[file] = pool.submit(_read, file)
     pool.shutdown(wait=False)
+
+
+def limit_threads() -> None:
+    """Leave threads to us, each of which feeds an encoder (encode.py). Libraries read these on first use and would add theirs."""
+    for name in ("RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
 
 
 def take(file: Path) -> Future[Any]:

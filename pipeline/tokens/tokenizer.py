@@ -95,6 +95,7 @@ class Loading:
     def __init__(self, folder: Path, backend: Backend = "auto") -> None:
         self.backend = backend
         self.file = file = folder / "tokenizer.json"
+        fast.limit_threads()
         self._fast = fast.take(file) if backend != "tokenizers" else None
         hugging_face = open_hugging_face(file)
         start, end = control_id(hugging_face, chat.START, file), control_id(hugging_face, chat.END, file)
