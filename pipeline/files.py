@@ -1,4 +1,4 @@
-"""What the store and its copy on object storage both do with files."""
+"""What the store and its copy on object storage share: the manifest's name, and what both do with files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+
+MANIFEST = "manifest.json"
+"""In a folder of the store it is what makes the folder whole."""
 
 
 def file_digest(path: Path) -> str:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.files import MANIFEST
 from pipeline.remote import ADDRESS
-from pipeline.store import MANIFEST, Store
+from pipeline.store import Store
 
 DAY = 86400.0
 

@@ -84,12 +84,13 @@ def supervise(command: Sequence[str], grace: float, parent: int, watch: Sequence
         received = signal.sigtimedwait(LISTEN, LOOK if deadline == math.inf else LOOK_CLOSELY)
         number = received.si_signo if received else None
         code = _collect(launcher, code)
-        if deadline == math.inf and code is None and not _reason(number, parent, lifelines, code):
+        reason = _reason(number, parent, lifelines, code) if deadline == math.inf else None
+        if deadline == math.inf and reason is None:
             continue  # nothing has ended: no need to read all of /proc
         tree = descendants()
         if code is not None and not tree:
             return code
-        if deadline == math.inf and (reason := _reason(number, parent, lifelines, code)):
+        if reason:
             say(f"{reason}; the processes get {grace:g} s to save and leave")
             deadline = time.monotonic() + grace
         if number == signal.SIGQUIT:

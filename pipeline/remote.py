@@ -22,11 +22,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.errors import Unavailable, UserError
-from pipeline.files import file_digest, fsync
+from pipeline.files import MANIFEST, file_digest, fsync
 from pipeline.tracking.access import scrub
 
 ADDRESS = "TALARIA_REMOTE"
-MANIFEST = "manifest.json"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _AT_A_TIME = 2  # files
 _OPTIONS: dict[str, dict[str, Any]] = {

@@ -27,11 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import file_digest, fsync
+from pipeline.files import MANIFEST, file_digest, fsync
 from pipeline.locks import locked
 from pipeline.remote import Remote, RemoteError
 
-MANIFEST = "manifest.json"
 _VERSIONS_OF = ("polars", "pyarrow", "datasets", "tokenizers", "fastokens", "torch", "transformers", "accelerate")
 
 

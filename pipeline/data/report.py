@@ -24,7 +24,7 @@ from pipeline.data.convert import MESSAGES
 from pipeline.data.messages import digests
 from pipeline.data.oddities import ODDITIES, flatten
 from pipeline.data.report_page import page
-from pipeline.store import MANIFEST
+from pipeline.files import MANIFEST
 from pipeline.tokens.chunks import open_parquet, ordered
 from pipeline.tokens.folder import replacing
 from pipeline.tokens.select import DROPS

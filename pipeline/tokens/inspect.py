@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.store import MANIFEST, write_atomically
+from pipeline.files import MANIFEST
+from pipeline.store import write_atomically
 from pipeline.tokens import chat
 from pipeline.tokens.shards import TRAIN, VALIDATION, Tokens, open_tokens
 from pipeline.tokens.tokenizer import control_id, open_hugging_face

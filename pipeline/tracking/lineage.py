@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
-from pipeline.files import file_digest
+from pipeline.files import MANIFEST, file_digest
 from pipeline.stages import STAGES, inputs_of, key_of
-from pipeline.store import MANIFEST, Store, digest
+from pipeline.store import Store, digest
 from pipeline.tracking.access import scrub
 
 if TYPE_CHECKING:

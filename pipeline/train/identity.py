@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.store import MANIFEST, digest
+from pipeline.files import MANIFEST
+from pipeline.store import digest
 
 if TYPE_CHECKING:
     from pipeline.config import Config

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
+
+from pipeline.files import fsync
 
 _FILE_BYTES = 4 << 30
 """A file is closed once it holds so much."""
@@ -41,7 +42,7 @@ class ShardWriter(HuggingFaceStorageWriter):
             path = self.folder / f"rank-{plan.storage_data:05d}-{number:03d}.safetensors"
             # The reader finds a part's place in its tensor by this entry.
             save_file(tensors, path, metadata={"DCP_SHARDING_INFO": json.dumps(places), "format": "pt"})
-            _flush(path)
+            fsync(path)
             self.written.append(path)
             sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
             results += [WriteResult(item.index, sizes[item.index.fqn], path.name) for item in items]
@@ -72,11 +73,3 @@ def _resolved(planner: SavePlanner, item: WriteItem) -> Tensor:
 def _offsets(item: WriteItem) -> tuple[int, ...]:
     assert item.tensor_data is not None
     return tuple(item.tensor_data.chunk.offsets)
-
-
-def _flush(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
