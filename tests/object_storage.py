@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
-from mlflow_server import free_port
+from server_process import ServerProcess
 
 SECRET = "planted/Secret+Key0123456789"
 """The server takes any; tests look for it where it must not be."""
 
 
-class ObjectStorage:
+class ObjectStorage(ServerProcess):
     """moto's server. Every start has the same port; what it held is gone after a stop."""
 
     def __init__(self, log: Path) -> None:
-        self.log, self.port = log, free_port()
-        self.endpoint = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
+        super().__init__(log)
+        self.endpoint = self.url
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        for _ in range(600):
-            try:
-                with urllib.request.urlopen(f"{self.endpoint}/moto-api/", timeout=5):
-                    return
-            except (urllib.error.URLError, OSError):
-                assert self.process.poll() is None, self.log.read_text()
-                time.sleep(0.1)
-        raise AssertionError("moto's server did not start within a minute")
-
-    def stop(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
+        self.run([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)], "/moto-api/")
 
 
 def use(endpoint: str, environment: pytest.MonkeyPatch) -> None:

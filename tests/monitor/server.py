@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from mlflow_server import free_port
+from server_process import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 USERS = {"admin": "admin", "viewer": "viewer", "stranger": ""}  # name -> role; a stranger has none

@@ -11,7 +11,7 @@ import time
 import urllib.request
 
 import pytest
-from mlflow_server import free_port
+from server_process import free_port
 
 from pipeline.errors import DataError, UserError
 from pipeline.generate import Talk, chat, parse_reference, resolve_model

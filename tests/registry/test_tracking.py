@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import small
-from mlflow_server import free_port
+from server_process import free_port
 
 from pipeline.config import Config
 from pipeline.errors import UserError

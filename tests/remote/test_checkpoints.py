@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import small
 import trees
-from mlflow_server import free_port
 from object_storage import Bucket, use
+from server_process import free_port
 
 from pipeline.remote import Remote
 from pipeline.store import Output, Store

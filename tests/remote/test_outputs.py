@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow_server import free_port
 from object_storage import SECRET, Bucket, ObjectStorage, use
+from server_process import free_port
 
 from pipeline.errors import UserError
 from pipeline.files import file_digest
