@@ -5,6 +5,7 @@ always made again, in a kernel that runs anyway; rotated heads and the activatio
 still. Gradients of weights are added to their totals inside the products. There is nothing to compile per shape.
 
 The residual stream travels between layers as a pair whose sum has not been taken yet: the next norm's kernel takes it.
+The last layer's output is looked at only where it predicts a supervised token; what follows its attention is done for no other.
 """
 
 from __future__ import annotations
@@ -55,6 +56,26 @@ class Rotary:
     sin: Tensor
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """A micro-batch's T tokens as a layer sees them."""
+
+    packed: Packed
+    rotary: Rotary
+    wanted: Tensor | None = None
+    """int64[S], ascending: where the layer's output is wanted; absent: everywhere"""
+
+    def pick(self, x: Tensor) -> Tensor:
+        """[T, n] to [S, n]."""
+        return x if self.wanted is None else x.index_select(0, self.wanted)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """The derivative of `pick`: [S, n] to [T, n]."""
+        if self.wanted is None:
+            return x
+        return x.new_zeros(len(self.rotary.cos), x.shape[1]).index_copy_(0, self.wanted, x)
+
+
 class Weights(NamedTuple):
     """A layer's parameters; and, in the same order, the derivatives by them."""
 
@@ -72,7 +93,7 @@ class Weights(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What the backward pass needs of the forward pass."""
+    """What the backward pass needs of the forward pass. x2, rstd2, gate_up and act are of the wanted tokens."""
 
     x: Tensor
     rstd1: Tensor
@@ -149,9 +170,10 @@ def lay_out(layer: Any) -> None:
     lay_side_by_side([mlp.gate_proj.weight, mlp.up_proj.weight])
 
 
-def decoder_layer(w: Weights, shape: Shape, stream: Stream, packed: Packed, rotary: Rotary, keep: Keep) -> Stream:
+def decoder_layer(w: Weights, shape: Shape, stream: Stream, tokens: Tokens, keep: Keep) -> Stream:
+    """The stream after the layer, where it is wanted."""
     x, add = stream
-    out: tuple[Tensor, Tensor] = _DecoderLayer.apply(x, add, shape, packed, rotary, keep, *w)  # type: ignore[no-untyped-call]
+    out: tuple[Tensor, Tensor] = _DecoderLayer.apply(x, add, shape, tokens, keep, *w)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -166,15 +188,15 @@ def kept_bytes(config: Any, head_width: int, itemsize: int) -> tuple[int, int, i
 class _DecoderLayer(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, add: Tensor | None, shape: Shape, packed: Packed, rotary: Rotary, keep: Keep, *weights: Tensor
+        ctx: Any, x: Tensor, add: Tensor | None, shape: Shape, tokens: Tokens, keep: Keep, *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         w = Weights(*weights)
         x, n1, rstd1 = norm(x, w.norm1, shape.eps, add)
-        kept = _attend(x, n1, rstd1, w, shape, packed, rotary, keep)
+        kept = _attend(x, n1, rstd1, w, shape, tokens, keep)
         act = swiglu(kept.gate_up)
         if keep == Keep.ALL:
             kept = kept._replace(act=act)
-        ctx.shape, ctx.packed, ctx.rotary, ctx.keep, ctx.pair = shape, packed, rotary, keep, add is not None
+        ctx.shape, ctx.tokens, ctx.keep, ctx.pair = shape, tokens, keep, add is not None
         ctx.save_for_backward(*((x,) if keep == Keep.INPUT else kept), *weights)
         return kept.x2, project(act, (w.down,), shape.fp8)
 
@@ -186,20 +208,21 @@ class _DecoderLayer(torch.autograd.Function):
             x, *weights = ctx.saved_tensors
             w = Weights(*weights)
             _, n1, rstd1 = norm(x, w.norm1, shape.eps)
-            kept = _attend(x, n1, rstd1, w, shape, ctx.packed, ctx.rotary, Keep.ALL)
+            kept = _attend(x, n1, rstd1, w, shape, ctx.tokens, Keep.ALL)
         else:
             saved = ctx.saved_tensors
             kept, w = Kept(*saved[: len(Kept._fields)]), Weights(*saved[len(Kept._fields) :])
-        dx, d_weights = _backward(kept, w, shape, ctx.packed, ctx.rotary, skip, grad)
-        return dx, dx if ctx.pair else None, None, None, None, None, *d_weights
+        dx, d_weights = _backward(kept, w, shape, ctx.tokens, skip, grad)
+        return dx, dx if ctx.pair else None, None, None, None, *d_weights
 
 
-def _attend(x: Tensor, n1: Tensor, rstd1: Tensor, w: Weights, shape: Shape, packed: Packed, rotary: Rotary, keep: Keep) -> Kept:
+def _attend(x: Tensor, n1: Tensor, rstd1: Tensor, w: Weights, shape: Shape, tokens: Tokens, keep: Keep) -> Kept:
     """The layer's forward pass up to the MLP's activation."""
+    rotary = tokens.rotary
     qkv = project(n1, (w.q, w.k, w.v), shape.fp8)
     q, k = rope(qkv, w.q_norm, w.k_norm, rotary.cos, rotary.sin, shape.heads, shape.kv_heads, shape.head_eps)
-    attended, lse = packed.forward(q, k, _values(qkv, shape), shape.scale)
-    x2, n2, rstd2 = norm(x, w.norm2, shape.eps, project(attended.flatten(1), (w.o,), shape.fp8))
+    attended, lse = tokens.packed.forward(q, k, _values(qkv, shape), shape.scale)
+    x2, n2, rstd2 = norm(tokens.pick(x), w.norm2, shape.eps, project(tokens.pick(attended.flatten(1)), (w.o,), shape.fp8))
     kept = Kept(x, rstd1, qkv, attended, lse, x2, rstd2, project(n2, (w.gate, w.up), shape.fp8))
     return kept._replace(q=q, k=k) if keep == Keep.ALL else kept
 
@@ -208,9 +231,7 @@ def _values(qkv: Tensor, shape: Shape) -> Tensor:
     return qkv.view(len(qkv), shape.heads + 2 * shape.kv_heads, shape.width)[:, -shape.kv_heads :]
 
 
-def _backward(
-    kept: Kept, w: Weights, shape: Shape, packed: Packed, rotary: Rotary, skip: Tensor, grad: Tensor
-) -> tuple[Tensor, Weights]:
+def _backward(kept: Kept, w: Weights, shape: Shape, tokens: Tokens, skip: Tensor, grad: Tensor) -> tuple[Tensor, Weights]:
     """`skip`, `grad`: derivatives by the two halves of the output. Overwrites kept.gate_up."""
     d_act, d_gate_up = project_backward(grad, (w.down,), shape.fp8), kept.gate_up
     swiglu_backward_(d_gate_up, d_act, again=kept.act is None)
@@ -219,16 +240,17 @@ def _backward(
     dx2, n2, d_norm2 = norm_backward(kept.x2, kept.rstd2, w.norm2, project_backward(d_gate_up, (w.gate, w.up), shape.fp8), skip)
     d_gate, d_up = weight_gradients((w.gate, w.up), d_gate_up, n2)
 
-    d_attended = project_backward(dx2, (w.o,), shape.fp8).view_as(kept.attended)
-    (d_o,) = weight_gradients((w.o,), dx2, kept.attended.flatten(1))
-    heads = (kept.qkv, w.q_norm, w.k_norm, rotary.cos, rotary.sin)
+    d_attended = tokens.spread(project_backward(dx2, (w.o,), shape.fp8)).view_as(kept.attended)
+    (d_o,) = weight_gradients((w.o,), dx2, tokens.pick(kept.attended.flatten(1)))
+    heads = (kept.qkv, w.q_norm, w.k_norm, tokens.rotary.cos, tokens.rotary.sin)
     q, k = kept.q, kept.k
     if q is None or k is None:
         q, k = rope(*heads, shape.heads, shape.kv_heads, shape.head_eps)
-    d_heads = packed.backward(d_attended, q, k, _values(kept.qkv, shape), kept.attended, kept.lse, shape.scale)
+    d_heads = tokens.packed.backward(d_attended, q, k, _values(kept.qkv, shape), kept.attended, kept.lse, shape.scale)
     d_qkv, d_q_norm, d_k_norm = rope_backward(*heads, *d_heads, shape.head_eps)
 
-    dx, n1, d_norm1 = norm_backward(kept.x, kept.rstd1, w.norm1, project_backward(d_qkv, (w.q, w.k, w.v), shape.fp8), dx2)
+    dn1 = project_backward(d_qkv, (w.q, w.k, w.v), shape.fp8)
+    dx, n1, d_norm1 = norm_backward(kept.x, kept.rstd1, w.norm1, dn1, tokens.spread(dx2))
     d_q, d_k, d_v = weight_gradients((w.q, w.k, w.v), d_qkv, n1)
     vectors = [
         vector_gradient(weight, parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from pipeline.errors import ConfigError
 from pipeline.train import attention, kernels, kernels_layer
 from pipeline.train.batch import MicroBatch
-from pipeline.train.kernels_layer import Keep, Stream, kept_bytes
+from pipeline.train.kernels_layer import Keep, Stream, Tokens, kept_bytes
 from pipeline.train.kernels_products import total_of
 from pipeline.train.loss import CHUNK, linear_cross_entropy
 
@@ -60,10 +61,8 @@ class CausalLM(nn.Module):
     def forward(self, batch: MicroBatch, scale: float = 1.0) -> Tensor:
         """Sum of weighted NLL, times `scale`. To be differentiated as it is where gradients go straight into totals."""
         core = self.core
-        x, add = self.stream(batch)
-        hidden = x.index_select(0, batch.positions)
-        if add is not None:
-            hidden = hidden + add.index_select(0, batch.positions)
+        x, add = self.stream(batch, batch.positions)
+        hidden = x if add is None else x + add
         return linear_cross_entropy(core.model.norm(hidden), core.lm_head.weight, batch.targets, batch.weights, scale=scale)
 
     def logits(self, batch: MicroBatch) -> Tensor:
@@ -72,23 +71,28 @@ class CausalLM(nn.Module):
         out: Tensor = self.core.lm_head(self.core.model.norm(x if add is None else x + add))
         return out
 
-    def stream(self, batch: MicroBatch) -> Stream:
-        """[T, H] twice, their sum the last layer's output before the final norm; the second may be None."""
+    def stream(self, batch: MicroBatch, wanted: Tensor | None = None) -> Stream:
+        """[T, H] twice, their sum the last layer's output before the final norm; the second may be None.
+
+        With `wanted`, ascending int64[S]: [S, H], at these tokens only.
+        """
         body = self.core.model
         keeps = self.keeps(len(batch.input_ids), len(batch.positions))
         if not self.fused:
-            return self._plain_stream(batch, keeps), None
+            x = self._plain_stream(batch, keeps)
+            return x if wanted is None else x.index_select(0, wanted), None
         x = _Embedding.apply(batch.input_ids, body.embed_tokens.weight)  # type: ignore[no-untyped-call]
         # In fp32, whatever the stream's dtype; its two halves are equal.
         cos, sin = body.rotary_emb(torch.empty(0, device=x.device), batch.position_ids.unsqueeze(0))
         half = cos.shape[-1] // 2
         rotary = kernels_layer.Rotary(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
         kernel, _ = attention.choose(x.device.type, x.dtype, 2 * half, self.deterministic)
-        packed = attention.Packed(batch.cu_seqlens, batch.max_seqlen, kernel)
+        tokens = Tokens(attention.Packed(batch.cu_seqlens, batch.max_seqlen, kernel), rotary)
         stream: Stream = (x, None)
-        for layer, keep in zip(body.layers, keeps, strict=True):
-            stream = layer(stream, packed, rotary, keep)
-        return stream
+        for layer, keep in zip(body.layers[:-1], keeps[:-1], strict=True):
+            stream = layer(stream, tokens, keep)
+        last: Stream = body.layers[-1](stream, replace(tokens, wanted=wanted), keeps[-1])
+        return last
 
     def _plain_stream(self, batch: MicroBatch, keeps: Sequence[Keep]) -> Tensor:
         body = self.core.model
