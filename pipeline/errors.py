@@ -1,4 +1,4 @@
-"""The errors a user can cause, each one a sentence that says what, where and what to do."""
+"""The errors a user meets, each one a sentence that says what, where and what to do."""
 
 
 class UserError(ValueError):
@@ -15,3 +15,7 @@ class DataError(UserError):
 
 class Unavailable(UserError):
     """Something outside that does not answer now; the same attempt may succeed later, so a DAG task tries again."""
+
+
+class TrainingStopped(RuntimeError):
+    """A training ended before it was done; its checkpoints stay, so the same again goes on from the last one."""

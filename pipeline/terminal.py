@@ -24,9 +24,8 @@ from pipeline.errors import UserError
 from pipeline.runs.draw import Line, chart, duration, number
 from pipeline.runs.glance import Place, glance
 from pipeline.runs.library import Library, locate, resolve
-from pipeline.runs.training import HELDOUT, SMOOTH, Axis, Training
+from pipeline.runs.training import CURVES, HELDOUT, SMOOTH, Axis, Training
 
-METRICS = ("loss", HELDOUT, "lr", "grad_norm", "tokens_per_second", "mfu", "data_wait_seconds", "memory_bytes")
 _STYLES = {"running": "cyan", "done": "green", "failed": "red", "lost": "red", "preempted": "yellow", "starting": "cyan"}
 _COLORS = {  # plotext's name -> rich's
     "blue+": "bright_blue",
@@ -92,8 +91,8 @@ def compare(root: Path, names: Sequence[str], console: Console, *, metric: str =
 
 
 def _open(place: Place, metric: str) -> Training:
-    if metric not in METRICS:
-        raise UserError(f"unknown metric {metric!r}; there are {', '.join(METRICS)}.")
+    if metric not in CURVES:
+        raise UserError(f"unknown metric {metric!r}; there are {', '.join(CURVES)}.")
     training = Training(place)
     training.refresh()
     return training

@@ -10,15 +10,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer._click.exceptions import ClickException, NoArgsIsHelpError
 
-from pipeline import settings
-from pipeline.config import Config
-from pipeline.errors import UserError
-from pipeline.train.outcome import TrainingStopped
+from pipeline.errors import TrainingStopped, UserError
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 HELP = """The pipeline without Airflow: one command for the whole way and one for each stage.
 
@@ -65,26 +65,25 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def progress(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Call what this yields with (done, to do): a bar on a terminal, elsewhere a line every ten seconds."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
+def progress(title: str, unit: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Call what this yields with (done, to do or None): a bar on a terminal, elsewhere a line every ten seconds."""
     last = time.monotonic()
 
-    def line(done: int, total: int) -> None:
+    def line(done: int, total: int | None) -> None:
         nonlocal last
         if time.monotonic() - last > 10:
             last = time.monotonic()
-            say(f"{title}: {done:,} of {total:,} {unit}")
+            say(f"{title}: {done:,}{'' if total is None else f' of {total:,}'} {unit}")
 
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         yield line
         return
-    with Progress(console=console, transient=True) as bar:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total, description=f"{title}: {done:,} {unit}")
 
 
 def finish(facts: dict[str, Any], as_json: bool) -> None:
@@ -97,7 +96,9 @@ def finish(facts: dict[str, Any], as_json: bool) -> None:
 
 
 def load(path: Path | None, overrides: list[str]) -> Config:
-    """The configuration of a command whose CONFIG may be left out."""
+    """The configuration; the defaults where a command's CONFIG is left out."""
+    from pipeline import settings
+
     if path is not None:
         return settings.load(path, overrides)
     return settings.override({"name": "talaria"}, overrides, "command line")

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from pipeline import settings
 from pipeline.cli.app import (
     DEFAULT_STORE,
     AsJson,
@@ -59,7 +58,7 @@ def register(
     from pipeline.tracking.access import tracking_uri
 
     inputs = {"train": train, "tokenize": tokens, "evaluate": evaluation}
-    finish(work(settings.load(config, set_), inputs, uri=tracking_uri(store)), as_json)
+    finish(work(load(config, set_), inputs, uri=tracking_uri(store)), as_json)
 
 
 @app.command()

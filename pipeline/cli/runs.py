@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from pipeline import terminal
 from pipeline.cli.app import DEFAULT_STORE, StoreDir, app
-from pipeline.runs.training import Axis
+from pipeline.runs.training import CURVES, Axis
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Beginning of a run's key, or the folder of `talaria train`.")]
 RunNames = Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Runs to lay over one another.")]
-Metric = Annotated[str, typer.Option(help=f"One of {', '.join(terminal.METRICS)}.")]
+Metric = Annotated[str, typer.Option(help=f"One of {', '.join(CURVES)}.")]
 
 
 @app.command("runs")
@@ -22,6 +20,10 @@ def list_runs(
     limit: Annotated[int, typer.Option(min=1, help="How many, the latest active first.")] = 20,
 ) -> None:
     """List the trainings in the store."""
+    from rich.console import Console
+
+    from pipeline import terminal
+
     terminal.show_runs(store, Console(), limit=limit)
 
 
@@ -34,6 +36,10 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Look once and leave.")] = False,
 ) -> None:
     """Follow a training: its curve, drawn as it grows, and how it is doing."""
+    from rich.console import Console
+
+    from pipeline import terminal
+
     terminal.watch(store, run, Console(), metric=metric, every=every, once=once)
 
 
@@ -45,4 +51,8 @@ def compare(
     axis: Annotated[Axis, typer.Option(help="What the curves are drawn over.")] = "step",
 ) -> None:
     """Lay runs over one another, and show where their results and settings differ."""
+    from rich.console import Console
+
+    from pipeline import terminal
+
     terminal.compare(store, runs, Console(), metric=metric, axis=axis)

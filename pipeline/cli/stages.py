@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import settings
 from pipeline.cli.app import (
     DEFAULT_STORE,
     AsJson,
@@ -45,7 +44,7 @@ def run(
         with TrainingProgress() as shown:
             return launch.run(*args, on_line=shown.on_line, on_look=shown.on_look)
 
-    finish(run_all(settings.load(config, set_), Store(store), force=force, on_line=say, train=train), as_json)
+    finish(run_all(load(config, set_), Store(store), force=force, on_line=say, train=train), as_json)
 
 
 @app.command()
@@ -69,7 +68,7 @@ def stage(
         raise UserError(f"unknown stage {name!r}; the stages are {', '.join(STAGES)}.")
     upstream = {key: Output.from_json(value) for key, value in json.loads(inputs).items()}
     try:
-        output = run_stage(name, settings.load(config, set_), Store(store), upstream, force=force)
+        output = run_stage(name, load(config, set_), Store(store), upstream, force=force)
     except Unavailable as error:
         say(f"talaria: {error}")
         raise typer.Exit(os.EX_TEMPFAIL) from None
@@ -84,7 +83,7 @@ def download(config: ConfigFile, output: OutputPath, set_: Overrides = [], as_js
     """Fetch the data set into a folder."""
     from pipeline.data.download import download as work
 
-    finish(work(settings.load(config, set_).download, output), as_json)
+    finish(work(load(config, set_).download, output), as_json)
 
 
 @app.command()
@@ -98,7 +97,9 @@ def convert(
     """Turn a ShareGPT-shaped data set into a messages parquet."""
     from pipeline.data.convert import convert as work
 
-    finish(work(source, output, load(config, set_).convert), as_json)
+    with progress("convert", "rows") as rows:
+        facts = work(source, output, load(config, set_).convert, rows)
+    finish(facts, as_json)
 
 
 @app.command()
@@ -113,9 +114,12 @@ def tokenize(
     """Turn a messages parquet into token ids and loss masks, as Arrow shards."""
     from pipeline.tokens import fast
 
+    file = Path(tokenizer, "tokenizer.json")
+    if not (config or set_):  # with the default backend; while the settings and the rest are imported
+        fast.begin(file)
     chosen = load(config, set_).tokenize
-    if chosen.backend != "tokenizers" and (file := Path(tokenizer, "tokenizer.json")).is_file():
-        fast.begin(file)  # while the rest is imported
+    if chosen.backend != "tokenizers":
+        fast.begin(file)
     from pipeline.tokens.encode import tokenize as work
 
     with progress("tokenize", "rows") as rows:
@@ -144,9 +148,7 @@ def train(
     if num_processes is not None:
         set_ = [*set_, f"train.num_processes={num_processes}"]
     with TrainingProgress() as shown:
-        facts = launch(
-            settings.load(config, set_), tokens, model, output, on_line=shown.on_line, on_look=shown.on_look, machine=machine
-        )
+        facts = launch(load(config, set_), tokens, model, output, on_line=shown.on_line, on_look=shown.on_look, machine=machine)
     finish(facts, as_json)
 
 
@@ -172,6 +174,8 @@ def list_settings(
     markdown: Annotated[bool, typer.Option("--markdown", help="As the table of docs/configuration.md.")] = False,
 ) -> None:
     """List every setting with its default and meaning."""
+    from pipeline import settings
+
     for name, default, meaning in settings.documentation():
         shown = "–" if default is None else str(default)
         if markdown:

@@ -34,6 +34,8 @@ PLAIN = "messages.list.element.content"
 """The column that is not compressed. Compression is most of what the writing thread does; this text is read again by every
 tokenisation, and stands compressed in the source's own column beside it."""
 Facts = dict[str, Any]
+OnRows = Callable[[int, None], None]
+"""Called with the source's rows done so far, and None: how many there are is known at the end only."""
 
 
 def fingerprint(config: Config) -> Any:
@@ -50,7 +52,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> Facts:
     return convert(inputs["download"] / "data", out_dir / MESSAGES, config.convert)
 
 
-def convert(source: Path, output: Path, config: Convert) -> Facts:
+def convert(source: Path, output: Path, config: Convert, on_rows: OnRows | None = None) -> Facts:
     """Convert a file or a folder to one parquet, which appears at `output` whole or not at all. Returns the counts.
 
     Raises DataError, one sentence with file and row, where the source cannot be used.
@@ -60,7 +62,7 @@ def convert(source: Path, output: Path, config: Convert) -> Facts:
     files = find_files(source)
     with beside(output) as work:
         target = work / MESSAGES
-        facts = convert_with(config, files, target) if config.function else fill(files, target, config, to_messages)
+        facts = convert_with(config, files, target) if config.function else fill(files, target, config, to_messages, on_rows)
         with target.open("rb") as file:
             os.fsync(file.fileno())
         target.replace(output.resolve())
@@ -105,19 +107,25 @@ def as_they_are(stream: Stream, config: Convert) -> Step:
     return Step(stream.schema, lambda chunk: chunk)
 
 
-def fill(files: Sequence[SourceFile], target: Path, config: Convert, make_step: Callable[[Stream, Convert], Step]) -> Facts:
+def fill(
+    files: Sequence[SourceFile],
+    target: Path,
+    config: Convert,
+    make_step: Callable[[Stream, Convert], Step],
+    on_rows: OnRows | None = None,
+) -> Facts:
     """Read the files, the quick way if it holds, and write what the step makes of them."""
     threads = min(THREADS, len(os.sched_getaffinity(0)))
     problem = shape.problem if make_step is to_messages else shape.not_an_object
     for stream in streams(files, threads, problem):
         try:
-            return write(stream, make_step(stream, config), target, config, threads)
+            return write(stream, make_step(stream, config), target, config, threads, on_rows)
         except NeedsCare:
             continue
     raise AssertionError("the last way to read takes care of everything")
 
 
-def write(stream: Stream, step: Step, target: Path, config: Convert, threads: int) -> Facts:
+def write(stream: Stream, step: Step, target: Path, config: Convert, threads: int, on_rows: OnRows | None) -> Facts:
     dropped: Counter[str] = Counter(dict.fromkeys(shape.REASONS, 0))
     rows = repaired = 0
     with (
@@ -129,6 +137,8 @@ def write(stream: Stream, step: Step, target: Path, config: Convert, threads: in
             dropped.update(bad.reason for bad in chunk.bad)
             rows += len(chunk.table)
             repaired += chunk.repaired
+            if on_rows:
+                on_rows(rows + dropped.total(), None)
             if written:
                 written.result()
             written = writing.submit(write_chunk, writer, chunk.table.cast(step.schema))

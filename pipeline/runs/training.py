@@ -16,6 +16,8 @@ from pipeline.runs.journal import Journal, thin
 Axis = Literal["step", "tokens", "hours"]
 HELDOUT = "heldout_loss"
 SMOOTH = "smooth"
+CURVES = ("loss", HELDOUT, "lr", "grad_norm", "tokens_per_second", "mfu", "data_wait_seconds", "memory_bytes")
+"""What a terminal draws."""
 EVENTS_SHOWN = 100
 _ENDINGS = ("preempted", "failed")
 _DIGITS = 6

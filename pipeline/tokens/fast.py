@@ -11,7 +11,9 @@ _begun: dict[Path, Future[Any]] = {}
 
 
 def begin(file: Path) -> None:
-    """Start to read this tokenizer.json, for `take` to be quicker."""
+    """Start to read this tokenizer.json, for `take` to be quicker, unless that has begun. What goes wrong, `take` brings."""
+    if file in _begun:
+        return
     limit_threads()
     pool = ThreadPoolExecutor(1, thread_name_prefix="fastokens")
     _begun[file] = pool.submit(_read, file)
@@ -26,8 +28,7 @@ def limit_threads() -> None:
 
 def take(file: Path) -> Future[Any]:
     """fastokens' tokenizer of this tokenizer.json, or the error that reading it ended with."""
-    if file not in _begun:
-        begin(file)
+    begin(file)
     return _begun.pop(file)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import TrainingStopped
 from pipeline.runs.glance import read_rows
 from pipeline.train.folder import EVALS, METRICS, RunFolder
 
@@ -23,10 +24,6 @@ _ECHOES = (
 )
 """Errors that follow another's: the launcher's about its ranks, a rank's about its peers."""
 _GPU_MEMORY = ("OutOfMemoryError", "CUDA out of memory", "CUDA error: out of memory")
-
-
-class TrainingStopped(RuntimeError):
-    """A training ended before it was done; its checkpoints stay, so the same again goes on from the last one."""
 
 
 class Preempted(TrainingStopped):
