@@ -11,7 +11,7 @@ LOCAL  := $(BIN)/python -m pipeline.local
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv up demo down test test-stack test-storm lint audit compose-env
+.PHONY: help venv up demo down test test-stack test-load test-storm debian lint audit compose-env
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,15 +28,20 @@ down: ## Stop everything that `make up` and `make demo` started
 	@if [ -x $(BIN)/python ]; then $(LOCAL) down; else echo "Nothing to stop: there is no $(VENV)."; fi
 
 test: $(STAMP) ## Run the tests that need nothing but this clone
-	@$(BIN)/pytest -m "not stack and not storm" $(PYTEST_ARGS)
+	@$(BIN)/pytest -m "not stack and not load and not storm" $(PYTEST_ARGS)
 
 compose-env: ## Write .env with fresh secrets for docker compose; an existing one is kept
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m pipeline.local.compose_env; else $(PYTHON) -m pipeline.local.compose_env; fi
 
-test-stack: $(STACK) ## Run the tests of the production stack (PostgreSQL, Redis, Celery)
+test-stack: $(STACK) debian ## Run the tests of the production stack (PostgreSQL, Redis, Celery)
+	@$(BIN)/pytest -m stack $(PYTEST_ARGS)
+
+test-load: $(STACK) debian ## Queue 50 runs before one GPU slot of the production stack
+	@$(BIN)/pytest -m load $(PYTEST_ARGS)
+
+debian:
 	@if [ "$$(id -u)" = 0 ] && ! dpkg -s $(DEBIAN) >/dev/null 2>&1; then \
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(DEBIAN) >/dev/null; fi
-	@$(BIN)/pytest -m stack $(PYTEST_ARGS)
 
 test-storm: $(STAMP) ## End one training in every way that there is, again and again
 	@$(BIN)/pytest -m storm $(PYTEST_ARGS)

@@ -7,7 +7,7 @@ import threading
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 from pipeline.runs.glance import CONFIG, EVALS, EVENTS, METRICS, SYSTEM, Place, finite, read_object, read_rows, tail
@@ -111,14 +111,20 @@ class Training:
         """Where each row of a journal lies on the axis: step, tokens seen so far, or hours since the first row."""
         if axis == "step":
             return journal.steps
-        if axis == "hours":
-            start = next(iter(self.metrics.column("time")), 0.0)
-            return array("d", [(time - start) / 3600 for time in journal.column("time")])
-        seen = array("d", accumulate(finite(count) or 0 for count in self.metrics.column("tokens")))
+        along = self._hours() if axis == "hours" else self._tokens()
         if journal is self.metrics:
-            return seen
+            return along
         rows = [bisect_right(self.metrics.steps, step) for step in journal.steps]
-        return array("d", [seen[row - 1] if row else 0.0 for row in rows])
+        return array("d", [along[row - 1] if row else 0.0 for row in rows])
+
+    def _tokens(self) -> array[float]:
+        return array("d", accumulate(finite(count) or 0 for count in self.metrics.column("tokens")))
+
+    def _hours(self) -> array[float]:
+        """By the trainer's clock; where that was put back, no time has passed."""
+        times = self.metrics.column("time")
+        gaps = (max(finite(later - earlier) or 0.0, 0.0) for earlier, later in pairwise(times))
+        return array("d", [seconds / 3600 for seconds in accumulate(gaps, initial=0.0)][: len(times)])
 
 
 def moving_average(values: array[float], span: int) -> array[float]:

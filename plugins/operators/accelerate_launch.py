@@ -14,7 +14,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowRuntimeError
 
 from pipeline import settings
 from pipeline.config import Config
-from pipeline.runs.glance import Place, glance
+from pipeline.runs.glance import Place, glance, last_activity
 from pipeline.stages import run_stage
 from pipeline.store import Output, Store
 from pipeline.tracking.run import IDENTITY as MLFLOW
@@ -108,7 +108,8 @@ class AccelerateLaunchOperator(StageOperator):
 
     def _show(self, context: Context, folder: Path) -> None:
         """What the task's page shows without its log: progress in the task state store, and the way to the MLflow run."""
-        card = glance(Place("", folder, finished=False), time.time())
+        place = Place("", folder, finished=False)
+        card = glance(place, last_activity(place))  # that it lives is known here, so no clock has to tell
         try:
             if url := read_json(folder / MLFLOW).get("url"):
                 links.show(context, links.MlflowRunLink, url)

@@ -124,7 +124,19 @@ def test_axes_measure_steps_tokens_and_hours(tmp_path: Path) -> None:
     tokens = training.series(names, axis="tokens")["curves"]
     assert tokens["loss"]["x"][-1] == sum(row["tokens"] for row in rows)
     assert tokens["heldout_loss"]["x"][0] == sum(row["tokens"] for row in rows[:50])
-    assert training.series(names, axis="hours")["curves"]["loss"]["x"][-1] == pytest.approx(99 * 36 / 3600)
+    hours = training.series(names, axis="hours")["curves"]
+    assert hours["loss"]["x"][-1] == pytest.approx(99 * 36 / 3600)
+    assert hours["heldout_loss"]["x"][0] == pytest.approx(49 * 36 / 3600)
+
+
+def test_hours_never_run_backwards(tmp_path: Path) -> None:
+    """The clock of the machine that trains was put back by two hours in the middle."""
+    folder = synthetic.training(tmp_path, steps=4, total=4, pace=36.0)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows[2:]:
+        row["time"] -= 7200
+    (folder / "metrics.jsonl").write_text(synthetic.lines(rows))
+    assert followed(folder).series({"loss": 10}, axis="hours")["curves"]["loss"]["x"] == pytest.approx([0, 0.01, 0.01, 0.02])
 
 
 def test_a_closer_look_shows_each_step_of_the_stretch(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ SMALL = {
 class Deployment:
     engine: Engine
     values: dict[str, str]
+    _sessions: dict[str, AirflowApi] = field(default_factory=dict)
 
     @property
     def secrets(self) -> dict[str, str]:
@@ -38,7 +39,11 @@ class Deployment:
         return {name: value for name, value in self.values.items() if name.endswith(("_PASSWORD", "_KEY", "_SECRET", "_TOKEN"))}
 
     def airflow(self, role: str) -> AirflowApi:
-        return AirflowApi(self.engine.url("api-server", 8080), role, self.values[f"{role.upper()}_PASSWORD"])
+        """Logged in once: checking a password is the slowest thing that the api-server does."""
+        if role not in self._sessions:
+            url, password = self.engine.url("api-server", 8080), self.values[f"{role.upper()}_PASSWORD"]
+            self._sessions[role] = AirflowApi(url, role, password)
+        return self._sessions[role]
 
     def mlflow(self, path: str, **parameters: str) -> Any:
         """GET of MLflow's REST API as its admin, by the name that the stack calls it."""
@@ -55,9 +60,14 @@ class Deployment:
 
     def trigger(self, role: str, dag: str, **conf: Any) -> str:
         """The run's id; raises httpx.HTTPStatusError where the role may not."""
-        with self.airflow(role) as api:
-            body = {"logical_date": None, "conf": conf}
-            return str(api.call("POST", f"/api/v2/dags/{dag}/dagRuns", json=body)["dag_run_id"])
+        (run_id,) = self.trigger_all(role, dag, [conf])
+        return run_id
+
+    def trigger_all(self, role: str, dag: str, confs: Iterable[Mapping[str, Any]]) -> list[str]:
+        """One run after another; their ids."""
+        api = self.airflow(role)
+        bodies = ({"logical_date": None, "conf": conf} for conf in confs)
+        return [str(api.call("POST", f"/api/v2/dags/{dag}/dagRuns", json=body)["dag_run_id"]) for body in bodies]
 
     def train(self, name: str, **overrides: Any) -> str:
         return self.trigger("operator", "sft", config="tiny", set=SMALL | {"name": name, **overrides})
@@ -66,16 +76,14 @@ class Deployment:
         """Wait for the run to end in success and return its tasks' states."""
         state = self.ended(run_id, dag, timeout)
         assert state == "success", self.report(run_id, dag)
-        with self.airflow("viewer") as api:
-            return {task["task_id"]: task["state"] for task in api.tasks(dag, run_id)}
+        return {task["task_id"]: task["state"] for task in self.airflow("viewer").tasks(dag, run_id)}
 
     def ended(self, run_id: str, dag: str = "sft", timeout: float = 400) -> str:
         """Wait for the run to end and return its state."""
         run: dict[str, Any] = {}
 
         def ended() -> bool:
-            with self.airflow("viewer") as api:
-                run.update(api.run(dag, run_id))
+            run.update(self.airflow("viewer").run(dag, run_id))
             return run["state"] in ("success", "failed")
 
         self.until(ended, timeout, lambda: self.report(run_id, dag))
@@ -83,20 +91,19 @@ class Deployment:
 
     def report(self, run_id: str, dag: str = "sft") -> str:
         """States of the run's tasks and the end of the newest task logs, for a test's failure message."""
-        with self.airflow("admin") as api:
-            tasks = [(task["task_id"], task["state"], task["try_number"]) for task in api.tasks(dag, run_id)]
+        tasks = [(task["task_id"], task["state"], task["try_number"]) for task in self.airflow("viewer").tasks(dag, run_id)]
         logs = sorted(self.engine.volume("airflow-logs").rglob("attempt=*.log"), key=lambda path: path.stat().st_mtime)[-2:]
         tails = [f"{path}:\n" + "\n".join(path.read_text(errors="replace").splitlines()[-15:]) for path in logs]
         return "\n".join([str(tasks), *tails])
 
-    def until(self, true: Callable[[], bool], timeout: float, describe: Callable[[], str] = str) -> None:
+    def until(self, true: Callable[[], bool], timeout: float, describe: Callable[[], str] = str, every: float = 0.2) -> None:
         """Ask until it is true. A service that does not answer just now is asked again."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.TransportError, httpx.HTTPStatusError):
                 if true():
                     return
-            time.sleep(0.2)
+            time.sleep(every)
         raise AssertionError(f"not in {timeout} s: {describe()}")
 
     def versions(self, model: str) -> list[dict[str, Any]]:

@@ -141,20 +141,18 @@ def test_roles_and_the_whole_way(deployment: Deployment) -> None:
 
     task = f"/api/v2/dags/sft/dagRuns/{run_id}/taskInstances/registry.approve"
     answer = {"chosen_options": ["Approve"], "params_input": {}}
-    with deployment.airflow("operator") as api:
-        for method, path, body in (
-            ("PATCH", f"{task}/-1/hitlDetails", answer),
-            ("PATCH", task, {"new_state": "success"}),
-            ("GET", "/api/v2/connections", None),
-            ("GET", "/api/v2/variables", None),
-            ("PATCH", "/api/v2/pools/gpu", {"slots": 9}),
-            ("PATCH", "/api/v2/dags/rollback", {"is_paused": True}),
-        ):
-            with pytest.raises(httpx.HTTPStatusError) as error:
-                api.call(method, path, json=body)
-            assert error.value.response.status_code == 403, path
-    with deployment.airflow("admin") as api:
-        api.call("PATCH", f"{task}/-1/hitlDetails", json=answer)
+    for method, path, body in (
+        ("PATCH", f"{task}/-1/hitlDetails", answer),
+        ("PATCH", task, {"new_state": "success"}),
+        ("GET", "/api/v2/connections", None),
+        ("GET", "/api/v2/variables", None),
+        ("PATCH", "/api/v2/pools/gpu", {"slots": 9}),
+        ("PATCH", "/api/v2/dags/rollback", {"is_paused": True}),
+    ):
+        with pytest.raises(httpx.HTTPStatusError) as error:
+            deployment.airflow("operator").call(method, path, json=body)
+        assert error.value.response.status_code == 403, path
+    deployment.airflow("admin").call("PATCH", f"{task}/-1/hitlDetails", json=answer)
     states = deployment.finished(run_id)
     assert {name for name, state in states.items() if state != "success"} == {"data.tokenize_part"}
     assert deployment.trigger("admin", "rollback", **back)
@@ -162,8 +160,7 @@ def test_roles_and_the_whole_way(deployment: Deployment) -> None:
 
 def waits(deployment: Deployment, run_id: str) -> bool:
     """Whether the run waits for a person, and the scheduler has heard that the asking process is done."""
-    with deployment.airflow("viewer") as api:
-        states = {task["task_id"]: task["state"] for task in api.tasks("sft", run_id)}
+    states = {task["task_id"]: task["state"] for task in deployment.airflow("viewer").tasks("sft", run_id)}
     return states.get("registry.approve") == "awaiting_input"
 
 

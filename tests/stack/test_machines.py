@@ -18,8 +18,8 @@ def test_two_workers_share_a_tokenisation(deployment: Deployment) -> None:
         shards = {"download.rows": 600, "tokenize.shards": PARTS, "tokenize.shard_rows": 50, "train.max_steps": 4}
         run_id = deployment.train("shared", **shards)
         deployment.finished(run_id)
-        with deployment.airflow("viewer") as api:
-            parts = [task for task in api.tasks("sft", run_id) if task["task_id"] == "data.tokenize_part"]
+        tasks = deployment.airflow("viewer").tasks("sft", run_id)
+        parts = [task for task in tasks if task["task_id"] == "data.tokenize_part"]
         assert len(parts) == PARTS
         assert {part["hostname"] for part in parts} == {"worker", "worker-2"}
         assert {part["try_number"] for part in parts} == {1}

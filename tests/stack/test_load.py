@@ -1,0 +1,48 @@
+"""A queue of many runs before one GPU slot: all are trained, one after another, in the order in which they were triggered."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from tests.stack.deployment import SMALL, Deployment
+
+RUNS = 50
+MODEL = "load"
+pytestmark = [pytest.mark.load, pytest.mark.timeout(3600)]
+
+
+def test_a_queue_of_runs_is_trained_in_order(deployment: Deployment) -> None:
+    settings = [SMALL | {"name": MODEL, "train.max_steps": 1, "train.seed": 1000 + number} for number in range(RUNS)]
+    runs = deployment.trigger_all("operator", "sft", [{"config": "tiny", "set": chosen} for chosen in settings])
+
+    viewer = deployment.airflow("viewer")
+    deployment.until(lambda: not viewer.unfinished_runs("sft"), 3000, lambda: str(viewer.unfinished_runs("sft")), every=2)
+    for run in runs:
+        assert viewer.run("sft", run)["state"] == "success", deployment.report(run)
+    check_order(runs, {run: viewer.tasks("sft", run) for run in runs})
+    check_versions(deployment, runs)
+
+
+def check_order(runs: list[str], tasks: dict[str, list[dict[str, Any]]]) -> None:
+    """Each run's training and evaluation held the GPU once, alone, and after those of the run before."""
+    held = [task | {"run": run} for run in runs for task in tasks[run] if task["pool"] == "gpu"]
+    assert [(task["run"], task["task_id"]) for task in sorted(held, key=lambda task: task["start_date"])] == [
+        (run, task_id) for run in runs for task_id in ("model.train", "model.evaluate")
+    ]
+    assert {task["try_number"] for task in held} == {1}
+    spans = sorted((task["start_date"], task["end_date"]) for task in held)  # ISO 8601, UTC
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans)), "two at a time on one slot"
+
+
+def check_versions(deployment: Deployment, runs: list[str]) -> None:
+    """Version n of the model is the training of the n-th run and of no other."""
+    versions = sorted(deployment.versions(MODEL), key=lambda version: int(version["version"]))
+    assert [int(version["version"]) for version in versions] == list(range(1, RUNS + 1))
+    assert len({version["run_id"] for version in versions}) == RUNS
+    for run, version in zip(runs, versions, strict=True):
+        found = deployment.mlflow("runs/get", run_id=version["run_id"])["run"]
+        assert found["info"]["status"] == "FINISHED"
+        assert {tag["key"]: tag["value"] for tag in found["data"]["tags"]}["talaria.run_id"] == run
