@@ -13,11 +13,8 @@ def make_commands(folder: Path) -> None:
     """Commands that the image has on its PATH, made from the environment that the tests run in."""
     folder.mkdir(parents=True, exist_ok=True)
     modules = {"airflow": "-m airflow", "mlflow": "-m mlflow", "celery": "-m celery", "python": ""}
-    inside = Path(sys.prefix)
-    if inside.is_relative_to(REPOSITORY):
-        inside = Path("/opt/talaria") / inside.relative_to(REPOSITORY)
     for name, module in modules.items():
-        script(folder / name, f'exec {inside}/bin/python {module} "$@"')
+        script(folder / name, f'exec {inside(Path(sys.prefix))}/bin/python {module} "$@"')
     script(
         folder / "postgres-entrypoint",
         """data=/var/lib/postgresql/data/main
@@ -34,6 +31,11 @@ if [ "$fresh" ]; then
 fi
 exec postgres -D $data -k /tmp -c listen_addresses='*'""",
     )
+
+
+def inside(path: Path) -> Path:
+    """Where a service finds a file of this machine."""
+    return Path("/opt/talaria") / path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path
 
 
 def script(path: Path, body: str) -> None:

@@ -102,6 +102,15 @@ def test_a_worker_is_given_longer_than_a_checkpoint_takes(document: dict[str, An
         assert int(minutes[1]) * 60 > config.Train().stop_grace
 
 
+def test_a_tasks_token_outlives_the_outage_that_its_heartbeats_do(document: dict[str, Any]) -> None:
+    environment = document["services"]["worker"]["environment"]
+    tries = sum(2**number for number in range(4))  # the most that Airflow's client waits between the five tries of a call
+    every = int(environment["AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL"]) + tries
+    outage = int(environment["AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS"]) * every
+    left = 0.2 * int(environment["AIRFLOW__EXECUTION_API__JWT_EXPIRATION_TIME"])  # a token with less is replaced at the next call
+    assert 300 < outage < left
+
+
 def test_compose_env_writes_a_private_file_once(tmp_path: Path) -> None:
     path = tmp_path / ".env"
     compose_env.write(path, has_gpu=False)
