@@ -91,7 +91,10 @@ class Deployment:
 
     def report(self, run_id: str, dag: str = "sft") -> str:
         """States of the run's tasks and the end of the newest task logs, for a test's failure message."""
-        tasks = [(task["task_id"], task["state"], task["try_number"]) for task in self.airflow("viewer").tasks(dag, run_id)]
+        try:
+            tasks = [(task["task_id"], task["state"], task["try_number"]) for task in self.airflow("viewer").tasks(dag, run_id)]
+        except httpx.HTTPError as error:
+            tasks = [("Airflow does not answer", str(error), 0)]
         logs = sorted(self.engine.volume("airflow-logs").rglob("attempt=*.log"), key=lambda path: path.stat().st_mtime)[-2:]
         tails = [f"{path}:\n" + "\n".join(path.read_text(errors="replace").splitlines()[-15:]) for path in logs]
         return "\n".join([str(tasks), *tails])
@@ -116,10 +119,10 @@ class Deployment:
                 return config.parent
         raise FileNotFoundError(f"no training with seed {seed}")
 
-    def steps(self, seed: int) -> list[int]:
-        """The optimiser steps in the training's metrics, in the order in which they were written."""
+    def rows(self, seed: int, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        """What the training with this seed has written so far."""
         try:
-            lines = (self.training(seed) / "metrics.jsonl").read_text().splitlines()
+            lines = (self.training(seed) / file).read_text().splitlines()
         except FileNotFoundError:
             return []
-        return [json.loads(line)["step"] for line in lines if line.endswith("}")]
+        return [json.loads(line) for line in lines if line.endswith("}")]

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from tests.stack.compose import load_compose
 REPOSITORY = Path(__file__).parents[2]
 CONTAINER = Path(__file__).with_name("container.py")
 USER = 50000
+FIRST_DELAY, LAST_DELAY, LASTING = 0.1, 60.0, 10.0
+"""Seconds: how long Docker waits before a restart, twice as long each time, from the first again after a start that lasted."""
 
 
 @dataclass
@@ -38,6 +40,11 @@ class Service:
     process: subprocess.Popen[bytes] | None = None
     """None: never started, or stopped on purpose."""
     restarts: int = 0
+    """Since it was healthy last."""
+    started: float = 0.0
+    delay: float = FIRST_DELAY
+    due: float | None = None
+    """When it is started again, where it ended by itself."""
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -55,7 +62,7 @@ class Engine:
         """`overrides`: environment by service. `sizes`: volumes that are disks of their own, of so many bytes ("300m")."""
         self.work = work
         self.document = load_compose(REPOSITORY / "docker-compose.yaml", values)
-        self.overrides = overrides or {}
+        self.overrides = dict(overrides or {})
         self.sizes = sizes or {}
         self.services: dict[str, Service] = {}
         self.logs = work / "logs"
@@ -111,17 +118,26 @@ class Engine:
         command, environment = self._command(service)
         with self._lock:
             service.process = self._run(service, command, environment, self.logs / f"{name}.log")
+            service.started, service.due = time.monotonic(), None
 
     def _keep_up(self) -> None:
-        """The restart policy: what ended by itself is started again, half a second later; what was stopped is not."""
-        while not self._leaving.wait(0.5):
+        """The restart policy: what ended by itself is started again, what was stopped is not."""
+        while not self._leaving.wait(0.1):
             for service in list(self.services.values()):
-                policy = service.document.get("restart", "no")
                 with self._lock:
-                    if policy != "no" and service.process is not None and service.process.poll() is not None:
-                        self._end_rest(service)
-                        service.restarts += 1
-                        self.start(service.name)
+                    ended = service.process is not None and service.process.poll() is not None
+                    if ended and service.document.get("restart", "no") != "no":
+                        self._restart_when_due(service)
+
+    def _restart_when_due(self, service: Service) -> None:
+        now = time.monotonic()
+        if service.due is None:
+            self._end_rest(service)
+            service.delay = FIRST_DELAY if now - service.started > LASTING else min(2 * service.delay, LAST_DELAY)
+            service.due = now + service.delay
+        elif now >= service.due:
+            service.restarts += 1
+            self.start(service.name)
 
     def wait(self, name: str, condition: str, timeout: float) -> None:
         service, deadline = self.services[name], time.monotonic() + timeout
@@ -133,6 +149,7 @@ class Engine:
                     return
                 assert code is None, f"{name} exited with {code}:\n{self.tail(name)}"
             elif code is None and self.is_healthy(name):
+                service.restarts = 0
                 return
             assert service.restarts < 20, f"{name} exited with {code} again and again:\n{self.tail(name)}"
             assert time.monotonic() < deadline, f"{name} not {condition} in {timeout} s:\n{self.tail(name)}"
@@ -183,6 +200,18 @@ class Engine:
     def restart(self, name: str, timeout: float = 120) -> None:
         self.stop(name)
         self.up(name, timeout=timeout)
+
+    @contextlib.contextmanager
+    def overriding(self, name: str, environment: Mapping[str, str]) -> Iterator[None]:
+        """The service restarted with more in its environment, and restarted without it at the end."""
+        before = self.overrides.get(name, {})
+        self.overrides[name] = {**before, **environment}
+        self.restart(name)
+        try:
+            yield
+        finally:
+            self.overrides[name] = before
+            self.restart(name)
 
     def tail(self, name: str, lines: int = 40) -> str:
         path = self.logs / f"{name}.log"

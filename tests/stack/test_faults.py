@@ -3,97 +3,174 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import shutil
 import signal
+import statistics
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from tests.stack import clock
 from tests.stack.deployment import Deployment
 from tests.stack.engine import REPOSITORY
 
-STEPS, SAVE_EVERY = 20, 5
+STEPS, SAVE_EVERY = 40, 5
 SLOW = {  # long enough to be disturbed in the middle
     "base.shape.hidden_size": 64,
     "base.shape.num_hidden_layers": 2,
-    "train.global_batch": 16,
-    "train.max_steps": STEPS,
+    "train.global_batch": 128,
     "train.save_every": SAVE_EVERY,
 }
+MINUTE = 60
+OUTAGES = 180
+"""Seconds of training that two outages of a minute and the starts of four services fit in."""
+JUMPS = 40
+"""Seconds of training that two jumps of a clock fit in."""
+HOUR = 3600
 TABLE = REPOSITORY / "docs" / "reliability.md"
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 
-def begin(deployment: Deployment, name: str, seed: int) -> str:
-    """A run in the middle of its training."""
-    run_id = deployment.train(name, **SLOW, **{"train.seed": seed})
-    deployment.until(lambda: len(deployment.steps(seed)) > SAVE_EVERY, 280, lambda: deployment.report(run_id))
-    return run_id
+@pytest.fixture(scope="module")
+def pace(deployment: Deployment) -> float:
+    """Seconds that a step takes on this machine while nothing goes wrong."""
+    undisturbed = Training(deployment, "undisturbed", 100, steps=10)
+    deployment.finished(undisturbed.run_id)
+    return statistics.median(row["seconds"] for row in undisturbed.rows())
 
 
-def events(deployment: Deployment, seed: int, kind: str) -> list[dict[str, Any]]:
-    lines = (deployment.training(seed) / "events.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["kind"] == kind]
+@dataclass
+class Training:
+    """A run of `sft` with a seed, and so a training, of its own."""
+
+    deployment: Deployment
+    name: str
+    seed: int
+    steps: int = STEPS
+    run_id: str = ""
+
+    def __post_init__(self) -> None:
+        self.trigger()
+
+    def trigger(self) -> None:
+        self.run_id = self.deployment.train(self.name, **SLOW, **{"train.seed": self.seed, "train.max_steps": self.steps})
+
+    def rows(self) -> list[dict[str, Any]]:
+        return self.deployment.rows(self.seed)
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.deployment.rows(self.seed, "events.jsonl") if event["kind"] == kind]
+
+    def in_the_middle(self) -> Training:
+        self.deployment.until(lambda: len(self.rows()) > SAVE_EVERY, 280, lambda: self.deployment.report(self.run_id))
+        return self
+
+    def check_going_on(self, fault: str) -> None:
+        """It has not noticed, and takes more steps now."""
+        before = len(self.rows())
+        assert before < self.steps, f"the training was over before it could be disturbed: {fault}"
+        told = f"the training stands still: {fault}\n"
+        self.deployment.until(lambda: len(self.rows()) > before, 60, lambda: told + self.deployment.report(self.run_id))
+        assert self.events("resume") == [], fault
+
+    def check_complete(self, *faults: str) -> None:
+        """The run succeeded, every step is there once, in MLflow too, one version came of it, and the docs say so."""
+        self.deployment.finished(self.run_id, timeout=400)
+        steps = list(range(1, self.steps + 1))
+        assert [row["step"] for row in self.rows()] == steps
+        (version,) = self.deployment.versions(self.name)
+        run = self.deployment.mlflow("runs/get", run_id=version["run_id"])["run"]
+        assert run["info"]["status"] == "FINISHED"
+        history = self.deployment.mlflow("metrics/get-history", run_id=version["run_id"], metric_key="loss")
+        assert sorted({int(point["step"]) for point in history["metrics"]}) == steps
+        training = "goes on from its last checkpoint" if self.events("resume") else "goes on unaware"
+        for fault in faults:
+            assert f"| {fault} | {training} | nothing | one version |" in TABLE.read_text().splitlines()
 
 
-def check_complete(deployment: Deployment, run_id: str, name: str, seed: int, fault: str) -> None:
-    """The run succeeded, every step is there once, in the folder as in MLflow, one version came of it, and the docs say so."""
-    deployment.finished(run_id, timeout=400)
-    assert deployment.steps(seed) == list(range(1, STEPS + 1))
-    versions = deployment.versions(name)
-    assert len(versions) == 1
-    run = deployment.mlflow("runs/get", run_id=versions[0]["run_id"])["run"]
-    assert run["info"]["status"] == "FINISHED"
-    history = deployment.mlflow("metrics/get-history", run_id=run["info"]["run_id"], metric_key="loss")["metrics"]
-    assert sorted({int(point["step"]) for point in history}) == list(range(1, STEPS + 1))
-    training = "goes on from its last checkpoint" if events(deployment, seed, "resume") else "goes on unaware"
-    assert f"| {fault} | {training} | nothing | one version |" in TABLE.read_text().splitlines()
+def test_services_go_away_during_a_training_and_come_back(deployment: Deployment, pace: float) -> None:
+    """One training through it all, one fault after another."""
+    engine = deployment.engine
+    training = Training(deployment, "fault-services", 101, steps=math.ceil(OUTAGES / pace)).in_the_middle()
+    faults = []
+    for service in ("redis", "api-server"):
+        faults.append(f"{service} killed, and back")
+        engine.stop(service, signal.SIGKILL)
+        engine.up(service)
+        training.check_going_on(faults[-1])
+    for service in ("mlflow", "postgres"):
+        faults.append(f"{service} killed, and back after a minute")
+        engine.stop(service, signal.SIGKILL)
+        back = time.monotonic() + MINUTE
+        while time.monotonic() < back:
+            training.check_going_on(faults[-1])
+            time.sleep(5)
+        engine.up(service)
+        training.check_going_on(faults[-1])
+    engine.up(*(name for name, service in engine.services.items() if service.process))
+    training.check_complete(*faults)
+    assert {task["try_number"] for task in deployment.airflow("viewer").tasks("sft", training.run_id)} <= {0, 1}
 
 
-def test_mlflow_is_down_during_training(deployment: Deployment) -> None:
-    run_id = begin(deployment, "fault-mlflow", 101)
-    deployment.engine.stop("mlflow", signal.SIGKILL)
-    before = len(deployment.steps(101))
-    deployment.until(lambda: len(deployment.steps(101)) > before + 3, 120, lambda: deployment.report(run_id))
-    deployment.engine.up("mlflow")
-    check_complete(deployment, run_id, "fault-mlflow", 101, "MLflow killed, back after training had gone on")
-    assert events(deployment, 101, "resume") == [], "training has not noticed"
+def test_the_clock_of_the_worker_jumps_during_training(deployment: Deployment, pace: float) -> None:
+    """An hour ahead, then back to an hour behind; the other services and the store's file system keep the true time."""
+    fault = "the worker's clock an hour ahead, then an hour behind"
+    with clock.of_its_own(deployment.engine, "worker") as own:
+        training = Training(deployment, "fault-clock", 107, steps=math.ceil(JUMPS / pace)).in_the_middle()
+        for seconds in (HOUR, -HOUR):
+            own.put(seconds)
+            deployment.until(lambda: shown(training) == seconds, 60, lambda: f"{fault}: {training.rows()[-1]}")  # noqa: B023
+            training.check_going_on(fault)
+            step = training.rows()[-1]["step"]
+            deployment.until(lambda: progress(training)[0] > step, 60, lambda: f"{fault}: {progress(training)}")  # noqa: B023
+            assert "lost" not in progress(training)[1]
+        training.check_complete(fault)
+    rows = training.rows()
+    assert all(0 < row["seconds"] < MINUTE and 0 <= row["data_wait_seconds"] < MINUTE for row in rows)
+    assert 0 < deployment.rows(107, "system.jsonl")[-1]["cost/seconds"] < HOUR
+    assert {task["try_number"] for task in deployment.airflow("viewer").tasks("sft", training.run_id)} <= {0, 1}
+
+
+def shown(training: Training) -> int:
+    """How far the trainer's clock is off, to the nearest hour."""
+    return round((training.rows()[-1]["time"] - time.time()) / HOUR) * HOUR
+
+
+def progress(training: Training) -> tuple[int, str]:
+    """The step that the task's page shows, and all that it says there."""
+    path = f"/api/v2/dags/sft/dagRuns/{training.run_id}/taskInstances/model.train/state-store"
+    entries = training.deployment.airflow("viewer").call("GET", path)["task_state_store"]
+    told = next((str(entry["value"]) for entry in entries if entry["key"] == "progress"), "step 0")
+    return int(told.split()[1]), told
 
 
 def test_the_worker_is_killed_during_training(deployment: Deployment) -> None:
-    run_id = begin(deployment, "fault-worker", 102)
+    training = Training(deployment, "fault-worker", 102).in_the_middle()
     deployment.engine.stop("worker", signal.SIGKILL)
-    reached = deployment.steps(102)[-1]
+    reached = training.rows()[-1]["step"]
     deployment.engine.up("worker")
-    check_complete(deployment, run_id, "fault-worker", 102, "the worker killed, with the training in it")
-    (resume,) = events(deployment, 102, "resume")
+    training.check_complete("the worker killed, with the training in it")
+    (resume,) = training.events("resume")
     assert 0 < reached - resume["step"] < 2 * SAVE_EVERY, "a checkpoint that is being written when its worker dies does not count"
 
 
 def test_the_disk_of_the_store_fills_up_during_training(deployment: Deployment) -> None:
-    run_id = begin(deployment, "fault-disk", 106)
+    training = Training(deployment, "fault-disk", 106).in_the_middle()
     filler = deployment.engine.volume("talaria") / "filler"
     try:
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
             while file.write(bytes(4096)):
                 pass
         assert shutil.disk_usage(filler).free == 0
-        assert deployment.ended(run_id) == "failed"
-        assert "the disk is full" in deployment.report(run_id)
+        assert deployment.ended(training.run_id) == "failed"
+        assert "the disk is full" in deployment.report(training.run_id)
         assert deployment.versions("fault-disk") == []
     finally:
         filler.unlink()
-    again = deployment.train("fault-disk", **SLOW, **{"train.seed": 106})
-    check_complete(deployment, again, "fault-disk", 106, "the store's disk full, then room made and the run triggered again")
-    (resume,) = events(deployment, 106, "resume")
+    training.trigger()
+    training.check_complete("the store's disk full, then room made and the run triggered again")
+    (resume,) = training.events("resume")
     assert resume["step"] >= SAVE_EVERY
-
-
-@pytest.mark.parametrize(("service", "seed"), [("redis", 103), ("postgres", 104), ("api-server", 105)])
-def test_a_service_is_killed_during_training_and_comes_back(deployment: Deployment, service: str, seed: int) -> None:
-    run_id = begin(deployment, f"fault-{service}", seed)
-    deployment.engine.stop(service, signal.SIGKILL)
-    deployment.engine.up(service)
-    check_complete(deployment, run_id, f"fault-{service}", seed, f"{service} killed, and back")
-    deployment.engine.up(*(name for name, found in deployment.engine.services.items() if found.process))
