@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.stack import image
-from tests.stack.engine import Engine
+from tests.stack.engine import USER, Engine
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,11 @@ def of_its_own(engine: Engine, service: str) -> Iterator[Clock]:
         "FAKETIME_TIMESTAMP_FILE": f"/usr/local/image/{clock.path.name}",
         "FAKETIME_CACHE_DURATION": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        "FAKETIME_DISABLE_SHM": "1",
     }
-    with engine.overriding(service, environment):
-        yield clock
+    try:
+        with engine.overriding(service, environment):
+            yield clock
+    finally:
+        for left in Path("/dev/shm").glob("*faketime_s*"):  # of processes that were killed
+            if left.stat().st_uid == USER:
+                left.unlink()

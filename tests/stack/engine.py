@@ -280,6 +280,6 @@ class Engine:
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        service.environment = environment
+        service.environment = {name: value for name, value in environment.items() if name != "LD_PRELOAD"}
         command = document.get("command") or ["postgres-entrypoint"]
         return list(command), environment

@@ -19,13 +19,14 @@ from tests.stack.engine import REPOSITORY
 
 STEPS, SAVE_EVERY = 40, 5
 SLOW = {  # long enough to be disturbed in the middle
-    "base.shape.hidden_size": 64,
-    "base.shape.num_hidden_layers": 2,
-    "train.global_batch": 128,
+    "base.shape.hidden_size": 128,
+    "base.shape.num_hidden_layers": 4,
+    "train.global_batch": 32,
+    "train.epochs": 10_000,
     "train.save_every": SAVE_EVERY,
 }
 MINUTE = 60
-OUTAGES = 180
+OUTAGES = 150
 """Seconds of training that two outages of a minute and the starts of four services fit in."""
 JUMPS = 40
 """Seconds of training that two jumps of a clock fit in."""
@@ -37,9 +38,9 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 @pytest.fixture(scope="module")
 def pace(deployment: Deployment) -> float:
     """Seconds that a step takes on this machine while nothing goes wrong."""
-    undisturbed = Training(deployment, "undisturbed", 100, steps=10)
+    undisturbed = Training(deployment, "undisturbed", 100)
     deployment.finished(undisturbed.run_id)
-    return statistics.median(row["seconds"] for row in undisturbed.rows())
+    return statistics.median(row["seconds"] for row in undisturbed.rows()[STEPS // 2 :])
 
 
 @dataclass
