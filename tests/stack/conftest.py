@@ -15,9 +15,8 @@ from tests.stack.deployment import Deployment
 from tests.stack.engine import Engine
 from tests.stack.image import POSTGRES
 
-QUICK = {  # a small machine: fewer processes and threads, and a dead worker is missed sooner
+QUICK = {  # a small machine: fewer processes and threads
     "api-server": {"AIRFLOW__API__WORKERS": "1"},
-    "scheduler": {"AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "45"},
     "dag-processor": {"AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1"},
     "worker": {"OMP_NUM_THREADS": "1"},  # threads that wait for each other crawl where services start beside them
 }
