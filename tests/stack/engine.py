@@ -281,5 +281,5 @@ class Engine:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         service.environment = {name: value for name, value in environment.items() if name != "LD_PRELOAD"}
-        command = document.get("command") or ["postgres-entrypoint"]
-        return list(command), environment
+        command = [*document.get("entrypoint", []), *document.get("command", [])] or ["postgres-entrypoint"]
+        return command, environment
