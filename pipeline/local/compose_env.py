@@ -26,7 +26,7 @@ def fresh_secrets() -> dict[str, str]:
 
 
 def storage_login() -> dict[str, str]:
-    """For the object storage of the profile `s3`; who has another puts its login here, and who gives machines a role leaves both out."""
+    """Of the object storage that the profile `s3` brings; who has another puts its login in this one's place."""
     return {"AWS_ACCESS_KEY_ID": "talaria", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(24)}
 
 

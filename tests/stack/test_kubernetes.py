@@ -54,7 +54,7 @@ def test_every_part_runs_the_command_that_compose_gives_it(values: dict[str, Any
 
 
 def test_the_settings_come_from_compose_alone(values: dict[str, Any], services: dict[str, Any]) -> None:
-    """The Secret is compose's environment: names here must be names there, and what the chart would set over it is switched off."""
+    """The Secret is compose's environment: names here are names there, and what the chart would set over it is off."""
     environment = services["worker"]["environment"]
     assert {entry["name"] for entry in values["env"]} < set(environment)
     assert yaml.safe_load(values["extraEnvFrom"]) == [{"secretRef": {"name": "talaria"}}]
