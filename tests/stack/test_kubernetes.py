@@ -1,0 +1,103 @@
+"""deploy/helm-values.yaml and deploy/kubernetes.yaml: they say what docker-compose.yaml says, where both speak."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import config
+from pipeline.local import compose_env
+from tests.stack.compose import load_compose
+from tests.stack.engine import REPOSITORY
+
+DOCS = (REPOSITORY / "docs/deploy.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    values = compose_env.fresh_secrets() | compose_env.placement(has_gpu=True)
+    return dict(load_compose(REPOSITORY / "docker-compose.yaml", values)["services"])
+
+
+@pytest.fixture(scope="module")
+def values() -> dict[str, Any]:
+    return dict(yaml.safe_load((REPOSITORY / "deploy/helm-values.yaml").read_text()))
+
+
+@pytest.fixture(scope="module")
+def mlflow() -> dict[str, Any]:
+    documents = yaml.safe_load_all((REPOSITORY / "deploy/kubernetes.yaml").read_text())
+    objects = {(document["kind"], document["metadata"]["name"]): document for document in documents}
+    assert {name for kind, name in objects if kind == "PersistentVolumeClaim"} == {"talaria", "airflow-logs"}
+    assert objects["Service", "mlflow"]["spec"]["ports"] == [{"port": 5000}]
+    pod = objects["Deployment", "mlflow"]["spec"]["template"]["spec"]
+    return {**pod, **pod["containers"][0], "pod": pod["securityContext"]}
+
+
+def test_every_part_runs_the_command_that_compose_gives_it(values: dict[str, Any], services: dict[str, Any]) -> None:
+    (gpu,) = values["workers"]["celery"]["sets"]
+    parts = {
+        "init": values["migrateDatabaseJob"],
+        "api-server": values["apiServer"],
+        "scheduler": values["scheduler"],
+        "dag-processor": values["dagProcessor"],
+        "triggerer": values["triggerer"],
+        "worker": values["workers"]["celery"],
+        "worker-gpu": gpu,
+    }
+    for name, part in parts.items():
+        assert part["args"] == services[name]["command"], name
+    assert values["executor"] == services["worker"]["environment"]["AIRFLOW__CORE__EXECUTOR"]
+
+
+def test_the_settings_come_from_compose_alone(values: dict[str, Any], services: dict[str, Any]) -> None:
+    """The Secret is compose's environment: names here are names there, and what the chart would set over it is off."""
+    environment = services["worker"]["environment"]
+    assert {entry["name"] for entry in values["env"]} < set(environment)
+    assert yaml.safe_load(values["extraEnvFrom"]) == [{"secretRef": {"name": "talaria"}}]
+    assert not any(values["enableBuiltInSecretEnvVars"].values())
+    assert set(values["enableBuiltInSecretEnvVars"]) - {"AIRFLOW_CONN_AIRFLOW_DB"} <= set(environment)
+    only_init = set(services["init"]["environment"]) - set(environment)
+    assert {entry["name"] for entry in values["migrateDatabaseJob"]["env"]} == only_init
+    for name in ("talaria", "talaria-users", "talaria-mlflow"):
+        assert f"create secret generic {name} " in DOCS
+
+
+def test_volumes_users_and_grace_are_those_of_compose(values: dict[str, Any], services: dict[str, Any]) -> None:
+    claims = {entry["name"]: entry["persistentVolumeClaim"]["claimName"] for entry in values["volumes"]}
+    mounts = {f"{claims[entry['name']]}:{entry['mountPath']}" for entry in values["volumeMounts"]}
+    assert mounts == set(services["worker"]["volumes"])
+    assert f"{values['uid']}:{values['gid']}" == services["worker"]["user"]
+    workers = values["workers"]["celery"]
+    assert workers["terminationGracePeriodSeconds"] > config.Train().stop_grace
+    (shm,) = workers["sets"][0]["extraVolumes"]
+    assert shm["emptyDir"]["sizeLimit"].removesuffix("i").lower() == services["worker-gpu"]["shm_size"]
+
+
+def test_probes_ask_what_compose_asks(values: dict[str, Any], services: dict[str, Any]) -> None:
+    assert values["scheduler"]["livenessProbe"]["command"] == services["scheduler"]["healthcheck"]["test"][1:]
+    assert values["scheduler"]["startupProbe"] == values["scheduler"]["livenessProbe"]
+    for part, name in (("dagProcessor", "dag-processor"), ("triggerer", "triggerer")):
+        (job,) = re.findall(r"--job-type (\w+)", services[name]["healthcheck"]["test"][1])
+        assert job in values[part]["livenessProbe"]["command"]
+    compose, probe = services["worker"]["healthcheck"]["test"][1], values["workers"]["celery"]["livenessProbe"]["command"][-1]
+    assert probe.split("@")[0] == compose.split("@")[0]
+
+
+def test_mlflow_is_the_service_of_compose(mlflow: dict[str, Any], values: dict[str, Any], services: dict[str, Any]) -> None:
+    service = services["mlflow"]
+    image = values["images"]["airflow"]
+    assert mlflow["image"] == f"{image['repository']}:{image['tag']}"
+    assert mlflow["args"] == service["command"]
+    assert mlflow["readinessProbe"]["exec"]["command"] == service["healthcheck"]["test"][1:]
+    assert f"{mlflow['pod']['runAsUser']}:{mlflow['pod']['runAsGroup']}" == service["user"]
+    assert mlflow["securityContext"]["readOnlyRootFilesystem"] is service["read_only"]
+    assert "talaria:/var/lib/talaria" in service["volumes"]
+    assert {entry["mountPath"] for entry in mlflow["volumeMounts"]} == {"/var/lib/talaria", "/tmp"}
+
+
+def test_the_airflow_that_the_chart_is_told_is_the_one_of_the_image(values: dict[str, Any]) -> None:
+    assert f'"apache-airflow=={values["airflowVersion"]}"' in (REPOSITORY / "pyproject.toml").read_text()
