@@ -36,7 +36,7 @@ compose-env: ## Write .env with fresh secrets for docker compose; an existing on
 test-stack: $(STACK) debian ## Run the tests of the production stack (PostgreSQL, Redis, Celery)
 	@$(BIN)/pytest -m stack $(PYTEST_ARGS)
 
-test-load: $(STACK) debian ## Queue 50 runs before one GPU slot of the production stack
+test-load: $(STACK) debian ## Queue 50 runs before one GPU slot of the stack; also its optional services and its image's packages
 	@$(BIN)/pytest -m load $(PYTEST_ARGS)
 
 debian:
@@ -67,5 +67,5 @@ $(STAMP): pyproject.toml requirements.lock
 
 $(STACK): $(STAMP)
 	@echo "Adding the production dependencies to $(VENV)..."
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[train,airflow,production,dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[train,airflow,production,dev,stack]'
 	@touch $@

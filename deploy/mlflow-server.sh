@@ -1,5 +1,6 @@
 #!/bin/sh
-# MLflow with basic auth; databases, artifact root and keys come from the environment. Its auth application takes the database's address from a file only; the file is private and lives in /tmp.
+# MLflow with basic auth; databases, artifact root and keys come from the environment. Its auth application takes the database's
+# address from a file only; the file is private and lives in /tmp.
 # Checking a password takes a tenth of a second of CPU by design, for every request: one that was right is not checked again for a minute.
 set -eu
 umask 077

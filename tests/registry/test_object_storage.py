@@ -16,6 +16,8 @@ from pipeline.registry.register import register
 from pipeline.registry.versions import prune
 from pipeline.tracking.access import connect
 
+pytestmark = pytest.mark.load
+
 
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:

@@ -39,7 +39,7 @@ def services() -> dict[str, dict[str, str]]:
     return {name: service for name, service in found.items() if "TALARIA_" in str(service["image"])}
 
 
-@pytest.mark.stack
+@pytest.mark.load
 def test_the_install_step_finds_every_package(tmp_path: Path) -> None:
     """In a fresh environment, beside nothing but the files that the image has by then; told to download no more than it must."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
