@@ -24,6 +24,7 @@ from pipeline.data.parse import NeedsCare
 from pipeline.data.sources import SourceFile, find_files
 from pipeline.data.streams import Stream, streams
 from pipeline.errors import DataError, UserError
+from pipeline.files import fsync
 from pipeline.tokens.chunks import ordered
 from pipeline.tokens.folder import beside
 
@@ -63,8 +64,7 @@ def convert(source: Path, output: Path, config: Convert, on_rows: OnRows | None 
     with beside(output) as work:
         target = work / MESSAGES
         facts = convert_with(config, files, target) if config.function else fill(files, target, config, to_messages, on_rows)
-        with target.open("rb") as file:
-            os.fsync(file.fileno())
+        fsync(target)
         target.replace(output.resolve())
     return facts | {"bytes": output.stat().st_size}
 

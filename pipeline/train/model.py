@@ -89,10 +89,11 @@ class CausalLM(nn.Module):
         kernel, _ = attention.choose(x.device.type, x.dtype, 2 * half, self.deterministic)
         tokens = Tokens(attention.Packed(batch.cu_seqlens, batch.max_seqlen, kernel), rotary)
         stream: Stream = (x, None)
-        for layer, keep in zip(body.layers[:-1], keeps[:-1], strict=True):
+        *earlier, (last, kept) = zip(body.layers, keeps, strict=True)
+        for layer, keep in earlier:
             stream = layer(stream, tokens, keep)
-        last: Stream = body.layers[-1](stream, replace(tokens, wanted=wanted), keeps[-1])
-        return last
+        stream = last(stream, replace(tokens, wanted=wanted), kept)
+        return stream
 
     def _plain_stream(self, batch: MicroBatch, keeps: Sequence[Keep]) -> Tensor:
         body = self.core.model

@@ -9,6 +9,9 @@ from typing import Any
 
 import yaml
 
+OFFICIAL = {"postgres", "redis", "s3"}
+"""Services whose images are not ours."""
+
 
 def interpolate(text: str, values: Mapping[str, str]) -> str:
     """Compose's ${NAME}, ${NAME:-default}, ${NAME:?message} and $$, by the compose specification."""
@@ -37,3 +40,8 @@ def load_compose(path: Path, values: Mapping[str, str]) -> dict[str, Any]:
 
     document: dict[str, Any] = resolve(yaml.safe_load(path.read_text()))
     return document
+
+
+def ours(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The services that run in our image."""
+    return {name: service for name, service in document["services"].items() if name not in OFFICIAL}

@@ -15,22 +15,16 @@ import yaml
 
 from pipeline.errors import UserError
 from pipeline.local import compose_env
-from tests.stack.compose import load_compose
+from tests.stack.compose import load_compose, ours
 from tests.stack.deployment import Deployment
 from tests.stack.engine import REPOSITORY
 
 FILE = REPOSITORY / "docker-compose.yaml"
-OFFICIAL = {"postgres", "redis", "s3"}
-"""Images that are not ours."""
 
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
     return load_compose(FILE, compose_env.fresh_secrets())
-
-
-def ours(document: dict[str, Any]) -> dict[str, Any]:
-    return {name: service for name, service in document["services"].items() if name not in OFFICIAL}
 
 
 def test_the_file_follows_the_compose_specification(document: dict[str, Any]) -> None:

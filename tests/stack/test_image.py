@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
+from pipeline.local.compose_env import fresh_secrets
+from tests.stack.compose import load_compose, ours
 from tests.stack.engine import REPOSITORY
 
 
@@ -25,18 +26,13 @@ def test_the_image_is_what_the_services_need() -> None:
     system, install = instructions("RUN")
     compose = (REPOSITORY / "docker-compose.yaml").read_text()
     (user,) = re.findall(r"useradd --uid (\d+)", system)
-    assert {service["user"] for service in services().values()} == {f"{user}:{user}"}
+    document = load_compose(REPOSITORY / "docker-compose.yaml", fresh_secrets())
+    assert {service["user"] for service in ours(document).values()} == {f"{user}:{user}"}
     packages = system.split("--no-install-recommends")[1].split("&&")[0].split()
     assert "curl" in compose
     assert {"curl", "tini"} <= set(packages)
     assert "ENV PATH=/opt/talaria/deploy:$PATH" in (REPOSITORY / "Dockerfile").read_text()
     assert "-c requirements.lock" in install
-
-
-def services() -> dict[str, dict[str, str]]:
-    """Those that run in our image."""
-    found = yaml.safe_load((REPOSITORY / "docker-compose.yaml").read_text())["services"]
-    return {name: service for name, service in found.items() if "TALARIA_" in str(service["image"])}
 
 
 @pytest.mark.load
