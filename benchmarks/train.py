@@ -1,13 +1,15 @@
-"""Training speed on one card: this project's trainer and TRL's SFTTrainer on the same model shape and lengths, in one run.
+"""Training speed: this project's trainer and TRL's SFTTrainer on one card, the same model shape and lengths, in one run.
 
 TRL gets Liger kernels, packing and a variable-length attention: torch's own (trl-varlen) or this project's way to cuDNN
 (trl-cudnn). trl-pip is what it does with packages alone.
 
     python benchmarks/train.py                       # every run of the table
     python benchmarks/train.py --only mixed --profile
+    python benchmarks/train.py --only bf16 --gpus 2 --set global_batch=256
 
 Each run is a process of its own, so that none inherits another's memory. MFU is model FLOPs (metrics.FlopCount: attention
-inside conversations only, recomputation not counted) over the card's dense bf16 peak.
+inside conversations only, recomputation not counted) over the cards' dense bf16 peak. With --gpus, our runs are on
+several cards of this machine, and tokens/s are all cards' together.
 """
 
 from __future__ import annotations
@@ -50,13 +52,16 @@ def main() -> None:
     parser.add_argument("--peer-steps", type=int, default=6, help="optimiser steps of a peer's run")
     parser.add_argument("--warm", type=int, default=3, help="first steps that are not counted")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="train settings for our runs")
+    parser.add_argument("--gpus", type=int, default=1, help="cards of our runs")
     parser.add_argument("--profile", action="store_true", help="where the time of one more step goes, by class of kernel")
     parser.add_argument("--work", type=Path, help="folder for the model and tokens, kept; a temporary one by default")
     parser.add_argument("--json", type=Path, help="write the results here too")
-    parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.run:
-        args.json.write_text(json.dumps(measure(args)))
+    if args.measure:
+        result = measure(args)
+        if os.environ.get("RANK", "0") == "0":
+            args.json.write_text(json.dumps(result))
         return
     work = args.work or Path(tempfile.mkdtemp(prefix="talaria-benchmark-"))
     try:
@@ -74,7 +79,13 @@ def run_all(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     print(json.dumps(results["machine"]), flush=True)
     for name in args.only or [*OURS, *TRL]:
         out = work / f"{name}.json"
-        command = [sys.executable, __file__, *sys.argv[1:], "--run", name, "--work", str(work), "--json", str(out)]
+        shutil.rmtree(work / "out", ignore_errors=True)
+        ranks = (
+            ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.gpus}"]
+            if args.gpus > 1 and name in OURS
+            else []
+        )
+        command = [sys.executable, *ranks, __file__, *sys.argv[1:], "--measure", name, "--work", str(work), "--json", str(out)]
         done = subprocess.run(command, check=False)
         results[name] = json.loads(out.read_text()) if done.returncode == 0 else {"failed": done.returncode}
         print(line(name, results), flush=True)
@@ -91,17 +102,17 @@ def prepare(args: argparse.Namespace, work: Path) -> None:
     if not (work / "model").exists():
         make_model(work / "model", args.shape, "cuda" if torch.cuda.is_available() else "cpu")
     if not (work / "tokens").exists():
-        make_tokens(work / "tokens", 128 * (args.steps + 3), vocabulary, LONGEST)
+        make_tokens(work / "tokens", 128 * args.gpus * (args.steps + 3), vocabulary, LONGEST)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     from benchmarks import train_runs
 
-    model, tokens, output = args.work / "model", args.work / "tokens", Path(tempfile.mkdtemp(dir=args.work)) / "out"
-    if args.run in TRL:
-        return train_runs.run_trl(model, tokens, output, TRL[args.run], args.peer_steps, min(args.warm, args.peer_steps - 1))
+    model, tokens, output = args.work / "model", args.work / "tokens", args.work / "out"
+    if args.measure in TRL:
+        return train_runs.run_trl(model, tokens, output, TRL[args.measure], args.peer_steps, min(args.warm, args.peer_steps - 1))
     chosen = dict(pair.split("=", 1) for pair in args.set)
-    settings = {"global_batch": 128, **OURS[args.run], **chosen}
+    settings = {"global_batch": 128, **OURS[args.measure], **chosen}
     return train_runs.run_ours(model, tokens, output, settings, args.steps, args.warm, args.profile)
 
 

@@ -6,7 +6,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import Any
 
@@ -52,6 +52,7 @@ def memory() -> Result:
 
 CLASSES = {
     # In this order: the first whose word a kernel's name holds.
+    "communication": ("nccl",),
     "attention": ("flash", "fmha", "sdpa", "attention", "varlen", "cudnn::fusion"),
     "products": ("gemm", "nvjet", "cutlass", "cublas", "splitk", "xmma"),
     "norms": ("_norm_kernel", "_norm_backward", "_add_rows", "rms_norm"),
@@ -79,6 +80,8 @@ def profiled(run: Callable[[], Any]) -> tuple[dict[str, float], Any]:
         if event.device_type == torch.autograd.DeviceType.CUDA
     )
     by_class, by_name, idle = Counter[str](), Counter[str](), Counter[str]()
+    compute = [event[:2] for event in events if "nccl" not in event[2].lower()]
+    exposed = union(event[:2] for event in events) - union(compute)
     reached, last = events[0][0], "start"
     for begin, end, name in events:
         kind = next((kind for kind, words in CLASSES.items() if any(word in name.lower() for word in words)), "other")
@@ -88,5 +91,15 @@ def profiled(run: Callable[[], Any]) -> tuple[dict[str, float], Any]:
             idle[f"idle: {last[:40]} -> {name[:40]}"] += begin - reached
         reached, last = max(reached, end), name
     total = {"(busy)": sum(by_class.values()), "(idle)": sum(idle.values()), "(wall)": wall * 1e6}
+    total |= {"(communication with no compute beside it)": exposed}
     rows = [*by_class.most_common(), *total.items(), *by_name.most_common(25), *idle.most_common(12)]
     return {name: microseconds / 1e3 for name, microseconds in rows}, outcome
+
+
+def union(stretches: Iterable[tuple[float, float]]) -> float:
+    """How long at least one of these stretches, sorted by their begin, lasts."""
+    total, reached = 0.0, float("-inf")
+    for begin, end in stretches:
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total

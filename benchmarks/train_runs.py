@@ -26,12 +26,14 @@ from pipeline.train.step import Stepper
 def run_ours(model: Path, tokens: Path, output: Path, settings: dict[str, Any], steps: int, warm: int, profile: bool) -> Result:
     """`steps` steps of the trainer's own loop, and one more if it is to be profiled; left before anything is saved."""
     config = parse({"name": "benchmark", "train": {"save_every": 10**6, "max_steps": steps + 2, **settings}}, "benchmark")
-    output.mkdir(parents=True)
+    output.mkdir(parents=True, exist_ok=True)  # of all ranks
     watch = Watch(steps, profile)
     Stepper.run = lambda stepper, *args: watch(stepper, *args)  # type: ignore[method-assign]
     trainer = Trainer(Job(config, tokens, model, output), world.join(600), StopSignal(), Watchdog(3600.0, print))
     with Sensors() as sensors, contextlib.suppress(Enough):
         trainer.run()
+    if not trainer.world.leads:
+        return {}
     everything = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     records = everything[warm:steps]
     seconds = sum(r["seconds"] for r in records)
@@ -46,7 +48,8 @@ def run_ours(model: Path, tokens: Path, output: Path, settings: dict[str, Any], 
         "micro_batches": watch.micro_batches / len(watch.compiled),
         "tokens_of_step": [r["tokens"] for r in everything],
         "seconds_of_step": [r["seconds"] for r in everything],
-        "losses": [round(r["loss"], 4) for r in everything],
+        "losses": [round(r["loss"], 6) for r in everything],
+        "balance": trainer.parts.plan.sampled_quality()[0],
         **memory(),
         **sensors.result(),
         **({"profile": watch.profile} if profile else {}),

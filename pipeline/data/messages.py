@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.arrays import to_arrow
 from pipeline.data import shape
 from pipeline.data.chunk import Chunk
 from pipeline.data.shape import MESSAGES, Names
@@ -142,8 +143,7 @@ def _map_roles(role: pa.Array, names: Names) -> pa.Array:
 
 def _offsets(lists: pa.ListArray) -> pa.Array:
     """Where each list begins in the flattened values: from 0 on, which a slice's own offsets are not. No list is null."""
-    # by buffers: pa.array and to_numpy would import pandas, a quarter of a second
     own = np.zeros(1, np.int32)
     if len(lists):
         own = np.frombuffer(lists.buffers()[1], np.int32)[lists.offset : lists.offset + len(lists) + 1]
-    return pa.Array.from_buffers(pa.int32(), len(own), [None, pa.py_buffer(own - own[0])])
+    return to_arrow(own - own[0])

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.arrays import scalar, to_arrow, to_numpy
 from pipeline.errors import DataError
 from pipeline.tokens import chat
 from pipeline.tokens.tokenizer import Ids, Offsets, Tokenizer
@@ -78,8 +79,8 @@ class Messages:
 
 def flatten(messages: pa.Array, first_row: int, where: str) -> Messages:
     """Split list<struct<role, content, ...>> into arrays. Raises DataError that names `where` and the row of a null."""
-    lengths = pc.fill_null(pc.list_value_length(messages), 0).to_numpy(zero_copy_only=False)
-    offsets = starts(lengths)
+    lengths = pc.list_value_length(messages)
+    offsets = starts(to_numpy(pc.fill_null(lengths, 0) if lengths.null_count else lengths))
     turns = messages.flatten()
     role, content = (_text(pc.struct_field(turns, name)) for name in ("role", "content"))
     for name, values in (("role", role), ("content", content)):
@@ -88,7 +89,7 @@ def flatten(messages: pa.Array, first_row: int, where: str) -> Messages:
             row = int(np.searchsorted(offsets, message, side="right")) - 1
             number = message - offsets[row]
             raise DataError(f"{where}, row {first_row + row}: message {number} has no {name}; fix it or drop the row in convert.")
-    answers = pc.equal(role, chat.ASSISTANT).to_numpy(zero_copy_only=False)
+    answers = to_numpy(pc.equal(role, scalar(chat.ASSISTANT)))
     supervised = answers.copy()
     for switch in chat.SWITCHES:
         if turns.type.get_field_index(switch) >= 0:
@@ -98,8 +99,9 @@ def flatten(messages: pa.Array, first_row: int, where: str) -> Messages:
 
 def encode(messages: Messages, tokenizer: Tokenizer, supervise_newline: bool) -> Batch:
     """Ids and loss masks of every conversation."""
-    read = pc.binary_join_element_wise(messages.role, messages.content, pa.scalar("\n", pa.large_string()))
-    texts = pc.if_else(pa.array(messages.answers), messages.content, read)
+    answers, nothing = to_arrow(messages.answers), scalar("")
+    role, separator = pc.if_else(answers, nothing, messages.role), pc.if_else(answers, nothing, scalar("\n"))
+    texts = pc.binary_join_element_wise(role, messages.content, separator)
     ids, text_offsets = tokenizer.encode(texts.to_pylist())
     header, newline = len(tokenizer.header), len(tokenizer.newline)
 
@@ -156,5 +158,4 @@ def _is_off(values: pa.Array, where: str) -> Mask:
     if not (pa.types.is_boolean(values.type) or pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         raise DataError(f"{where} should be a boolean or a number, found {values.type}.")
     off = pc.equal(values.cast(pa.float64()), 0.0)
-    mask: Mask = pc.fill_null(off, False).to_numpy(zero_copy_only=False)
-    return mask
+    return to_numpy(pc.fill_null(off, False))

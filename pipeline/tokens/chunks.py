@@ -73,7 +73,7 @@ def read(file: pq.ParquetFile, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk,
         return
     groups, row = _groups(file, chunks[0].start, chunks[-1].stop)
     batches = file.iter_batches(CHUNK, row_groups=groups, columns=["messages"])
-    held = pa.array([], file.schema_arrow.field("messages").type)
+    held = pa.nulls(0, file.schema_arrow.field("messages").type)
     for chunk in chunks:
         while row + len(held) < chunk.stop:
             batch = next(batches).column(0)

@@ -27,7 +27,7 @@ from pipeline.tokens.writer import Shard, ShardWriter, shard_name, write_empty, 
 
 MESSAGES = "messages.parquet"
 PART = "part.json"
-AHEAD = 12
+AHEAD = 24
 """Chunks, 8 MB each, that the oracle may be ahead of the encoder: what it samples while a large vocabulary is loaded."""
 Facts = dict[str, Any]
 OnRows = Callable[[int, int], None]

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.arrays import scalar, to_arrow, to_numpy
 from pipeline.config import Tokenize
 from pipeline.tokens import chat
 from pipeline.tokens.batch import Batch, Mask, Messages, encode, flatten
@@ -87,7 +88,7 @@ class Selector:
         chunk, column = item
         chosen = np.zeros(len(column), np.bool_)
         chosen[random.SystemRandom().sample(range(len(column)), math.ceil(AUDIT_SHARE * len(column)))] = True
-        return Sampled(chunk, column, chosen, *self._by_the_oracle(column.filter(pa.array(chosen))))
+        return Sampled(chunk, column, chosen, *self._by_the_oracle(column.filter(to_arrow(chosen))))
 
     def __call__(self, sampled: Sampled) -> Kept:
         chunk, column = sampled.chunk, sampled.column
@@ -158,17 +159,18 @@ def held_out_rows(messages: Messages, fraction: float) -> Mask:
 
 def oddities(messages: Messages) -> Counter[str]:
     """What is unusual but kept."""
-    control = pc.match_substring_regex(messages.content, _CONTROL).to_numpy(zero_copy_only=False)
-    answers = messages.content.filter(pa.array(messages.answers))
+    control = to_numpy(pc.match_substring_regex(messages.content, _CONTROL))
+    line_break = to_numpy(pc.match_substring_regex(messages.content, r"^\s*[\r\n]"))
+    empty = to_numpy(pc.binary_length(messages.content)) == 0
     row = np.searchsorted(messages.offsets, np.flatnonzero(control), side="right")
     first, end = messages.offsets[:-1], messages.offsets[1:]
     first, last = first[end > first], end[end > first] - 1
-    after_system = np.minimum(first + pc.equal(messages.role, "system").to_numpy(zero_copy_only=False)[first], last)
+    after_system = np.minimum(first + to_numpy(pc.equal(messages.role, scalar("system")))[first], last)
     return Counter(
         {
             CONTROL_TEXT: len(np.unique(row)),
-            LINE_BREAK: pc.sum(pc.match_substring_regex(answers, r"^\s*[\r\n]")).as_py() or 0,
-            EMPTY: pc.sum(pc.equal(pc.binary_length(answers), 0)).as_py() or 0,
+            LINE_BREAK: int(np.count_nonzero(line_break & messages.answers)),
+            EMPTY: int(np.count_nonzero(empty & messages.answers)),
             ANSWER_FIRST: int(np.count_nonzero(messages.answers[after_system])),
             NO_ANSWER_LAST: int(np.count_nonzero(~messages.answers[last])),
         }

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.arrays import to_numpy
 from pipeline.errors import DataError
 
 TRAIN, VALIDATION = "train", "validation"
@@ -143,16 +144,16 @@ def _views(batch: pa.RecordBatch, path: Path) -> _Stretch:
     ids, masks = batch.column("input_ids"), batch.column("assistant_masks")
     if ids.type.value_type != pa.int32() or masks.type.value_type != pa.bool_():
         raise DataError(f"{path}: input_ids is {ids.type} and assistant_masks {masks.type}; expected list<int32> and list<bool>.")
-    offsets = ids.offsets.to_numpy()
-    if not np.array_equal(offsets, masks.offsets.to_numpy()):
+    offsets = to_numpy(ids.offsets)
+    if not np.array_equal(offsets, to_numpy(masks.offsets)):
         raise DataError(f"{path}: a mask is longer or shorter than its ids; make the folder again with `talaria tokenize`.")
     bits = masks.values.buffers()[1]
     return _Stretch(
-        ids.values.to_numpy(),
+        to_numpy(ids.values),
         np.frombuffer(bits, np.uint8) if bits is not None else np.empty(0, np.uint8),
         masks.values.offset,
         offsets,
-        batch.column("row").to_numpy(),
+        to_numpy(batch.column("row")),
     )
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.arrays import to_arrow
+
 if TYPE_CHECKING:
     from pipeline.tokens.batch import Batch
 
@@ -59,11 +61,11 @@ class ShardWriter:
             return
         if self._writer is None:
             self._writer = pa.ipc.new_stream(str(self.path), SCHEMA)
-        offsets = pa.array(batch.offsets.astype(np.int32))
+        offsets = to_arrow(batch.offsets.astype(np.int32))
         columns = [
-            pa.ListArray.from_arrays(offsets, pa.array(batch.ids)),
-            pa.ListArray.from_arrays(offsets, pa.array(batch.mask)),
-            pa.array(batch.rows),
+            pa.ListArray.from_arrays(offsets, to_arrow(batch.ids)),
+            pa.ListArray.from_arrays(offsets, to_arrow(batch.mask)),
+            to_arrow(batch.rows),
         ]
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
         for part in (batch.offsets, batch.ids, batch.mask, batch.rows):

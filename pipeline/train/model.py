@@ -42,6 +42,8 @@ class CausalLM(nn.Module):
         self.plain_because = "train.kernels is plain" if train.kernels == "plain" else self._why_plain()
         self.deterministic = train.deterministic
         self.fp8 = train.fp8
+        self.later = 0
+        """Bytes that a step will hold beside what it begins with and its activations."""
         self._room: int | None = None
         if self.fused:
             for layer in layers(self):
@@ -123,7 +125,7 @@ class CausalLM(nn.Module):
             return [Keep.INPUT] * again + [Keep.ALL] * (count - again)
         if self._room is None:  # the first backward pass: weights, gradients and optimiser state are in place
             total = torch.cuda.get_device_properties(weight.device).total_memory
-            self._room = int(_USABLE * total) - torch.cuda.memory_allocated(weight.device)
+            self._room = int(_USABLE * total) - torch.cuda.memory_allocated(weight.device) - self.later
         c, width = self.core.config, head_width(self.core.config)
         itemsize = 2 if isinstance(weight, DTensor) else weight.itemsize
         least, most, everything = (tokens * size for size in kept_bytes(c, width, itemsize))

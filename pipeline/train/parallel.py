@@ -1,31 +1,32 @@
-"""How a model lies over the ranks, and how its gradients come together.
+"""How a model lies over the ranks.
 
-Replicated ranks keep the whole model and add their gradients once a step. Sharded ranks (PyTorch's fully_shard) keep a part
-of each parameter and fetch the rest layer by layer. Hybrid shards within groups of ranks and replicates over the groups.
-All add up, and none averages: the loss is divided by the global count of targets before it is differentiated, so a gradient's
-sum over ranks is the gradient, however the batch was split.
+Replicated ranks keep the whole model. Sharded ranks (PyTorch's fully_shard) keep a part of each parameter and fetch the rest
+layer by layer, once a step where there is room for all. Hybrid shards within groups of ranks and replicates over the groups.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from pipeline.errors import ConfigError
-from pipeline.train.kernels_products import accumulate_into
-from pipeline.train.optim import local, split_halves
+from pipeline.train.gradients import Gradients, ReplicatedGradients, ShardedGradients
+from pipeline.train.optim import split_halves
 from pipeline.train.world import World
 
 if TYPE_CHECKING:
     from pipeline.config import Train
+
+_FOR_STATE = 0.8
+"""Share of a device's memory that weights, gradients and optimiser state may take; the rest is for activations."""
 
 
 @dataclass(frozen=True)
@@ -49,82 +50,21 @@ class Layout:
         return init_device_mesh(device, (self.replicas, self.shards), mesh_dim_names=("replicate", "shard"))
 
 
-def choose_layout(train: Train, world: World) -> Layout:
-    """Raises ConfigError when the ranks cannot be grouped as asked."""
+def choose_layout(train: Train, world: World, state_bytes: float, memory: float) -> Layout:
+    """auto: replicated where a rank's `memory` holds the model's whole `state_bytes`, which is fastest.
+
+    Raises ConfigError when the ranks cannot be grouped as asked.
+    """
     kind = train.sharding
     if kind == "auto":
-        on_gpu = world.device.type == "cuda"
-        kind = "replicate" if world.size == 1 or not on_gpu else "shard" if world.size == world.local_size else "hybrid"
+        fits = world.size == 1 or state_bytes <= _FOR_STATE * memory
+        kind = "replicate" if fits else "shard" if world.size == world.local_size else "hybrid"
     if kind == "replicate":
         return Layout(world.size, 1)
     shards = world.size if kind == "shard" else train.shard_size or world.local_size
     if world.size % shards:
         raise ConfigError(f"train.shard_size: {world.size} ranks cannot be split into groups of {shards}.")
     return Layout(world.size // shards, shards)
-
-
-class Gradients(Protocol):
-    copies: int
-    """How many ranks hold the same part of a gradient once it is reduced."""
-
-    def expect(self, *, last: bool) -> None:
-        """Say whether the next backward pass is the step's last."""
-
-    def reduce(self) -> list[Tensor]:
-        """Finish the step's sums over micro-batches and ranks; this rank's part of each gradient."""
-
-    def clear(self) -> None:
-        """Forget the gradients."""
-
-
-class ReplicatedGradients:
-    """Gradients of a whole model, accumulated in one flat buffer and added over ranks in one call.
-
-    Fused layers add to it inside their products. What autograd gives for bf16 parameters under mixed precision is added, in
-    fp32, and dropped at once.
-    """
-
-    def __init__(self, params: Sequence[nn.Parameter], dtype: torch.dtype, world: World) -> None:
-        self.world = world
-        self.copies = world.size
-        self.flat = torch.zeros(sum(param.numel() for param in params), dtype=dtype, device=world.device)
-        pieces = self.flat.split([param.numel() for param in params])  # type: ignore[no-untyped-call]
-        self.grads = [piece.view_as(param) for piece, param in zip(pieces, params, strict=True)]
-        for param, grad in zip(params, self.grads, strict=True):
-            accumulate_into(param, grad)
-            if param.dtype == dtype:
-                param.grad = grad
-            else:
-                param.register_post_accumulate_grad_hook(_AddGradient(grad))  # type: ignore[no-untyped-call]
-
-    def expect(self, *, last: bool) -> None:
-        pass
-
-    def reduce(self) -> list[Tensor]:
-        if self.world.size > 1:
-            dist.all_reduce(self.flat)
-        return self.grads
-
-    def clear(self) -> None:
-        self.flat.zero_()
-
-
-class ShardedGradients:
-    """fully_shard adds over ranks during the step's last backward pass."""
-
-    def __init__(self, model: FSDPModule, params: Sequence[nn.Parameter], layout: Layout) -> None:
-        self.model, self.params = model, params
-        self.copies = layout.replicas
-
-    def expect(self, *, last: bool) -> None:
-        self.model.set_requires_gradient_sync(last)
-
-    def reduce(self) -> list[Tensor]:
-        return [torch.zeros_like(local(p.detach())) if p.grad is None else local(p.grad) for p in self.params]
-
-    def clear(self) -> None:
-        for param in self.params:
-            param.grad = None
 
 
 @dataclass(frozen=True)
@@ -135,10 +75,27 @@ class Trained:
     cut_off: list[Tensor | None]
     """Per parameter: the 16 bits that its bf16 form lacks of the fp32 master, or None where the parameter is the master."""
     gradients: Gradients
+    later: int
+    """Bytes of weights and gradients that a step will hold beside what it begins with."""
+
+
+def state_bytes(model: nn.Module, train: Train) -> int:
+    """Weights, gradients and optimiser state of the whole model under its precision."""
+    trained = 8 if train.precision == "bf16" else 16
+    frozen = 4 if train.precision == "fp32" else 2
+    return sum(param.numel() * (trained if param.requires_grad else frozen) for param in model.parameters())
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes; of the whole machine on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def distribute(model: nn.Module, units: Sequence[nn.Module], train: Train, layout: Layout, world: World) -> Trained:
     """Lay the model, fp32 or under precision bf16 in bf16, out in place. `units`: modules that sharded ranks fetch as a whole."""
+    whole = state_bytes(model, train)
     lowered = torch.bfloat16 if train.precision == "mixed" else None
     if lowered:
         for param in model.parameters():
@@ -150,10 +107,14 @@ def distribute(model: nn.Module, units: Sequence[nn.Module], train: Train, layou
     params = [param for _, param in named]
     assert all(isinstance(param, DTensor) for param in params) == layout.sharded
     if isinstance(model, FSDPModule):
-        return Trained(named, [None] * len(params), ShardedGradients(model, params, layout))
+        weights = sum(param.numel() for param in model.parameters()) * (4 if train.precision == "fp32" else 2)
+        totals = sum(param.numel() for param in params) * (2 if train.precision == "bf16" else 4)
+        stay = whole / layout.shards + weights + totals <= _FOR_STATE * device_memory(world.device)
+        later = totals + (weights if stay else 0)
+        return Trained(named, [None] * len(params), ShardedGradients(model, params, layout.replicas, stay), later)
     cut_off = [_lower(param) if lowered else None for param in params]
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
-    return Trained(named, cut_off, ReplicatedGradients(params, dtype, world))
+    return Trained(named, cut_off, ReplicatedGradients(units, params, dtype, world), 0)
 
 
 def _shard(model: nn.Module, units: Sequence[nn.Module], lowered: torch.dtype | None, layout: Layout, world: World) -> None:
@@ -172,15 +133,3 @@ def _lower(param: nn.Parameter) -> Tensor:
     high, cut = split_halves(param.detach())
     param.data = high
     return cut
-
-
-class _AddGradient:
-    """Post-accumulate hook: add a parameter's gradient to its total and free it."""
-
-    def __init__(self, total: Tensor) -> None:
-        self.total = total
-
-    def __call__(self, param: Tensor) -> None:
-        if param.grad is not None:  # else a fused layer has added it already
-            self.total.add_(param.grad)
-            param.grad = None

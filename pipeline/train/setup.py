@@ -62,10 +62,12 @@ def set_up(job: Job, world: World, identity: str, alive: Alive) -> Parts:
     )
     plan.require_fitting(tokens.rows, job.config.tokenize.max_tokens)
     held_out = _held_out(splits[VALIDATION], train, world.size, flops.quadratic)
-    layout = parallel.choose_layout(train, world)
+    memory = parallel.device_memory(world.device)
+    layout = parallel.choose_layout(train, world, parallel.state_bytes(model, train), memory)
     trained = parallel.distribute(model, layers(model), train, layout, world)
     if not layout.sharded:
         lay_out(model)
+    model.later = trained.later
     optimizer = AdamW([param for _, param in trained.named], trained.cut_off, train)
     staging = Staging(trained.named, optimizer, layout, world.device)
     return Parts(

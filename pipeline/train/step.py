@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.train.gradients import Gradients
 from pipeline.train.guards import Alive, NotFinite
 from pipeline.train.loader import Prepared
 from pipeline.train.metrics import row_checksum
 from pipeline.train.model import sum_loss
 from pipeline.train.optim import AdamW, learning_rate
-from pipeline.train.parallel import Gradients
 from pipeline.train.world import World
 
 if TYPE_CHECKING:
