@@ -16,10 +16,13 @@ import signal
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -82,7 +85,7 @@ def trajectory(runs: Runs, counts: list[int]) -> dict[str, Any]:
     """Every layout beside one GPU, which itself is run twice in micro-batches of two sizes: what rounding alone does."""
     one = runs.train("one", 1)
     results = {"one": {"losses": [step["loss"] for step in one]}}
-    layouts = {"one, smaller micro-batches": (1, "auto")}
+    layouts = {"one, smaller micro-batches": (1, "auto")} if counts else {}
     layouts |= {
         f"{gpus} GPUs, {sharding}": (gpus, sharding) for gpus in counts if gpus > 1 for sharding in ("shard", "replicate")
     }
@@ -167,11 +170,16 @@ def main() -> None:
 
     work = args.work or Path(tempfile.mkdtemp(prefix="talaria-gpus-"))
     if not (work / "model").exists():
-        make_model(work / "model", args.shape, "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # this process is to leave the GPUs' memory alone
+            pool.submit(make_model, work / "model", args.shape, device).result()
         make_tokens(work / "tokens", args.batch * (args.steps + 1), SHAPES[args.shape]["vocab_size"], 2000)
         make_tokenizer(work / "tokens" / "tokenizer")
     runs = Runs(work, args.batch, args.steps)
-    results: dict[str, Any] = {"machine": machine(), "trajectory": trajectory(runs, args.gpus)}
+    results: dict[str, Any] = {
+        "machine": machine(),
+        "trajectory": trajectory(runs, args.gpus if "trajectory" in args.only else []),
+    }
     print(json.dumps(results["machine"]), flush=True)
     if "elastic" in args.only:
         results["elastic"] = elastic(runs, args.gpus, results["trajectory"]["one"]["losses"])
