@@ -43,7 +43,6 @@ class Runs:
         """The steps of a run in the folder `name`, which goes on from what is there. `on_step(step, stop, folder)` is called."""
         settings = {
             "global_batch": self.batch,
-            "max_steps": self.steps,
             "num_processes": gpus,
             "max_tokens_per_device": 4000,
         } | settings
@@ -51,16 +50,21 @@ class Runs:
         folder, stop = self.work / name, Stop()
 
         def on_look(output: Path) -> None:
-            if on_step and (found := steps(output)):
-                on_step(found[-1]["step"], stop, output)
+            if found := steps(output):
+                if found[-1]["step"] >= self.steps:
+                    stop.kill()  # what would follow, a checkpoint and an export, is not looked at
+                elif on_step:
+                    on_step(found[-1]["step"], stop, output)
 
+        start = time.monotonic()
         try:
             launch(
                 config, self.work / "tokens", self.work / "model", folder, on_line=lambda line: None, on_look=on_look, stop=stop
             )
         except Preempted as error:
             print(f"{name}: {error}", flush=True)
-        return steps(folder)
+        print(f"{name}: {time.monotonic() - start:.0f} s with start-up", flush=True)
+        return steps(folder)[: self.steps]
 
 
 def steps(folder: Path) -> list[dict[str, Any]]:
@@ -173,18 +177,18 @@ def main() -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # this process is to leave the GPUs' memory alone
             pool.submit(make_model, work / "model", args.shape, device).result()
-        make_tokens(work / "tokens", args.batch * (args.steps + 1), SHAPES[args.shape]["vocab_size"], 2000)
+        make_tokens(work / "tokens", 2 * args.batch * args.steps, SHAPES[args.shape]["vocab_size"], 2000)
         make_tokenizer(work / "tokens" / "tokenizer")
     runs = Runs(work, args.batch, args.steps)
-    results: dict[str, Any] = {
-        "machine": machine(),
-        "trajectory": trajectory(runs, args.gpus if "trajectory" in args.only else []),
-    }
-    print(json.dumps(results["machine"]), flush=True)
-    if "elastic" in args.only:
-        results["elastic"] = elastic(runs, args.gpus, results["trajectory"]["one"]["losses"])
+    results: dict[str, Any] = {}
     if "hang" in args.only:
         results["hang"] = hang(runs, max(args.gpus))
+    if {"trajectory", "elastic"} & set(args.only):
+        results["trajectory"] = trajectory(runs, args.gpus if "trajectory" in args.only else [])
+    if "elastic" in args.only:
+        results["elastic"] = elastic(runs, args.gpus, results["trajectory"]["one"]["losses"])
+    results["machine"] = machine()  # last: it makes a context on a GPU
+    print(json.dumps(results["machine"]), flush=True)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
     if not args.work:
