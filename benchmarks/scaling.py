@@ -1,17 +1,16 @@
 """What the trainer would do on 1 to 1,024 GPUs: simulated from one GPU's measured speed, the plan's imbalance and stated links.
 
-    python benchmarks/scaling.py --tokens-per-second 20000 [--json FILE]
+    python benchmarks/scaling.py --tokens-per-second 21600 [--json FILE]
 
-Nothing here was measured on several GPUs. What goes in:
+Two GPUs were measured (benchmarks/train.py --gpus 2, docs/performance.md); nothing here was measured on more. What goes in:
 
 - compute: a micro-batch takes FLOPs / (MFU x peak), the FLOPs of docs/training.md (6 x matmul parameters x tokens + causal
   attention inside conversations), the MFU from the one-GPU speed given on the command line;
 - imbalance: the trainer's own Plan over OpenHermes-like lengths; in each round every rank waits for the costliest micro-batch;
-- sharding: HSDP, parameters sharded over the 8 GPUs of a node and replicated over nodes. In each round the bf16 parameters are
-  gathered twice (forward, backward) inside the node, and gradients are reduced in fp32 in the last round: scattered inside the
-  node, then the shard is all-reduced between nodes. Ring collectives: (n - 1) / n of the bytes over the link;
-- overlap: gathers and scatters run beside the compute of the neighbouring layer, so what shows is the excess over compute and
-  one layer's transfer; the all-reduce between nodes runs beside the last round's backward pass;
+- layout: every GPU holds the whole model, as train.sharding: auto has it. Gradients are added in fp32 once a step: scattered and
+  gathered over the 8 GPUs of a node, each eighth all-reduced between nodes, in rings: twice (n - 1) / n of the bytes a link;
+- overlap: the layers' gradients travel beside the step's last backward pass, so what shows is the excess over its compute and the
+  last layer's transfer; the embedding's gradient is complete only after it, and all of its transfer shows;
 - links: NVLink 4 at 450 GB/s a direction and one 400 Gb/s InfiniBand port a GPU (50 GB/s), both at 80% of the datasheet.
 
 Left out: stragglers, failures, switches under load, the time that checkpoints take.
@@ -30,6 +29,7 @@ import numpy.typing as npt
 from pipeline.train.plan import Plan
 
 PARAMETERS = 4.022e9  # Qwen3-4B, matrices, the tied embedding once
+EMBEDDING = 151_936 * 2_560
 LAYERS, HEADS, HEAD_DIM = 36, 32, 128
 PEAK = 989e12
 NODE = 8
@@ -62,34 +62,32 @@ def flops(lengths: npt.NDArray[np.int64]) -> float:
     return 6 * PARAMETERS * float(lengths.sum()) + attention
 
 
+def all_reduce(volume: float, gpus: int) -> float:
+    """Seconds to add up `volume` bytes over all GPUs: inside nodes, and each GPU's part between them."""
+    node, nodes = min(gpus, NODE), max(1, gpus // NODE)
+    return ring(volume, node, NVLINK) + ring(volume / node, nodes, NETWORK)
+
+
 def ring(volume: float, ranks: int, bandwidth: float) -> float:
-    """Seconds of an all-gather or reduce-scatter of `volume` bytes over `ranks`."""
-    return 0.0 if ranks == 1 else LATENCY + volume * (ranks - 1) / ranks / bandwidth
+    return 0.0 if ranks == 1 else 2 * (LATENCY + volume * (ranks - 1) / ranks / bandwidth)
 
 
 def simulate(gpus: int, global_batch: int, mfu: float, max_tokens: int, steps: int = 4) -> Point:
     lengths = lengths_like_openhermes(max(40_000, 2 * global_batch))
     quadratic = HEADS * HEAD_DIM * LAYERS / PARAMETERS
     plan = Plan(lengths, lengths, global_batch=global_batch, max_tokens=max_tokens, ranks=gpus, seed=0, quadratic=quadratic)
-    node, nodes = min(gpus, NODE), max(1, gpus // NODE)
-    gather = ring(2 * PARAMETERS, node, NVLINK)
-    scatter = ring(4 * PARAMETERS, node, NVLINK)
-    between = 2 * ring(4 * PARAMETERS / node, nodes, NETWORK)
+    layers, embedding = (all_reduce(4 * count, gpus) for count in (PARAMETERS - EMBEDDING, EMBEDDING))
     seconds = shown = tokens = 0.0
     balance = []
     for index in range(min(steps, len(plan))):
         step = plan.step(index)
-        rounds = len(step.micro_batches[0])
-        for k in range(rounds):
-            compute = max(flops(lengths[rank[k]]) for rank in step.micro_batches) / (mfu * PEAK)
-            last = k == rounds - 1
-            forward, backward = compute / 3, compute * 2 / 3
-            hidden = max(gather - forward, gather / LAYERS if node > 1 else 0.0)
-            back = gather + (scatter if last else 0.0)
-            hidden += max(back - backward, back / LAYERS if node > 1 else 0.0)
-            hidden += max(between - backward, between / LAYERS if nodes > 1 else 0.0) if last else 0.0
-            seconds += compute + hidden
-            shown += hidden
+        rounds = [
+            max(flops(lengths[batch]) for batch in batches) / (mfu * PEAK) for batches in zip(*step.micro_batches, strict=True)
+        ]
+        hidden_by = rounds[-1] * 2 / 3
+        exposed = max(layers - hidden_by, layers / LAYERS) + embedding
+        seconds += sum(rounds) + exposed
+        shown += exposed
         tokens += step.tokens
         balance.append(step.balance)
     speed = tokens / seconds
@@ -100,7 +98,7 @@ def simulate(gpus: int, global_batch: int, mfu: float, max_tokens: int, steps: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens-per-second", type=float, required=True, help="measured on one GPU")
-    parser.add_argument("--max-tokens", type=int, default=9216, help="train.max_tokens_per_device")
+    parser.add_argument("--max-tokens", type=int, default=4000, help="train.max_tokens_per_device")
     parser.add_argument("--most", type=int, default=1024, help="largest number of GPUs")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 OURS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16", "max_tokens_per_device": 14336},
-    "mixed": {"precision": "mixed", "max_tokens_per_device": 4000},
-    "mixed-fp8": {"precision": "mixed", "fp8": "true", "max_tokens_per_device": 4000},
+    "mixed": {"precision": "mixed"},
+    "mixed-fp8": {"precision": "mixed", "fp8": "true"},
     "bf16-fp8": {"precision": "bf16", "fp8": "true", "max_tokens_per_device": 14336},
 }
 LONGEST = 4000

@@ -177,14 +177,6 @@ def decoder_layer(w: Weights, shape: Shape, stream: Stream, tokens: Tokens, keep
     return out
 
 
-def kept_bytes(config: Any, head_width: int, itemsize: int) -> tuple[int, int, int]:
-    """Bytes a token that a layer keeps, by `Keep`."""
-    heads, kv_heads = config.num_attention_heads * head_width, config.num_key_value_heads * head_width
-    least = config.hidden_size
-    most = 2 * config.hidden_size + 2 * heads + 2 * kv_heads + 2 * config.intermediate_size
-    return itemsize * least, itemsize * most, itemsize * (most + heads + kv_heads + config.intermediate_size)
-
-
 class _DecoderLayer(torch.autograd.Function):
     @staticmethod
     def forward(

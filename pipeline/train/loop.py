@@ -69,9 +69,8 @@ class Trainer:
         self.report.status("running", reason=None, kind=None, **running)
         balance, density = parts.plan.sampled_quality()
         quality = {"balance": round(balance, 4), "density": round(density, 4), "world_size": self.world.size}
-        shape = (
-            f"{self.world.size} ranks on {self.world.device.type}, {parts.layout}, balance {balance:.3f}, packing {density:.1%}"
-        )
+        shape = f"{self.world.size} ranks on {self.world.device.type}, {parts.layout}, balance {balance:.3f}, "
+        shape += f"packing {density:.1%} of {parts.plan.packed_tokens:,} tokens"
         if found:
             self._event("resume", f"from {found.folder.name}, saved on {found.progress['world_size']} ranks: {shape}", **quality)
         else:

@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.errors import ConfigError
 from pipeline.train import attention, kernels, kernels_layer
+from pipeline.train.activations import USABLE, Footprint, head_width
 from pipeline.train.batch import MicroBatch
-from pipeline.train.kernels_layer import Keep, Stream, Tokens, kept_bytes
+from pipeline.train.kernels_layer import Keep, Stream, Tokens
 from pipeline.train.kernels_products import total_of
 from pipeline.train.loss import CHUNK, linear_cross_entropy
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from pipeline.config import Train
 
 FAMILIES = ("qwen3", "qwen2", "llama")
-_USABLE = 0.89
-"""Share of a GPU's memory that is filled; the rest is for the CUDA context, libraries and fragments. Filled to the brim, the
-allocator stops again and again to move memory about."""
 
 
 class CausalLM(nn.Module):
@@ -45,6 +43,8 @@ class CausalLM(nn.Module):
         self.later = 0
         """Bytes that a step will hold beside what it begins with and its activations."""
         self._room: int | None = None
+        itemsize = 4 if train.precision == "fp32" else 2
+        self.footprint = Footprint.of(self.core.config, fused=self.fused, itemsize=itemsize)
         if self.fused:
             for layer in layers(self):
                 kernels_layer.fuse(layer, self.core.config, fp8=train.fp8)
@@ -125,30 +125,11 @@ class CausalLM(nn.Module):
             return [Keep.INPUT] * again + [Keep.ALL] * (count - again)
         if self._room is None:  # the first backward pass: weights, gradients and optimiser state are in place
             total = torch.cuda.get_device_properties(weight.device).total_memory
-            self._room = int(_USABLE * total) - torch.cuda.memory_allocated(weight.device) - self.later
-        c, width = self.core.config, head_width(self.core.config)
-        itemsize = 2 if isinstance(weight, DTensor) else weight.itemsize
-        least, most, everything = (tokens * size for size in kept_bytes(c, width, itemsize))
-        if not self.fused:
-            most = everything = 2 * everything  # what autograd keeps of transformers' own layers
-        passing = min(targets, CHUNK) * c.vocab_size * itemsize + 2 * everything
-        return fill(self._room - passing, count, least, most, everything)
+            self._room = int(USABLE * total) - torch.cuda.memory_allocated(weight.device) - self.later
+        return self.footprint.keeps(self._room, tokens, targets)
 
     def _why_plain(self) -> str | None:
         return next((why for layer in layers(self) if (why := kernels_layer.why_not(layer, self.core.config))), None)
-
-
-def head_width(config: Any) -> int:
-    width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return width
-
-
-def fill(room: int, count: int, least: int, most: int, everything: int) -> list[Keep]:
-    """What `count` layers keep in `room` bytes, by the bytes of each way: less for as few as must, then more for who can."""
-    again = min(count, max(0, -((room - count * most) // (most - least))))
-    spare = room - again * least - (count - again) * most
-    rich = min(count - again, max(0, spare // (everything - most))) if everything > most else 0
-    return [Keep.INPUT] * again + [Keep.MOST] * (count - again - rich) + [Keep.ALL] * rich
 
 
 class _Embedding(torch.autograd.Function):

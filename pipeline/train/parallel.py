@@ -75,8 +75,12 @@ class Trained:
     cut_off: list[Tensor | None]
     """Per parameter: the 16 bits that its bf16 form lacks of the fp32 master, or None where the parameter is the master."""
     gradients: Gradients
-    later: int
-    """Bytes of weights and gradients that a step will hold beside what it begins with."""
+    state: int
+    """Bytes of weights, gradients and optimiser state that this rank holds in the midst of a step."""
+    later: int = 0
+    """How many of them a step does not begin with."""
+    fetched_anew: bool = False
+    """Whether each micro-batch fetches the weights anew."""
 
 
 def state_bytes(model: nn.Module, train: Train) -> int:
@@ -93,8 +97,13 @@ def device_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def distribute(model: nn.Module, units: Sequence[nn.Module], train: Train, layout: Layout, world: World) -> Trained:
-    """Lay the model, fp32 or under precision bf16 in bf16, out in place. `units`: modules that sharded ranks fetch as a whole."""
+def distribute(
+    model: nn.Module, units: Sequence[nn.Module], train: Train, layout: Layout, world: World, memory: float
+) -> Trained:
+    """Lay the model, fp32 or under precision bf16 in bf16, out in place.
+
+    `units`: modules that sharded ranks fetch, and replicated ranks add up, as a whole; `memory`: bytes of every rank's device.
+    """
     whole = state_bytes(model, train)
     lowered = torch.bfloat16 if train.precision == "mixed" else None
     if lowered:
@@ -109,12 +118,13 @@ def distribute(model: nn.Module, units: Sequence[nn.Module], train: Train, layou
     if isinstance(model, FSDPModule):
         weights = sum(param.numel() for param in model.parameters()) * (4 if train.precision == "fp32" else 2)
         totals = sum(param.numel() for param in params) * (2 if train.precision == "bf16" else 4)
-        stay = whole / layout.shards + weights + totals <= _FOR_STATE * device_memory(world.device)
+        stay = whole / layout.shards + weights + totals <= _FOR_STATE * memory
         later = totals + (weights if stay else 0)
-        return Trained(named, [None] * len(params), ShardedGradients(model, params, layout.replicas, stay), later)
+        gradients = ShardedGradients(model, params, layout.replicas, stay)
+        return Trained(named, [None] * len(params), gradients, whole // layout.shards + later, later, not stay)
     cut_off = [_lower(param) if lowered else None for param in params]
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
-    return Trained(named, cut_off, ReplicatedGradients(units, params, dtype, world), 0)
+    return Trained(named, cut_off, ReplicatedGradients(units, params, dtype, world), whole)
 
 
 def _shard(model: nn.Module, units: Sequence[nn.Module], lowered: torch.dtype | None, layout: Layout, world: World) -> None:

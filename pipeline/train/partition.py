@@ -23,15 +23,14 @@ DIFFERENCED = 200_000
 def balanced_bins(lengths: Ints, costs: npt.NDArray[np.float64], *, ranks: int, capacity: int) -> list[list[Ints]]:
     """[round][rank] -> ascending positions into `lengths`; as few rounds as fit, every rank in each round.
 
-    No bin holds more than `capacity` tokens. In a round, ranks work and communicate together, so bins of like cost share one;
-    over the rounds, cheap and dear places alternate between ranks, so that totals are even too.
+    No bin of several holds more than `capacity` tokens. In a round, ranks work and communicate together, so bins of like cost
+    share one; over the rounds, cheap and dear places alternate between ranks, so that totals are even too.
     """
-    assert len(lengths) == 0 or lengths.max() <= capacity
     rounds = max(1, -(-int(lengths.sum()) // (ranks * capacity)))
     while True:
         small = len(costs) * rounds * ranks <= DIFFERENCED
         bins = differencing(costs, rounds * ranks) if small else []
-        if not bins or any(lengths[bin].sum() > capacity for bin in bins):
+        if not bins or any(len(bin) > 1 and lengths[bin].sum() > capacity for bin in bins):
             greedy = longest_first(lengths, costs, rounds * ranks, capacity)
             if greedy is None:
                 rounds += 1
@@ -72,7 +71,7 @@ def longest_first(lengths: Ints, costs: npt.NDArray[np.float64], bins: int, capa
     cheapest = [(0.0, bin) for bin in range(bins)]
     for item in np.argsort(-lengths, kind="stable").tolist():
         length, full = int(lengths[item]), []
-        while cheapest and tokens[cheapest[0][1]] + length > capacity:
+        while cheapest and (held := tokens[cheapest[0][1]]) and held + length > capacity:
             full.append(heapq.heappop(cheapest))
         if not cheapest:
             return None

@@ -41,12 +41,13 @@ class StepPlan:
     balance: float
     """Work done over work waited for: all cost / (ranks x sum over k of the costliest k-th micro-batch)."""
     density: float
-    """Tokens over room: tokens / (micro-batches x max_tokens)."""
+    """Tokens over room: tokens / (micro-batches x packed_tokens)."""
 
 
 class Plan:
     """lengths, targets: int[N], tokens and supervised targets of each conversation (its first token is never a target).
 
+    No micro-batch has more than `max_tokens`, and none of several conversations more than `packed_tokens` (absent: max_tokens).
     `quadratic`: cost of a conversation of n tokens is n + quadratic * n^2.
     `seed` None keeps the stored order (held-out data).
     """
@@ -58,6 +59,7 @@ class Plan:
         *,
         global_batch: int,
         max_tokens: int,
+        packed_tokens: int | None = None,
         ranks: int = 1,
         epochs: int = 1,
         seed: int | None = None,
@@ -69,6 +71,7 @@ class Plan:
         assert self.lengths.shape == self.targets.shape
         self.global_batch = global_batch
         self.max_tokens = max_tokens
+        self.packed_tokens = packed_tokens or max_tokens
         self.ranks = ranks
         self.seed = seed
         self.quadratic = quadratic
@@ -115,7 +118,7 @@ class Plan:
         indices = self.indices(index)
         lengths = self.lengths[indices]
         costs = lengths * (1.0 + self.quadratic * lengths)
-        rounds = balanced_bins(lengths, costs, ranks=self.ranks, capacity=self.max_tokens)
+        rounds = balanced_bins(lengths, costs, ranks=self.ranks, capacity=self.packed_tokens)
         waited = sum(max(float(costs[bin].sum()) for bin in ranks) for ranks in rounds) * self.ranks
         tokens = int(lengths.sum())
         return StepPlan(
@@ -127,7 +130,7 @@ class Plan:
             targets=int(self.targets[indices].sum()),
             samples=int(np.count_nonzero(self.targets[indices])),
             balance=float(costs.sum()) / waited if waited else 1.0,
-            density=tokens / (len(rounds) * self.ranks * self.max_tokens),
+            density=tokens / (len(rounds) * self.ranks * self.packed_tokens),
         )
 
     def walk(self, start: int = 0) -> Iterator[StepPlan]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import ConfigError, DataError
 from pipeline.tokens.shards import TRAIN, VALIDATION, open_tokens
 from pipeline.train import metrics, parallel
+from pipeline.train.activations import USABLE
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.export import Exporter
 from pipeline.train.guards import Alive
@@ -49,11 +50,18 @@ def set_up(job: Job, world: World, identity: str, alive: Alive) -> Parts:
     alive("loading the model")
     model = load_model(job.base, train, world.device)
     flops = metrics.flop_count(model)
+    memory = min(world.gather(parallel.device_memory(world.device)))  # all ranks must decide the same by it
+    layout = parallel.choose_layout(train, world, parallel.state_bytes(model, train), memory)
+    trained = parallel.distribute(model, layers(model), train, layout, world, memory)
+    if not layout.sharded:
+        lay_out(model)
+    model.later = trained.later
     plan = Plan(
         tokens.lengths,
         tokens.targets,
         global_batch=train.global_batch,
         max_tokens=train.max_tokens_per_device,
+        packed_tokens=_packed_tokens(model, train, trained, memory),
         ranks=world.size,
         epochs=train.epochs,
         seed=train.seed,
@@ -62,12 +70,6 @@ def set_up(job: Job, world: World, identity: str, alive: Alive) -> Parts:
     )
     plan.require_fitting(tokens.rows, job.config.tokenize.max_tokens)
     held_out = _held_out(splits[VALIDATION], train, world.size, flops.quadratic)
-    memory = parallel.device_memory(world.device)
-    layout = parallel.choose_layout(train, world, parallel.state_bytes(model, train), memory)
-    trained = parallel.distribute(model, layers(model), train, layout, world)
-    if not layout.sharded:
-        lay_out(model)
-    model.later = trained.later
     optimizer = AdamW([param for _, param in trained.named], trained.cut_off, train)
     staging = Staging(trained.named, optimizer, layout, world.device)
     return Parts(
@@ -82,6 +84,14 @@ def set_up(job: Job, world: World, identity: str, alive: Alive) -> Parts:
         checkpoints=Checkpoints(job.output / "checkpoints", world, staging, identity=identity, keep=train.keep_last, alive=alive),
         exporter=Exporter(model, optimizer, job, world),
     )
+
+
+def _packed_tokens(model: CausalLM, train: Train, trained: parallel.Trained, memory: int) -> int:
+    """Most tokens of a micro-batch of several conversations."""
+    on_gpu = model.core.lm_head.weight.is_cuda
+    if not on_gpu or train.activation_checkpointing != "auto" or trained.fetched_anew:
+        return train.max_tokens_per_device
+    return model.footprint.packed_tokens(train.max_tokens_per_device, USABLE * memory - trained.state)
 
 
 def _held_out(tokens: Tokens | None, train: Train, ranks: int, quadratic: float) -> HeldOut | None:

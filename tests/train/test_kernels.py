@@ -288,7 +288,7 @@ def train(folder, precision, steps, **settings):
     how = Train(precision=precision, lr=3e-3, min_lr=1e-3, **settings)
     world = World(0, 1, 0, 1, torch.device(DEVICE))
     model = load_model(folder, how, DEVICE)
-    trained = parallel.distribute(model, layers(model), how, Layout(1, 1), world)
+    trained = parallel.distribute(model, layers(model), how, Layout(1, 1), world, memory=0)
     lay_out(model)
     optimizer = AdamW([param for _, param in trained.named], trained.cut_off, how)
     losses = []

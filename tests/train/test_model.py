@@ -5,8 +5,10 @@ import torch
 
 from pipeline.config import Lora, Train
 from pipeline.errors import ConfigError
+from pipeline.train.activations import Footprint
 from pipeline.train.kernels_layer import Keep
-from pipeline.train.model import describe, fill, layers, load_model, sum_loss
+from pipeline.train.loss import CHUNK
+from pipeline.train.model import describe, layers, load_model, sum_loss
 from tests.train.tiny_models import VOCAB, batch_of, conversations, save_tiny
 
 FP32 = Train(precision="fp32")
@@ -85,7 +87,7 @@ def test_recomputing_activations_changes_nothing(folder, mode):
 @pytest.mark.parametrize("room", [0, 1, 35, 36, 99, 100, 101, 219, 220, 500])
 def test_layers_keep_as_much_as_fits(room):
     """Ten layers of 1, 10 or 22 bytes: nothing better would fit."""
-    keeps = fill(room, 10, 1, 10, 22)
+    keeps = Footprint(layers=10, least=1, most=10, everything=22, logits=0).keeps(room + 2 * 22, tokens=1, targets=1)
     bytes_of = {Keep.INPUT: 1, Keep.MOST: 10, Keep.ALL: 22}
     used = sum(bytes_of[keep] for keep in keeps)
     assert len(keeps) == 10
@@ -95,6 +97,22 @@ def test_layers_keep_as_much_as_fits(room):
         assert used + 9 > room
     elif Keep.MOST in keeps:
         assert used + 12 > room
+
+
+QWEN3_4B = Footprint(layers=36, least=5_120, most=69_632, everything=99_328, logits=303_872)
+
+
+def test_a_micro_batch_is_as_large_as_can_be_without_computing_a_layer_twice():
+    room = 11_700_000_000  # what fp32 masters leave of 80 GB
+    tokens = QWEN3_4B.packed_tokens(9216, room)
+    assert 2048 < tokens < 9216
+    assert Keep.INPUT not in QWEN3_4B.keeps(room, tokens, CHUNK)
+    assert Keep.INPUT in QWEN3_4B.keeps(room, tokens + 1, CHUNK)
+
+
+@pytest.mark.parametrize("room", [-(10**9), 0, 4 * 10**9, 40 * 10**9])
+def test_a_micro_batch_has_its_limit_where_all_fits_or_next_to_nothing(room):
+    assert QWEN3_4B.packed_tokens(9216, room) == 9216
 
 
 def test_no_supervised_target_gives_zero_loss_and_zero_gradients(folder):

@@ -28,6 +28,7 @@ def plans(draw: st.DrawFn) -> Plan:
         targets,
         global_batch=draw(st.integers(1, 40)),
         max_tokens=limit,
+        packed_tokens=draw(st.one_of(st.none(), st.integers(1, limit))),
         ranks=draw(st.integers(1, 5)),
         epochs=draw(st.integers(1, 3)),
         seed=draw(st.integers(0, 3)),
@@ -44,12 +45,13 @@ def test_every_conversation_comes_once_an_epoch_and_fits(plan: Plan) -> None:
         spread = [index for rank in step.micro_batches for bin in rank for index in bin.tolist()]
         assert sorted(spread) == sorted(step.indices.tolist())
         assert len({len(rank) for rank in step.micro_batches}) == 1, "equal numbers of micro-batches"
-        assert all(plan.lengths[bin].sum() <= plan.max_tokens for rank in step.micro_batches for bin in rank)
+        for bin in (bin for rank in step.micro_batches for bin in rank):
+            assert plan.lengths[bin].sum() <= (plan.packed_tokens if len(bin) > 1 else plan.max_tokens)
         assert step.tokens == plan.lengths[step.indices].sum()
         assert step.targets == plan.targets[step.indices].sum()
         assert step.samples == np.count_nonzero(plan.targets[step.indices])
         assert 0 < step.balance <= 1 + 1e-9
-        assert 0 < step.density <= 1
+        assert 0 < step.density <= 1 or plan.packed_tokens < plan.max_tokens
         stream += step.indices.tolist()
     epochs = [stream[start : start + count] for start in range(0, len(stream), count)]
     assert len(stream) == plan.stream
@@ -132,6 +134,12 @@ def test_a_tight_budget_takes_more_rounds_not_more_tokens() -> None:
     lengths = np.array([60, 60, 60, 40, 40])
     rounds = balanced_bins(lengths, lengths.astype(float), ranks=1, capacity=100)
     assert sorted(len(bin) for (bin,) in rounds) == [1, 2, 2]
+
+
+def test_a_long_conversation_is_alone_where_few_tokens_are_packed() -> None:
+    plan = Plan([90, 20, 20, 20], [1] * 4, global_batch=4, max_tokens=100, packed_tokens=50, seed=None)
+    (micro_batches,) = plan.step(0).micro_batches
+    assert sorted(plan.lengths[bin].tolist() for bin in micro_batches) == [[20], [20, 20], [90]]
 
 
 def test_a_million_rows_need_no_preparation() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.train import parallel
 from pipeline.train.job import Job
 from tests.train import ranks
 
@@ -50,7 +51,19 @@ def test_losses_do_not_depend_on_how_the_work_is_divided(
     settings = {"max_tokens_per_device": budget, "activation_checkpointing": recompute, "prefetch": prefetch}
     divided = job(sharding=sharding, shard_size=2 if sharding == "hybrid" else 0, epochs=3, max_steps=STEPS, **settings)
     ranks.run(divided, size)
-    found = ranks.steps(divided.output)
+    assert_same(ranks.steps(divided.output), reference)
+
+
+def test_a_model_that_no_rank_has_room_for_is_sharded(job: Callable[..., Job], reference: list[dict[str, Any]]) -> None:
+    """And its weights are fetched for each micro-batch anew, where else they stay until the step's last one."""
+    divided = job(epochs=3, max_steps=STEPS, max_tokens_per_device=192)
+    memory = {0: 10**9, 1: 1000}  # the ranks must agree, whatever their devices
+    ranks.run(divided, 2, before=lambda rank: setattr(parallel, "device_memory", lambda device: memory[rank]))
+    assert "1 x 2 (replicas x shards)" in ranks.events(divided.output, "start")[0]["message"]
+    assert_same(ranks.steps(divided.output), reference)
+
+
+def assert_same(found: list[dict[str, Any]], reference: list[dict[str, Any]]) -> None:
     assert len(found) == STEPS
     for step, expected in zip(found, reference, strict=True):
         assert step["loss"] == pytest.approx(expected["loss"], rel=1e-5)

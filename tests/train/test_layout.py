@@ -1,0 +1,65 @@
+"""How `train.sharding` lays a model out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config import Train
+from pipeline.errors import ConfigError
+from pipeline.train.parallel import Layout, choose_layout, state_bytes
+from pipeline.train.world import World
+
+GB = 10**9
+CARD = 85 * GB  # an H100
+
+
+def world(size: int, local: int) -> World:
+    return World(0, size, 0, local, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("size", "local", "state", "expected"),
+    [
+        (1, 1, 64 * GB, Layout(1, 1)),
+        (1, 1, 128 * GB, Layout(1, 1)),  # there is nothing to share it with
+        (8, 8, 64 * GB, Layout(8, 1)),  # Qwen3-4B with fp32 masters
+        (16, 8, 64 * GB, Layout(16, 1)),
+        (8, 8, 128 * GB, Layout(1, 8)),
+        (16, 8, 128 * GB, Layout(2, 8)),
+        (8, 8, 69 * GB, Layout(1, 8)),  # it would leave less than a fifth for activations
+    ],
+)
+def test_auto_shards_what_does_not_fit(size: int, local: int, state: int, expected: Layout) -> None:
+    assert choose_layout(Train(), world(size, local), state, CARD) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"sharding": "replicate"}, Layout(16, 1)),
+        ({"sharding": "shard"}, Layout(1, 16)),
+        ({"sharding": "hybrid"}, Layout(2, 8)),
+        ({"sharding": "hybrid", "shard_size": 4}, Layout(4, 4)),
+    ],
+)
+def test_what_is_asked_for_is_done(settings: dict[str, Any], expected: Layout) -> None:
+    assert choose_layout(Train(**settings), world(16, 8), 64 * GB, CARD) == expected
+
+
+def test_groups_must_divide_the_ranks() -> None:
+    with pytest.raises(ConfigError, match="8 ranks cannot be split into groups of 3"):
+        choose_layout(Train(sharding="hybrid", shard_size=3), world(8, 8), 64 * GB, CARD)
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("mixed", 16), ("fp32", 16), ("bf16", 8)])
+def test_state_of_a_parameter(precision: Any, expected: int) -> None:
+    model = torch.nn.Linear(10, 10, bias=False)
+    assert state_bytes(model, Train(precision=precision)) == 100 * expected
+
+
+def test_frozen_parameters_have_no_state() -> None:
+    model = torch.nn.Linear(10, 10, bias=False).requires_grad_(False)
+    assert state_bytes(model, Train()) == 200
