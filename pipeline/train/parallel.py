@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 _FOR_STATE = 0.8
 """Share of a device's memory that weights, gradients and optimiser state may take; the rest is for activations."""
 
+_BUFFERS = 20
+"""Bytes a parameter of the largest unit for fully_shard's communication: what the allocator came to hold beside the rest. Without
+them a GPU is filled to the brim, and a third slower (benchmarks/LOG.md)."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -116,10 +120,13 @@ def distribute(
     params = [param for _, param in named]
     assert all(isinstance(param, DTensor) for param in params) == layout.sharded
     if isinstance(model, FSDPModule):
-        weights = sum(param.numel() for param in model.parameters()) * (4 if train.precision == "fp32" else 2)
+        sizes = [sum(param.numel() for param in unit.parameters()) for unit in units]
+        count = sum(param.numel() for param in model.parameters())
+        weights = count * (4 if train.precision == "fp32" else 2)
         totals = sum(param.numel() for param in params) * (2 if train.precision == "bf16" else 4)
-        stay = whole / layout.shards + weights + totals <= _FOR_STATE * memory
-        later = totals + (weights if stay else 0)
+        buffers = _BUFFERS * max(*sizes, count - sum(sizes))
+        stay = whole / layout.shards + totals + buffers + weights <= _FOR_STATE * memory
+        later = totals + buffers + (weights if stay else 0)
         gradients = ShardedGradients(model, params, layout.replicas, stay)
         return Trained(named, [None] * len(params), gradients, whole // layout.shards + later, later, not stay)
     cut_off = [_lower(param) if lowered else None for param in params]
