@@ -20,12 +20,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.train_data import LONGEST, lengths_like_openhermes
 from pipeline.train.plan import Plan
 
 PARAMETERS = 4.022e9  # Qwen3-4B, matrices, the tied embedding once
@@ -50,12 +54,6 @@ class Point:
     """Share of the step."""
 
 
-def lengths_like_openhermes(count: int, seed: int = 0) -> npt.NDArray[np.int64]:
-    """Lognormal with the data set's median (330) and mean (about 420), cut at 8,000 tokens."""
-    draws = np.random.default_rng(seed).lognormal(np.log(330), 0.69, count)
-    return np.clip(draws, 16, 8000).astype(np.int64)
-
-
 def flops(lengths: npt.NDArray[np.int64]) -> float:
     """Forward and backward of some conversations: 6 x parameters x tokens, and causal attention (half the square)."""
     attention = 6 * LAYERS * HEADS * HEAD_DIM * np.square(lengths.astype(float)).sum()
@@ -72,10 +70,20 @@ def ring(volume: float, ranks: int, bandwidth: float) -> float:
     return 0.0 if ranks == 1 else 2 * (LATENCY + volume * (ranks - 1) / ranks / bandwidth)
 
 
-def simulate(gpus: int, global_batch: int, mfu: float, max_tokens: int, steps: int = 4) -> Point:
-    lengths = lengths_like_openhermes(max(40_000, 2 * global_batch))
+def simulate(gpus: int, global_batch: int, mfu: float, packed: int) -> Point:
+    steps = max(4, 64 * 128 // global_batch)
+    lengths = lengths_like_openhermes(max(40_000, steps * global_batch), LONGEST)
     quadratic = HEADS * HEAD_DIM * LAYERS / PARAMETERS
-    plan = Plan(lengths, lengths, global_batch=global_batch, max_tokens=max_tokens, ranks=gpus, seed=0, quadratic=quadratic)
+    plan = Plan(
+        lengths,
+        lengths,
+        global_batch=global_batch,
+        max_tokens=LONGEST,
+        packed_tokens=packed,
+        ranks=gpus,
+        seed=0,
+        quadratic=quadratic,
+    )
     layers, embedding = (all_reduce(4 * count, gpus) for count in (PARAMETERS - EMBEDDING, EMBEDDING))
     seconds = shown = tokens = 0.0
     balance = []
@@ -98,16 +106,16 @@ def simulate(gpus: int, global_batch: int, mfu: float, max_tokens: int, steps: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens-per-second", type=float, required=True, help="measured on one GPU")
-    parser.add_argument("--max-tokens", type=int, default=4000, help="train.max_tokens_per_device")
+    parser.add_argument("--packed", type=int, default=3719, help="tokens of a micro-batch, as the first line of a training says")
     parser.add_argument("--most", type=int, default=1024, help="largest number of GPUs")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    lengths = lengths_like_openhermes(100_000)
+    lengths = lengths_like_openhermes(100_000, LONGEST)
     mfu = options.tokens_per_second * flops(lengths) / lengths.sum() / PEAK
     counts = [2**k for k in range(11) if 2**k <= options.most]
     tables = {
-        "fixed tokens per GPU (128 conversations each)": [simulate(n, 128 * n, mfu, options.max_tokens) for n in counts],
-        "fixed global batch of 128": [simulate(n, 128, mfu, options.max_tokens) for n in counts if n <= 128],
+        "fixed tokens per GPU (128 conversations each)": [simulate(n, 128 * n, mfu, options.packed) for n in counts],
+        "fixed global batch of 128": [simulate(n, 128, mfu, options.packed) for n in counts if n <= 128],
     }
     print(f"One GPU: {options.tokens_per_second:,.0f} tokens/s = {mfu:.1%} of {PEAK / 1e12:.0f} TFLOP/s. Simulated:")
     for title, points in tables.items():
@@ -120,7 +128,12 @@ def main() -> None:
                 f"{p.balance:8.1%} {p.exposed_communication:8.1%}"
             )
     if options.json:
-        options.json.write_text(json.dumps({title: [vars(p) for p in points] for title, points in tables.items()}))
+        made_by = f"python benchmarks/scaling.py --tokens-per-second {options.tokens_per_second:.0f}, simulated"
+        options.json.write_text(
+            json.dumps(
+                {"from": made_by, "tables": {title: [vars(p) for p in points] for title, points in tables.items()}}, indent=1
+            )
+        )
 
 
 if __name__ == "__main__":

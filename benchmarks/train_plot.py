@@ -68,14 +68,18 @@ def precision(results: Path, target: Path) -> None:
     finish(figure, target)
 
 
-def scaling(results: Path, target: Path) -> None:
+def scaling(simulated: Path, measured: Path, target: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 3.6))
-    for title, points in json.loads(results.read_text())["tables"].items():
-        axes.plot([p["gpus"] for p in points], [100 * p["efficiency"] for p in points], marker="o", markersize=4, label=title)
+    for title, points in json.loads(simulated.read_text())["tables"].items():
+        label = f"simulated: {title}"
+        axes.plot([p["gpus"] for p in points], [100 * p["efficiency"] for p in points], marker="o", markersize=4, label=label)
+    shown = [run for run in json.loads(measured.read_text())["runs"] if run["sharding"] == "auto" and run["gpus"] > 1]
+    gpus, efficiency = zip(*((run["gpus"], 100 * run["per_gpu_of_one"]) for run in shown), strict=True)
+    axes.scatter(gpus, efficiency, color="black", marker="x", zorder=3, label="measured, train.sharding: auto")
     axes.set_xscale("log", base=2)
     axes.set_xticks([2**k for k in range(11)], [str(2**k) for k in range(11)])
     axes.set_ylim(0, 105)
-    axes.set_xlabel("GPUs (simulated)")
+    axes.set_xlabel("GPUs")
     axes.set_ylabel("tokens a second and GPU,\n% of one GPU's")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -92,5 +96,9 @@ if __name__ == "__main__":
     matplotlib.rcParams["svg.hashsalt"] = "talaria"
     speed(ROOT / "benchmarks/results/train-speed.json", ROOT / "docs/images/performance-speed.svg")
     precision(ROOT / "benchmarks/results/train-precision.json", ROOT / "docs/images/performance-precision.svg")
-    scaling(ROOT / "benchmarks/results/scaling.json", ROOT / "docs/images/performance-scaling.svg")
+    scaling(
+        ROOT / "benchmarks/results/scaling.json",
+        ROOT / "benchmarks/results/train-gpus.json",
+        ROOT / "docs/images/performance-scaling.svg",
+    )
     numerics(ROOT / "benchmarks/results/train-numerics.json", ROOT / "docs/images/performance-numerics.svg")

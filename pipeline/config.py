@@ -143,7 +143,7 @@ class Train(Section):
     num_processes: Annotated[int, NotInKey] = Field(0, ge=0, description="Ranks on this machine; 0: one a GPU, or 1 on CPU.")
     num_machines: Annotated[int, NotInKey] = Field(1, ge=1, description="Machines that train together.")
     sharding: Annotated[Literal["auto", "replicate", "shard", "hybrid"], NotInKey] = Field(
-        "auto", description="auto: shard over the ranks of a node, replicate over nodes; replicate on CPU."
+        "auto", description="auto: replicate where a rank has room for the whole model, else shard, hybrid over several nodes."
     )
     shard_size: Annotated[int, NotInKey] = Field(0, ge=0, description="Ranks per shard group (hybrid); 0: a node's ranks.")
     activation_checkpointing: Annotated[Literal["auto", "off", "selective", "full"], NotInKey] = Field(
