@@ -1,6 +1,6 @@
 """What the trainer would do on 1 to 1,024 GPUs: simulated from one GPU's measured speed, the plan's imbalance and stated links.
 
-    python benchmarks/scaling.py --tokens-per-second 21600 [--json FILE]
+    python benchmarks/scaling.py --tokens-per-second 22160 [--json FILE]
 
 Two GPUs were measured (benchmarks/train.py --gpus 2, docs/performance.md); nothing here was measured on more. What goes in:
 
@@ -25,16 +25,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.train_data import LONGEST, lengths_like_openhermes
+from pipeline.train.metrics import FlopCount
 from pipeline.train.plan import Plan
 
 PARAMETERS = 4.022e9  # Qwen3-4B, matrices, the tied embedding once
 EMBEDDING = 151_936 * 2_560
 LAYERS, HEADS, HEAD_DIM = 36, 32, 128
+FLOPS = FlopCount(per_token=6 * PARAMETERS, attention_width=LAYERS * HEADS * HEAD_DIM)
 PEAK = 989e12
 NODE = 8
 NVLINK = 0.8 * 450e9
@@ -54,12 +55,6 @@ class Point:
     """Share of the step."""
 
 
-def flops(lengths: npt.NDArray[np.int64]) -> float:
-    """Forward and backward of some conversations: 6 x parameters x tokens, and causal attention (half the square)."""
-    attention = 6 * LAYERS * HEADS * HEAD_DIM * np.square(lengths.astype(float)).sum()
-    return 6 * PARAMETERS * float(lengths.sum()) + attention
-
-
 def all_reduce(volume: float, gpus: int) -> float:
     """Seconds to add up `volume` bytes over all GPUs: inside nodes, and each GPU's part between them."""
     node, nodes = min(gpus, NODE), max(1, gpus // NODE)
@@ -67,13 +62,13 @@ def all_reduce(volume: float, gpus: int) -> float:
 
 
 def ring(volume: float, ranks: int, bandwidth: float) -> float:
+    """Seconds of a reduce-scatter and an all-gather of `volume` bytes over `ranks`."""
     return 0.0 if ranks == 1 else 2 * (LATENCY + volume * (ranks - 1) / ranks / bandwidth)
 
 
 def simulate(gpus: int, global_batch: int, mfu: float, packed: int) -> Point:
     steps = max(4, 64 * 128 // global_batch)
     lengths = lengths_like_openhermes(max(40_000, steps * global_batch), LONGEST)
-    quadratic = HEADS * HEAD_DIM * LAYERS / PARAMETERS
     plan = Plan(
         lengths,
         lengths,
@@ -82,15 +77,15 @@ def simulate(gpus: int, global_batch: int, mfu: float, packed: int) -> Point:
         packed_tokens=packed,
         ranks=gpus,
         seed=0,
-        quadratic=quadratic,
+        quadratic=FLOPS.quadratic,
     )
     layers, embedding = (all_reduce(4 * count, gpus) for count in (PARAMETERS - EMBEDDING, EMBEDDING))
     seconds = shown = tokens = 0.0
     balance = []
-    for index in range(min(steps, len(plan))):
+    for index in range(steps):
         step = plan.step(index)
         rounds = [
-            max(flops(lengths[batch]) for batch in batches) / (mfu * PEAK) for batches in zip(*step.micro_batches, strict=True)
+            max(FLOPS.of(lengths[batch]) for batch in batches) / (mfu * PEAK) for batches in zip(*step.micro_batches, strict=True)
         ]
         hidden_by = rounds[-1] * 2 / 3
         exposed = max(layers - hidden_by, layers / LAYERS) + embedding
@@ -99,7 +94,7 @@ def simulate(gpus: int, global_batch: int, mfu: float, packed: int) -> Point:
         tokens += step.tokens
         balance.append(step.balance)
     speed = tokens / seconds
-    alone = mfu * PEAK * lengths.sum() / flops(lengths)
+    alone = mfu * PEAK * lengths.sum() / FLOPS.of(lengths)
     return Point(gpus, global_batch, speed, speed / gpus, speed / gpus / alone, float(np.mean(balance)), shown / seconds)
 
 
@@ -111,7 +106,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     lengths = lengths_like_openhermes(100_000, LONGEST)
-    mfu = options.tokens_per_second * flops(lengths) / lengths.sum() / PEAK
+    mfu = options.tokens_per_second * FLOPS.of(lengths) / lengths.sum() / PEAK
     counts = [2**k for k in range(11) if 2**k <= options.most]
     tables = {
         "fixed tokens per GPU (128 conversations each)": [simulate(n, 128 * n, mfu, options.packed) for n in counts],

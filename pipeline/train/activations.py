@@ -13,6 +13,7 @@ USABLE = 0.89
 allocator stops again and again to move memory about."""
 
 _FEWEST = 2048
+"""Reckoned, not measured: a pass over all of Qwen3-4B's gradients, one a micro-batch, takes an eighth of so many tokens' time."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.train.activations import head_width
+
 if TYPE_CHECKING:
     from pipeline.train.model import CausalLM
 
@@ -70,10 +72,9 @@ def flop_count(model: CausalLM) -> FlopCount:
     table, head = core.get_input_embeddings().weight, core.get_output_embeddings().weight
     matrices = [param for param in model.parameters() if param.ndim == 2 and (param is not table or param is head)]
     config = core.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return FlopCount(
         per_token=float(sum(param.numel() * (6 if param.requires_grad else 4) for param in matrices)),
-        attention_width=float(config.num_hidden_layers * config.num_attention_heads * width),
+        attention_width=float(config.num_hidden_layers * config.num_attention_heads * head_width(config)),
     )
 
 

@@ -30,7 +30,7 @@ _FOR_STATE = 0.8
 
 _BUFFERS = 20
 """Bytes a parameter of the largest unit for fully_shard's communication: what the allocator came to hold beside the rest. Without
-them a GPU is filled to the brim, and a third slower (benchmarks/LOG.md)."""
+them a GPU is filled to the brim, and an eighth slower (benchmarks/LOG.md)."""
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,7 @@ class Plan:
     def step(self, index: int) -> StepPlan:
         indices = self.indices(index)
         lengths = self.lengths[indices]
+        assert lengths.max(initial=0) <= self.max_tokens
         costs = lengths * (1.0 + self.quadratic * lengths)
         rounds = balanced_bins(lengths, costs, ranks=self.ranks, capacity=self.packed_tokens)
         waited = sum(max(float(costs[bin].sum()) for bin in ranks) for ranks in rounds) * self.ranks

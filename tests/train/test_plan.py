@@ -51,7 +51,7 @@ def test_every_conversation_comes_once_an_epoch_and_fits(plan: Plan) -> None:
         assert step.targets == plan.targets[step.indices].sum()
         assert step.samples == np.count_nonzero(plan.targets[step.indices])
         assert 0 < step.balance <= 1 + 1e-9
-        assert 0 < step.density <= 1 or plan.packed_tokens < plan.max_tokens
+        assert 0 < step.density <= plan.max_tokens / plan.packed_tokens
         stream += step.indices.tolist()
     epochs = [stream[start : start + count] for start in range(0, len(stream), count)]
     assert len(stream) == plan.stream
