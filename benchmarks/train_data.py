@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.tokens.batch import Batch
+from pipeline.tokens.batch import Batch, sums
 from pipeline.tokens.writer import ShardWriter, shard_name, write_index
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -68,7 +68,8 @@ def make_tokens(folder: Path, count: int, vocabulary: int, longest: int, seed: i
     ids = draw.integers(0, vocabulary, offsets[-1], dtype=np.int32)
     folder.mkdir(parents=True)
     writer = ShardWriter(folder, "train", 0)
-    writer.write(Batch(ids=ids, mask=place >= start, offsets=offsets, rows=np.arange(count)))
+    mask = place >= start
+    writer.write(Batch(ids, mask, offsets, np.arange(count), sums(mask, offsets)))
     shard = writer.close()
     assert shard is not None
     writer.path.rename(folder / shard_name(0, 1))

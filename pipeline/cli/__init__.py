@@ -1,6 +1,18 @@
 """`talaria`: the pipeline on the command line."""
 
-from pipeline.cli import models, runs, stages
-from pipeline.cli.app import main
+import sys
+from pathlib import Path
 
-__all__ = ["main", "models", "runs", "stages"]
+
+def main() -> None:
+    """Entry point; app.main with the commands."""
+    words = sys.argv[1:]
+    if words[:1] == ["tokenize"] and "--tokenizer" in words[:-1] and "--set" not in words:
+        # a large vocabulary takes a second to read, on another core than the commands are imported and parsed on
+        from pipeline.tokens import fast
+
+        fast.begin(Path(words[words.index("--tokenizer") + 1], "tokenizer.json"))
+    from pipeline.cli import models, runs, stages  # noqa: F401
+    from pipeline.cli.app import main
+
+    main()

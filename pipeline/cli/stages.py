@@ -114,12 +114,9 @@ def tokenize(
     """Turn a messages parquet into token ids and loss masks, as Arrow shards."""
     from pipeline.tokens import fast
 
-    file = Path(tokenizer, "tokenizer.json")
-    if not (config or set_):  # with the default backend; while the settings and the rest are imported
-        fast.begin(file)
     chosen = load(config, set_).tokenize
     if chosen.backend != "tokenizers":
-        fast.begin(file)
+        fast.begin(Path(tokenizer, "tokenizer.json"))
     from pipeline.tokens.encode import tokenize as work
 
     with progress("tokenize", "rows") as rows:

@@ -34,6 +34,8 @@ class Batch:
     """Conversation i is ids[offsets[i]:offsets[i + 1]]."""
     rows: Offsets
     """Each conversation's row in the parquet."""
+    supervised: Offsets
+    """Supervised tokens of each conversation."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -42,18 +44,13 @@ class Batch:
     def lengths(self) -> Offsets:
         return np.diff(self.offsets)
 
-    @property
-    def supervised(self) -> Offsets:
-        """Supervised tokens of each conversation."""
-        return sums(self.mask, self.offsets)
-
     def select(self, keep: Mask) -> Batch:
         """The conversations where `keep` is true."""
         if keep.all():
             return self
         lengths = self.lengths
         tokens = np.repeat(keep, lengths)
-        return Batch(self.ids[tokens], self.mask[tokens], starts(lengths[keep]), self.rows[keep])
+        return Batch(self.ids[tokens], self.mask[tokens], starts(lengths[keep]), self.rows[keep], self.supervised[keep])
 
     def truncate(self, max_tokens: int) -> Batch:
         """The first `max_tokens` tokens of each conversation."""
@@ -62,7 +59,8 @@ class Batch:
             return self
         place = np.arange(self.offsets[-1]) - np.repeat(self.offsets[:-1], lengths)
         tokens = place < max_tokens
-        return Batch(self.ids[tokens], self.mask[tokens], starts(np.minimum(lengths, max_tokens)), self.rows)
+        mask, offsets = self.mask[tokens], starts(np.minimum(lengths, max_tokens))
+        return Batch(self.ids[tokens], mask, offsets, self.rows, sums(mask, offsets))
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,8 @@ def encode(messages: Messages, tokenizer: Tokenizer, supervise_newline: bool) ->
     values = np.zeros_like(edges, np.bool_)
     values[:, 1] = messages.supervised
     mask = np.repeat(values.ravel(), edges.ravel())
-    return Batch(out, mask, message_offsets[messages.offsets], messages.rows)
+    supervised = sums(edges[:, 1] * messages.supervised, messages.offsets)
+    return Batch(out, mask, message_offsets[messages.offsets], messages.rows, supervised)
 
 
 def starts(lengths: npt.NDArray[Any]) -> Offsets:
@@ -137,13 +136,13 @@ def starts(lengths: npt.NDArray[Any]) -> Offsets:
     return offsets
 
 
-def sums(mask: Mask, offsets: Offsets) -> Offsets:
-    """How often `mask` is true in each stretch."""
+def sums(values: Mask | Offsets, offsets: Offsets) -> Offsets:
+    """The sum of each stretch of `values`; of a mask, how often it is true there."""
     # reduceat gives an empty stretch the element at its place, and takes no place past the end
     total = np.zeros(len(offsets) - 1, np.int64)
     filled = offsets[1:] > offsets[:-1]
     if filled.any():
-        total[filled] = np.add.reduceat(mask, offsets[:-1][filled], dtype=np.int64)
+        total[filled] = np.add.reduceat(values, offsets[:-1][filled], dtype=np.int64)
     return total
 
 

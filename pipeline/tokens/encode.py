@@ -7,6 +7,7 @@ shards are spread over parts.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ from pipeline.tokens.writer import Shard, ShardWriter, shard_name, write_empty, 
 MESSAGES = "messages.parquet"
 PART = "part.json"
 AHEAD = 24
-"""Chunks, 8 MB each, that the oracle may be ahead of the encoder: what it samples while a large vocabulary is loaded."""
+"""Chunks that the oracle may be ahead of the encoder: what it samples while a large vocabulary is loaded."""
 Facts = dict[str, Any]
 OnRows = Callable[[int, int], None]
 """Called with the rows done and the rows to do."""
@@ -88,9 +89,11 @@ def tokenize_range(
     counts: Counter[str] = Counter()
     written: list[Shard] = []
     writers: list[ShardWriter] = []
-    sampled = ordered(selector.sample, read(file, chunks), 1, AHEAD)
+    unsampled = read(open_parquet(parquet), chunks)  # a second time: to hold the chunks until they are encoded takes as long
+    sampled = ordered(selector.sample, itertools.repeat(unsampled, len(chunks)), 1, AHEAD)
+    workers = config.workers or len(os.sched_getaffinity(0))
     try:
-        for kept in ordered(selector, sampled, config.workers or len(os.sched_getaffinity(0))):
+        for kept in ordered(selector, zip(sampled, read(file, chunks), strict=True), workers):
             if not writers or writers[0].number != kept.shard:
                 written += close(writers)
                 writers = [ShardWriter(part_dir, split, kept.shard) for split in splits]

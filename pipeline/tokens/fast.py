@@ -22,7 +22,7 @@ def begin(file: Path) -> None:
 
 def limit_threads() -> None:
     """Leave threads to us, each of which feeds an encoder (encode.py). Libraries read these on first use and would add theirs."""
-    for name in ("RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    for name in ("FASTOKENS_BPE_THREADS", "RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
 
 
@@ -38,4 +38,5 @@ def _read(file: Path) -> Any:
     tokenizer = _native.Tokenizer.from_file(str(file))
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    tokenizer.encode_batch_flat(["\n"], False, True)  # the first call builds tables for a tenth of a second, threads waiting
     return tokenizer

@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,11 +51,9 @@ class EncodingMismatch(RuntimeError):
 
 @dataclass(frozen=True)
 class Sampled:
-    """A chunk's messages, and what the oracle makes of a random share of its rows, at least one."""
+    """A random share of a chunk's rows, at least one, in their order, and what the oracle makes of them."""
 
-    chunk: Chunk
-    column: pa.Array
-    chosen: Mask
+    rows: list[int]
     ids: Ids
     mask: Mask
 
@@ -71,7 +70,7 @@ class Kept:
 
 
 class Selector:
-    """Chunk and messages in, Kept out, in two steps: `sample` needs the oracle only, while the encoder is still being loaded.
+    """Chunks and messages in, Kept out, in two steps: `sample` needs the oracle only, while the encoder is still being loaded.
 
     Holds no state, so that threads can share it.
     """
@@ -84,18 +83,18 @@ class Selector:
     def tokenizer(self) -> Tokenizer:
         return self._loading.tokenizer
 
-    def sample(self, item: tuple[Chunk, pa.Array]) -> Sampled:
-        chunk, column = item
-        chosen = np.zeros(len(column), np.bool_)
-        chosen[random.SystemRandom().sample(range(len(column)), math.ceil(AUDIT_SHARE * len(column)))] = True
-        return Sampled(chunk, column, chosen, *self._by_the_oracle(column.filter(to_arrow(chosen))))
+    def sample(self, unsampled: Iterator[tuple[Chunk, pa.Array]]) -> Sampled:
+        """Of the next of these chunks."""
+        _, column = next(unsampled)
+        rows = sorted(random.SystemRandom().sample(range(len(column)), math.ceil(AUDIT_SHARE * len(column))))
+        return Sampled(rows, *self._by_the_oracle(column.take(to_arrow(np.array(rows)))))
 
-    def __call__(self, sampled: Sampled) -> Kept:
-        chunk, column = sampled.chunk, sampled.column
+    def __call__(self, item: tuple[Sampled, tuple[Chunk, pa.Array]]) -> Kept:
+        sampled, (chunk, column) = item
         messages = flatten(column, chunk.start, str(self.parquet))
         batch = encode(messages, self.tokenizer, self.config.supervise_newline)
         counts = oddities(messages)
-        counts[COMPARED] = self._compare(sampled, batch.select(sampled.chosen))
+        counts[COMPARED] = self._compare(sampled, column, batch)
         held_out = held_out_rows(messages, self.config.validation_fraction)
         batch, keep = self._fit(batch, counts)
         if not self.config.validation_fraction:
@@ -110,16 +109,17 @@ class Selector:
         ids, mask = self._loading.oracle.ids(segments)
         return np.array(ids, np.int32), np.array(mask, np.bool_)
 
-    def _compare(self, sampled: Sampled, batch: Batch) -> int:
+    def _compare(self, sampled: Sampled, column: pa.Array, batch: Batch) -> int:
         """How many rows were compared. Raises EncodingMismatch that names the row where an id or a mask differs."""
-        if np.array_equal(batch.ids, sampled.ids) and np.array_equal(batch.mask, sampled.mask):
-            return len(batch)
-        for index, row in enumerate(np.flatnonzero(sampled.chosen)):
-            ids, mask = self._by_the_oracle(sampled.column[row : row + 1])
-            stretch = slice(batch.offsets[index], batch.offsets[index + 1])
+        stretches = [slice(*batch.offsets[row : row + 2]) for row in sampled.rows]
+        ids, mask = (np.concatenate([values[stretch] for stretch in stretches]) for values in (batch.ids, batch.mask))
+        if np.array_equal(ids, sampled.ids) and np.array_equal(mask, sampled.mask):
+            return len(stretches)
+        for row, stretch in zip(sampled.rows, stretches, strict=True):
+            ids, mask = self._by_the_oracle(column[row : row + 1])
             if not (np.array_equal(batch.ids[stretch], ids) and np.array_equal(batch.mask[stretch], mask)):
                 raise EncodingMismatch(
-                    f"{self.parquet}, row {batch.rows[index]}: the encoder's ids differ from Hugging Face's; "
+                    f"{self.parquet}, row {batch.rows[row]}: the encoder's ids differ from Hugging Face's; "
                     "set tokenize.backend to tokenizers and report this row."
                 )
         raise AssertionError("conversations differ together but not one by one")

@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -55,12 +56,12 @@ class Tokenizer:
     def ids(self, segments: Iterable[chat.Segment]) -> tuple[list[int], list[bool]]:
         """Ids and loss mask, segment by segment: the plain form of what batch.py does with arrays."""
         parts = list(segments)
-        flat, offsets = self.encode([part.text for part in parts if not part.control])
-        pieces = iter(np.split(flat, offsets[1:-1]))
+        flat, offsets = (values.tolist() for values in self.encode([part.text for part in parts if not part.control]))
+        pieces = (flat[start:stop] for start, stop in pairwise(offsets))
         ids: list[int] = []
         mask: list[bool] = []
         for part in parts:
-            piece = [self.start if part.text == chat.START else self.end] if part.control else next(pieces).tolist()
+            piece = [self.start if part.text == chat.START else self.end] if part.control else next(pieces)
             ids += piece
             mask += [part.supervised] * len(piece)
         return ids, mask
@@ -91,8 +92,11 @@ class Loading:
 
     oracle: Tokenizer
     """With Hugging Face's encoder."""
+    _latest: ClassVar[Loading]
+    """Held until the next, or the end of the process: two vocabularies take 40 ms to free, which cli/app.py need not wait for."""
 
     def __init__(self, folder: Path, backend: Backend = "auto") -> None:
+        Loading._latest = self
         self.backend = backend
         self.file = file = folder / "tokenizer.json"
         fast.limit_threads()
@@ -154,7 +158,7 @@ def encode_with(tokenizer: HuggingFaceTokenizer) -> Encode:
         pieces = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
         offsets = np.zeros(len(pieces) + 1, np.int64)
         np.cumsum([len(piece) for piece in pieces], out=offsets[1:])
-        ids = np.fromiter((id for piece in pieces for id in piece), np.int32, offsets[-1])
+        ids = np.fromiter(chain.from_iterable(pieces), np.int32, offsets[-1])
         return ids, offsets
 
     return encode

@@ -72,7 +72,7 @@ class ShardWriter:
             self._digest.update(np.ascontiguousarray(part).data)
         self._rows += len(batch)
         self._tokens += len(batch.ids)
-        self._supervised += int(np.count_nonzero(batch.mask))
+        self._supervised += int(batch.supervised.sum())
 
     def close(self) -> Shard | None:
         """What was written, or None where nothing was."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ def test_truncation_keeps_a_budget_of_tokens_and_never_a_row_without_an_answer(t
     ids, mask, _ = tokens.gather([1])
     assert ids.tolist() == whole[:100]
     assert mask.any()
+    assert facts["supervised_tokens"] == {"train": tokens.supervised.sum()}
     assert facts["dropped"] == {"too_long": 0, "no_supervised_tokens": 0, "prompt_too_long": 1}
     assert facts["truncated"] == 1
 
@@ -196,6 +198,7 @@ def test_the_parts_of_a_large_parquet_hold_it_all(large: Path, reference: dict[s
     rows = np.sort(np.concatenate([split.rows for split in tokens.values() if split is not None]))
     facts = json.loads((large.parent / "reference" / "manifest.json").read_text())["facts"]
     assert len(rows) + sum(facts["dropped"].values()) == 9500 == facts["rows"]
+    assert facts["supervised_tokens"] == {name: split.supervised.sum() for name, split in tokens.items() if split is not None}
     assert facts["dropped"]["no_supervised_tokens"] == 100
     assert set(range(9500)) - set(rows.tolist()) >= set(range(4000, 4100))
     assert len(set(rows.tolist())) == len(rows)
@@ -208,7 +211,7 @@ def test_a_wrong_id_or_mask_stops_the_run(tmp_path: Path, small: Path, monkeypat
         batch = true(*arguments)
         ids = batch.ids.copy()
         ids[batch.offsets[:-1] + 3] += 1
-        return type(batch)(ids, batch.mask, batch.offsets, batch.rows)
+        return replace(batch, ids=ids)
 
     monkeypatch.setattr(select, "encode", wrong)
     with pytest.raises(EncodingMismatch, match=r"tokens.parquet, row \d+: the encoder's ids differ from Hugging Face's"):
