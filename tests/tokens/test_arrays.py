@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pytest
-from tokens.conversations import numbered, write_parquet
 
 from pipeline.arrays import scalar, to_arrow, to_numpy
 
@@ -59,18 +54,3 @@ def test_a_null_is_an_error_not_a_number(values: list[object]) -> None:
 @pytest.mark.parametrize("text", ["", "<|im_end|>", "naïve 🙂\n"])
 def test_scalar(text: str) -> None:
     assert scalar(text).equals(pa.scalar(text, pa.large_string()))
-
-
-def test_tokenising_does_not_import_pandas(small: Path, tmp_path: Path) -> None:
-    write_parquet(tmp_path / "messages.parquet", numbered(2000))
-    script = f"""
-import sys
-from pathlib import Path
-from pipeline.config import Tokenize
-from pipeline.tokens.encode import tokenize
-settings = Tokenize(validation_fraction=0.1, max_tokens=400)
-tokenize(Path({str(tmp_path / "messages.parquet")!r}), Path({str(small)!r}), Path({str(tmp_path / "tokens")!r}), settings)
-print("pandas" in sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False"
