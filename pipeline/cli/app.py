@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import gc
 import json
 import os
 import signal
@@ -39,7 +38,6 @@ DEFAULT_STORE = Path(".talaria/store")
 
 def main() -> NoReturn:
     """Runs the command of sys.argv and turns a user's mistake into one line and exit code 2."""
-    gc.set_threshold(100_000)  # imports make objects by the hundred thousand, none of them garbage: saves 0.1 s
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # unwinds, so that half an output is removed
     try:
         code = app(standalone_mode=False) or 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,22 @@ def begin(file: Path) -> None:
     """Start to read this tokenizer.json, for `take` to be quicker, unless that has begun. What goes wrong, `take` brings."""
     if file in _begun:
         return
-    limit_threads()
+    prepare()
     pool = ThreadPoolExecutor(1, thread_name_prefix="fastokens")
     _begun[file] = pool.submit(_read, file)
     pool.shutdown(wait=False)
 
 
-def limit_threads() -> None:
-    """Leave threads to us, each of which feeds an encoder (encode.py). Libraries read these on first use and would add theirs."""
+def prepare() -> None:
+    """Settings that libraries read from the environment on first use, where it does not have them.
+
+    Threads are ours, one an encoder (encode.py). Arrow's own allocator returns freed memory within milliseconds, and the system
+    clears each page that is then asked for anew; jemalloc, which its packages for Linux hold too, keeps it for a second.
+    """
     for name in ("FASTOKENS_BPE_THREADS", "RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+    if sys.platform == "linux":
+        os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
 
 
 def take(file: Path) -> Future[Any]:

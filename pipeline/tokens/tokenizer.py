@@ -99,7 +99,7 @@ class Loading:
         Loading._latest = self
         self.backend = backend
         self.file = file = folder / "tokenizer.json"
-        fast.limit_threads()
+        fast.prepare()
         self._fast = fast.take(file) if backend != "tokenizers" else None
         hugging_face = open_hugging_face(file)
         start, end = control_id(hugging_face, chat.START, file), control_id(hugging_face, chat.END, file)
