@@ -76,7 +76,9 @@ def tokenize(parquet: Path, tokenizer: Path, work: Path) -> dict[str, Callable[[
         script = [sys.executable, str(HERE / "data_rivals.py"), name, str(parquet), str(tokenizer)]
         return lambda: fresh(work / "out", lambda out: [*script, str(out)])
 
-    return {"tokenize": lambda: fresh(work / "out", ours)} | {name: rival(name) for name in ("without", "batched", "trl")}
+    return {"tokenize": lambda: fresh(work / "out", ours)} | {
+        name: rival(name) for name in ("without", "batched", "trl", "trl-default")
+    }
 
 
 def measure(title: str, rows: int, candidates: dict[str, Callable[[], Run]], slow: dict[str, float], args: Any) -> dict[str, Run]:
@@ -90,9 +92,9 @@ def measure(title: str, rows: int, candidates: dict[str, Callable[[], Run]], slo
         wall, work = run["seconds"] / first["seconds"], run["cpu_seconds"] / first["cpu_seconds"]
         ratios = f"{wall:6.2f}x wall {work:6.2f}x cpu" if name != title else " " * 24
         speed = f"{run['seconds']:8.1f} s {run['cpu_seconds']:8.1f} cpu s {rows / run['seconds']:>9,.0f} rows/s"
-        print(f"{rows:>9,} {name:10} {speed} {ratios} {run['peak_mb']:>6} MB", flush=True)
+        print(f"{rows:>9,} {name:11} {speed} {ratios} {run['peak_mb']:>6} MB", flush=True)
     for name in candidates.keys() - able.keys():
-        print(f"{rows:>9,} {name:10} left out: about {slow[name] * rows:.0f} s", flush=True)
+        print(f"{rows:>9,} {name:11} left out: about {slow[name] * rows:.0f} s", flush=True)
     return results
 
 

@@ -1,8 +1,9 @@
 """What tokenising is measured against, each a process of its own: `python benchmarks/data_rivals.py NAME PARQUET TOKENIZER OUT`.
 
-trl       TRL's own dataset preparation (SFTTrainer._prepare_dataset), with assistant masks: a map call a row
-batched   datasets.map(batched=True) around Hugging Face's encode_batch on rendered conversations; no masks
-without   our own pipeline with the tokenizer left out: reads, assembles, masks and writes as many made-up ids, compares none
+trl          TRL's own dataset preparation (SFTTrainer._prepare_dataset), with assistant masks: a call a row, a process a core
+trl-default  the same as it comes, with dataset_num_proc left alone: in one process
+batched      datasets.map(batched=True) around Hugging Face's encode_batch on rendered conversations; no masks
+without      our own pipeline with the tokenizer left out: reads, assembles, masks and writes as many made-up ids, compares none
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +23,7 @@ TEMPLATE = (
 )
 
 
-def trl(parquet: Path, tokenizer: Path, output: Path) -> None:
+def trl(parquet: Path, tokenizer: Path, output: Path, processes: int | None = CORES) -> None:
     from datasets import load_dataset
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
@@ -29,7 +31,7 @@ def trl(parquet: Path, tokenizer: Path, output: Path) -> None:
     data = load_dataset("parquet", data_files=str(parquet), cache_dir=str(output), split="train").select_columns(["messages"])
     encoder = AutoTokenizer.from_pretrained(tokenizer)
     settings = SFTConfig(
-        str(output), assistant_only_loss=True, dataset_num_proc=CORES, max_length=None, use_cpu=True, bf16=False, report_to=[]
+        str(output), assistant_only_loss=True, dataset_num_proc=processes, max_length=None, use_cpu=True, bf16=False, report_to=[]
     )
     trainer = SimpleNamespace(chat_template=TEMPLATE, completion_only_loss=False, _tokenizer=encoder)
     ready = SFTTrainer._prepare_dataset(trainer, data, encoder, settings, False, None, "train")
@@ -77,4 +79,5 @@ def without(parquet: Path, tokenizer: Path, output: Path) -> None:
 
 if __name__ == "__main__":
     name, *paths = sys.argv[1:]
-    {"trl": trl, "batched": batched, "without": without}[name](*map(Path, paths))
+    rivals = {"trl": trl, "trl-default": partial(trl, processes=None), "batched": batched, "without": without}
+    rivals[name](*map(Path, paths))
