@@ -16,7 +16,6 @@ def main() -> None:
         from pipeline.tokens import fast
 
         fast.begin(Path(words[words.index("--tokenizer") + 1], "tokenizer.json"))
-    from pipeline.cli import models, runs, stages  # noqa: F401
-    from pipeline.cli.app import main
+    from pipeline.cli import app, models, runs, stages  # noqa: F401
 
-    main()
+    app.main()
