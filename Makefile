@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 STACK  := $(VENV)/.installed-production
 DEBIAN := postgresql redis-server iproute2 curl
-LOCAL  := $(BIN)/python -m pipeline.local
+LOCAL  := $(BIN)/python -m talaria.devstack
 
 # More for pytest, for example: make test PYTEST_ARGS='-k convert -x'
 PYTEST_ARGS ?=
@@ -31,7 +31,7 @@ test: $(STAMP) ## Run the tests that need nothing but this clone
 	@$(BIN)/pytest -m "not stack and not load and not storm" $(PYTEST_ARGS)
 
 compose-env: ## Write .env with fresh secrets for docker compose; an existing one is kept
-	@if [ -x $(BIN)/python ]; then $(BIN)/python -m pipeline.local.compose_env; else $(PYTHON) -m pipeline.local.compose_env; fi
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m talaria.devstack.compose_env; else $(PYTHON) -m talaria.devstack.compose_env; fi
 
 test-stack: $(STACK) debian ## Run the tests of the production stack (PostgreSQL, Redis, Celery)
 	@$(BIN)/pytest -m stack $(PYTEST_ARGS)

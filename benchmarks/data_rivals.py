@@ -57,10 +57,11 @@ def batched(parquet: Path, tokenizer: Path, output: Path) -> None:
 
 def without(parquet: Path, tokenizer: Path, output: Path) -> None:
     import numpy as np
-
-    from pipeline.config import Tokenize
-    from pipeline.tokens import encode, fast, select
-    from pipeline.tokens import tokenizer as tokenizers
+    from talaria.config.schema import Tokenize
+    from talaria.tokenization import fastokens_backend as fast
+    from talaria.tokenization import row_filter as select
+    from talaria.tokenization import stage as encode
+    from talaria.tokenization import tokenizer as tokenizers
 
     def made_up(texts: Sequence[str]) -> tuple[tokenizers.Ids, tokenizers.Offsets]:
         offsets = np.zeros(len(texts) + 1, np.int64)

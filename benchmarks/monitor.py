@@ -17,11 +17,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pydantic_core import to_json
+from talaria.runs.catalog import locate
+from talaria.runs.history import Training
+from talaria.runs.summary import glance
+from talaria_airflow.monitor.app import CURVES, FOCUS_BUCKETS, SMALL_BUCKETS
 
-from pipeline.runs.glance import glance
-from pipeline.runs.library import locate
-from pipeline.runs.training import Training
-from plugins.monitor.app import CURVES, FOCUS_BUCKETS, SMALL_BUCKETS
 from tests.monitor import synthetic
 
 BUCKETS = {name: FOCUS_BUCKETS if name == "loss" else SMALL_BUCKETS for name in CURVES}

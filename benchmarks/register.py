@@ -14,11 +14,10 @@ import time
 from pathlib import Path
 
 import small
-
-from pipeline.registry import kept
-from pipeline.registry.register import register
-from pipeline.store import Store
-from pipeline.tracking.access import connect, tracking_uri
+from talaria.registry import kept_models as kept
+from talaria.registry.register import register
+from talaria.store.store import Store
+from talaria.tracking.mlflow_client import connect, tracking_uri
 
 
 def used(folder: Path) -> int:

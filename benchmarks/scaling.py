@@ -28,9 +28,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from talaria.train.batching.plan import Plan
+from talaria.train.telemetry.flops import FlopCount
+
 from benchmarks.train_data import LONGEST, lengths_like_openhermes
-from pipeline.train.metrics import FlopCount
-from pipeline.train.plan import Plan
 
 PARAMETERS = 4.022e9  # Qwen3-4B, matrices, the tied embedding once
 EMBEDDING = 151_936 * 2_560

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from pipeline.tokens.batch import Batch, sums
-from pipeline.tokens.writer import ShardWriter, shard_name, write_index
+from talaria.tokenization.arrow_writer import ShardWriter, shard_name, write_index
+from talaria.tokenization.encoder import Batch, sums
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-4b": {

@@ -26,10 +26,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.settings import parse
-from pipeline.supervised import Stop
-from pipeline.train.launch import launch
-from pipeline.train.outcome import Preempted, TrainingCrashed
+from talaria.config.load import parse
+from talaria.launch.diagnosis import Preempted, TrainingCrashed
+from talaria.launch.stage import launch
+from talaria.process.supervisor import Stop
 
 NOISE = 5e-3
 """bf16 rounds sums differently where they are split differently; relative, of a loss near log(vocabulary)."""

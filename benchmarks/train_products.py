@@ -19,9 +19,8 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from talaria.train.kernels.elementwise import swiglu
 from train_measure import Sensors
-
-from pipeline.train.kernels import swiglu
 
 TOKENS, WIDTH, HALF = 13_056, 2560, 9728
 FLOP = 2 * TOKENS * WIDTH * 2 * HALF

@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from talaria.config.load import parse
+from talaria.train.distributed import process_group as world
+from talaria.train.kernels import attention as packed_attention
+from talaria.train.kernels import cudnn_attention as attention_cudnn
+from talaria.train.model.causal_lm import describe
+from talaria.train.telemetry import flops as metrics
+from talaria.train.telemetry.watchdog import StopSignal, Watchdog
+from talaria.train.train_state import Job
+from talaria.train.train_step import Stepper
+from talaria.train.trainer import Trainer
 
 from benchmarks.train_measure import Result, Sensors, memory, profiled
-from pipeline.settings import parse
-from pipeline.train import attention as packed_attention
-from pipeline.train import attention_cudnn, metrics, world
-from pipeline.train.guards import StopSignal, Watchdog
-from pipeline.train.job import Job
-from pipeline.train.loop import Trainer
-from pipeline.train.model import describe
-from pipeline.train.step import Stepper
 
 
 def run_ours(model: Path, tokens: Path, output: Path, settings: dict[str, Any], steps: int, warm: int, profile: bool) -> Result:

@@ -6,10 +6,9 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context, task
-
-from plugins import stage_tasks
-from plugins.notifiers.webhook import Webhook
-from plugins.policy import RETRIES
+from talaria_airflow import dag_tasks as stage_tasks
+from talaria_airflow.notifiers.webhook import Webhook
+from talaria_airflow.retry_policy import RETRIES
 
 
 @dag(

@@ -7,15 +7,14 @@ from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Asset, Param, TaskGroup, dag, get_current_context, task
-
-from pipeline import settings
-from plugins import stage_tasks
-from plugins.notifiers.webhook import Webhook
-from plugins.operators.accelerate_launch import AccelerateLaunchOperator
-from plugins.operators.register import RegisterOperator
-from plugins.operators.stage import StageOperator
-from plugins.policy import RETRIES
-from plugins.scheduling import config_file, config_names, deadline_of, default_config, schedule_of
+from talaria.config import load as settings
+from talaria_airflow import dag_tasks as stage_tasks
+from talaria_airflow.notifiers.webhook import Webhook
+from talaria_airflow.operators.accelerate_launch import AccelerateLaunchOperator
+from talaria_airflow.operators.register import RegisterOperator
+from talaria_airflow.operators.stage import StageOperator
+from talaria_airflow.retry_policy import RETRIES
+from talaria_airflow.scheduling import config_file, config_names, deadline_of, default_config, schedule_of
 
 MESSAGES, TOKENS, MODEL = Asset("talaria-messages"), Asset("talaria-tokens"), Asset("talaria-model")
 SCHEDULED = settings.load(config_file(default_config()))

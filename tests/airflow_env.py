@@ -30,7 +30,6 @@ def _isolate() -> Path:
     os.environ |= {
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
-        "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "plugins"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
         "AIRFLOW__API_AUTH__JWT_SECRET": "a secret for tests, long enough for every component: " + "0123456789" * 3,
@@ -71,10 +70,9 @@ class Stack:
 def running_stack(root: Path) -> Iterator[Stack]:
     """Airflow and MLflow as `make up` starts them, in a folder of their own, with the environment of now."""
     from rich.console import Console
-
-    from pipeline.local.airflow_api import AirflowApi
-    from pipeline.local.home import Home
-    from pipeline.local.stack import down, up
+    from talaria.devstack.airflow_client import AirflowApi
+    from talaria.devstack.installation import Home
+    from talaria.devstack.services import down, up
 
     home, console = Home(root), Console(quiet=True)
     try:

@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline import base
-from pipeline.config import Config
-from pipeline.settings import parse
-from pipeline.store import Output, Store, output_key
-from pipeline.tokens import encode
+from talaria.base_model import stage as base
+from talaria.config.load import parse
+from talaria.config.schema import Config
+from talaria.store.store import Output, Store, output_key
+from talaria.tokenization import stage as encode
 
 COLOURS = ("green", "blue", "red", "white")
 SHAPE = {
@@ -71,11 +71,10 @@ def train(model: Path, tokens: Path, out: Path, steps: int, lr: float = 1e-2, lo
     """A plain loop over whole batches; saves a Hugging Face folder at `out`, and a line a step to `log`."""
     import numpy as np
     import torch
-
-    from pipeline.config import Train
-    from pipeline.tokens.shards import open_tokens
-    from pipeline.train.batch import pack
-    from pipeline.train.model import load_model, sum_loss
+    from talaria.config.schema import Train
+    from talaria.tokenization.dataset import open_tokens
+    from talaria.train.batching.packing import pack
+    from talaria.train.model.causal_lm import load_model, sum_loss
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -147,7 +146,7 @@ def fill_training_folder(folder: Path, outputs: dict[str, Output], *, steps: int
 @cache
 def trained(root: Path) -> dict[str, Output]:
     """A store with everything up to the evaluated model, made once per folder."""
-    from pipeline import evaluate
+    from talaria.evaluation import stage as evaluate
 
     settings, store = config(), Store(root)
     outputs = prepare(store, settings)

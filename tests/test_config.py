@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-
-from pipeline import settings
-from pipeline.errors import ConfigError
+from talaria.common.errors import ConfigError
+from talaria.config import load as settings
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

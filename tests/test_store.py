@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from pipeline.errors import UserError
-from pipeline.store import Output, Store, output_key
+from talaria.common.errors import UserError
+from talaria.store.store import Output, Store, output_key
 
 DESCRIBED = {"settings": {}, "inputs": {}, "outside": None}
 
@@ -114,7 +113,7 @@ def test_runs_that_race_for_a_key_do_not_damage_each_other(tmp_path: Path) -> No
 def test_a_kill_leaves_the_whole_output_or_nothing(tmp_path: Path, moment: str) -> None:
     script = f"""
 import os, signal
-from pipeline import store
+from talaria.store import store
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 def write(folder):
     (folder / "big").write_bytes(b"x" * 1000000)

@@ -11,8 +11,8 @@ import pytest
 @pytest.fixture
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """MLflow with the model `chat`, of which each of three versions was better than the one before: 3 is the champion."""
-    from pipeline.registry.promotion import promote
-    from pipeline.tracking.access import connect
+    from talaria.registry.promotion import promote
+    from talaria.tracking.mlflow_client import connect
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

@@ -17,13 +17,13 @@ import pytest
 import yaml
 from airflow_env import Stack, running_stack
 from rich.console import Console
+from talaria.common.errors import ConfigError
+from talaria.config import load as settings
+from talaria.data.synthetic import generate
+from talaria.devstack.follow_run import Follower, failure, follow
+from talaria.devstack.installation import service_environment
+from talaria.devstack.processes import descendants
 
-from pipeline import settings
-from pipeline.data.sample import generate
-from pipeline.errors import ConfigError
-from pipeline.local.follow import Follower, failure, follow
-from pipeline.local.home import service_environment
-from pipeline.local.processes import descendants
 from tests.data.hub import REPO, Hub, serve
 
 CONFIG = {
@@ -158,8 +158,8 @@ def test_services_listen_on_the_loopback_interface_only(stack: Stack) -> None:
 
 
 def test_a_revision_is_trained_once_and_promoted_by_a_person(stack: Stack, hub: Hub, channel: Channel, runs: Runs) -> None:
-    from pipeline.registry.promotion import champion
-    from pipeline.tracking.access import connect
+    from talaria.registry.promotion import champion
+    from talaria.tracking.mlflow_client import connect
 
     def champions_version() -> int | None:
         found = champion("small", uri=stack.ports.mlflow_url)

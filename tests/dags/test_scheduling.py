@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
-
-from pipeline.errors import ConfigError
-from pipeline.settings import parse
-from plugins import scheduling
+from talaria.common.errors import ConfigError
+from talaria.config.load import parse
+from talaria_airflow import scheduling
 
 
 def configuration(**schedule: Any) -> Any:

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 from airflow_env import REPOSITORY
-
-from pipeline import settings
-from pipeline.config import Convert
-from pipeline.errors import ConfigError
+from talaria.common.errors import ConfigError
+from talaria.config import load as settings
+from talaria.config.schema import Convert
 
 TINY = REPOSITORY / "configs" / "tiny.yaml"
 SMALL = {
@@ -119,8 +118,7 @@ def test_a_misspelt_parameter_is_refused(dags: dict[str, Any], capsys: pytest.Ca
 @pytest.mark.parametrize("name", ["no-such", "../pyproject", "/etc/passwd", "tiny.yaml"])
 def test_only_names_of_the_configuration_folder_are_taken(dags: dict[str, Any], name: str) -> None:
     from airflow.sdk.exceptions import ParamValidationError
-
-    from plugins.scheduling import config_file
+    from talaria_airflow.scheduling import config_file
 
     with pytest.raises(ParamValidationError, match="is not one of"):
         run(dags, config=name)
@@ -136,8 +134,8 @@ def test_code_of_ones_own_is_refused_before_anything_runs(dags: dict[str, Any], 
 def test_a_row_that_cannot_be_converted_fails_with_the_command_lines_sentence(
     dags: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.data.convert import convert
-    from pipeline.errors import DataError
+    from talaria.common.errors import DataError
+    from talaria.data.convert import convert
 
     rows = [{"conversations": [{"from": role, "value": "Hello."}]} for role in ("human", "narrator")]
     (tmp_path / "rows.json").write_text(json.dumps(rows))

@@ -8,8 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-
-from plugins.triggers.hub import HubRevisionTrigger
+from talaria_airflow.triggers.hub_revision import HubRevisionTrigger
 
 REPO = "someone/conversations"
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from talaria.common.errors import DataError, UserError
+from talaria.config.schema import Convert
+from talaria.data.convert import convert
+from talaria.data.synthetic import generate, write_sample
 
-from pipeline.config import Convert
-from pipeline.data.convert import convert
-from pipeline.data.sample import generate, write_sample
-from pipeline.errors import DataError, UserError
 from tests.data.reference import our_rows, reference_rows
 
 Row = dict[str, Any]

@@ -9,11 +9,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-
-from pipeline.config import Config, Convert
-from pipeline.data.convert import convert, fingerprint
-from pipeline.data.custom import ALLOW
-from pipeline.errors import ConfigError, DataError
+from talaria.common.errors import ConfigError, DataError
+from talaria.config.schema import Config, Convert
+from talaria.data.convert import convert, fingerprint
+from talaria.data.user_function import ALLOW
 
 ALPACA = """
 import polars as pl

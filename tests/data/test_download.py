@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from talaria.common.errors import DataError, UserError
+from talaria.config.schema import Config, Download
+from talaria.data.download import download, fingerprint
+from talaria.data.synthetic import generate
 
-from pipeline.config import Config, Download
-from pipeline.data.download import download, fingerprint
-from pipeline.data.sample import generate
-from pipeline.errors import DataError, UserError
 from tests.data.hub import COMMIT, REPO, Hub, serve
 
 ROWS = json.dumps(list(generate(400, 0)), indent=4).encode()
@@ -104,7 +104,7 @@ def fetch(hub: Hub, folder: Path, settings: dict[str, Any] | None = None, **envi
     config.write_text(json.dumps({"name": "run", "download": {"source": "hub", "repo": REPO} | (settings or {})}))
     known = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    command = [sys.executable, "-m", "pipeline.cli", "download", str(config), "--output", str(folder / "out"), "--json"]
+    command = [sys.executable, "-m", "talaria.cli", "download", str(config), "--output", str(folder / "out"), "--json"]
     done = subprocess.run(command, env=known | own | environment, capture_output=True, text=True, check=False)
     assert TOKEN not in done.stdout + done.stderr
     return done

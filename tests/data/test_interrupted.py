@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from talaria.config.schema import Convert
+from talaria.data.convert import convert
+from talaria.data.synthetic import write_sample
 
-from pipeline.config import Convert
-from pipeline.data.convert import convert
-from pipeline.data.sample import write_sample
-
-CONVERT = "import sys; from pipeline.cli import main; sys.argv = ['talaria', 'convert', '--input', *sys.argv[1:]]; main()"
+CONVERT = "import sys; from talaria.cli import main; sys.argv = ['talaria', 'convert', '--input', *sys.argv[1:]]; main()"
 ROWS = 60_000
 
 

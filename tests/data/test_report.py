@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from pipeline import settings
-from pipeline.config import Convert, Tokenize
-from pipeline.data.convert import convert
-from pipeline.data.report import distribution, report
-from pipeline.data.sample import generate
-from pipeline.stages import run_stage
-from pipeline.store import Output, Store
-from pipeline.tokens.encode import tokenize
-from pipeline.tokens.shards import open_tokens
+from talaria.config import load as settings
+from talaria.config.schema import Convert, Tokenize
+from talaria.data.convert import convert
+from talaria.data.synthetic import generate
+from talaria.report.stage import distribution, report
+from talaria.stages.run import run_stage
+from talaria.store.store import Output, Store
+from talaria.tokenization.dataset import open_tokens
+from talaria.tokenization.stage import tokenize
 
 ROWS = 1500
 STAGES = ("download", "convert", "base", "tokenize", "report")

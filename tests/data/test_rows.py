@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from pipeline.data.parse import values_of
-from pipeline.data.rows import Layout, read_chunks
-from pipeline.errors import DataError
+from talaria.common.errors import DataError
+from talaria.data.json_parse import values_of
+from talaria.data.json_split import Layout, read_chunks
 
 # Text that looks like what the cutter looks for.
 SNARES = st.sampled_from(['"', "\\", '\\"', "}", "]", "},\n    {", "\n    },\n", "\n]", "{", "[", '\\\\"', ",", "\u2028", "é😀"])

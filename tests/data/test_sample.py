@@ -9,9 +9,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-
-from pipeline.data.columns import DECLARED
-from pipeline.data.sample import ODDITIES, generate, write_sample
+from talaria.data.json_schema import DECLARED
+from talaria.data.synthetic import ODDITIES, generate, write_sample
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:

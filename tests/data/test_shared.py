@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from talaria.config.schema import Convert
+from talaria.data.convert import convert
 
-from pipeline.config import Convert
-from pipeline.data.convert import convert
 from tests.data.reference import plain, reference_convert
 
 FOLDER = os.environ.get("TALARIA_TEST_DATA")

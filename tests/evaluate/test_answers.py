@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from pipeline.answers import Answer, Prompt, answer_all, choose_prompts, cut, last_answer, open_for_answers
-from pipeline.tokens import chat
-from pipeline.tokens.shards import open_tokens
-from pipeline.tokens.tokenizer import load
+from talaria.evaluation.greedy_answers import Answer, Prompt, answer_all, choose_prompts, cut, last_answer, open_for_answers
+from talaria.tokenization import chatml as chat
+from talaria.tokenization.dataset import open_tokens
+from talaria.tokenization.tokenizer import load
 
 END = 9
 

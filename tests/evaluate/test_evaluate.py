@@ -8,12 +8,11 @@ import math
 import pytest
 import small
 import torch
-
-from pipeline.errors import DataError
-from pipeline.evaluate import evaluate, run
-from pipeline.heldout import heldout_loss, open_model
-from pipeline.tokens.encode import tokenize
-from pipeline.tokens.shards import open_tokens
+from talaria.common.errors import DataError
+from talaria.evaluation.heldout_loss import heldout_loss, open_model
+from talaria.evaluation.stage import evaluate, run
+from talaria.tokenization.dataset import open_tokens
+from talaria.tokenization.stage import tokenize
 
 
 @pytest.fixture(scope="session")
@@ -106,14 +105,16 @@ def test_the_last_export_is_not_measured_twice(folders, tmp_path, monkeypatch):
     import os
     import shutil
 
-    import pipeline.heldout
+    import talaria.evaluation.heldout_loss
 
     train = tmp_path / "train"
     shutil.copytree(folders["train"], train, copy_function=os.link)
     shutil.copytree(train / "model", train / "exports" / "step-00000120", copy_function=os.link)
     opened = []
-    real = pipeline.heldout.open_model
-    monkeypatch.setattr(pipeline.heldout, "open_model", lambda folder, device: opened.append(folder.name) or real(folder, device))
+    real = talaria.evaluation.heldout_loss.open_model
+    monkeypatch.setattr(
+        talaria.evaluation.heldout_loss, "open_model", lambda folder, device: opened.append(folder.name) or real(folder, device)
+    )
     out = tmp_path / "out"
     out.mkdir()
     run(small.config(evaluate={"prompts": 0}), {**folders, "train": train}, out)

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import trees
-
-from pipeline import settings
-from pipeline.config import Config
-from pipeline.supervised import Stop
-from pipeline.train.command import Machine
-from pipeline.train.launch import launch
+from talaria.config import load as settings
+from talaria.config.schema import Config
+from talaria.launch.accelerate_command import Machine
+from talaria.launch.stage import launch
+from talaria.process.supervisor import Stop
 
 STUB = Path(__file__).parent / "stub"
 

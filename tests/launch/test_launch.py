@@ -17,17 +17,16 @@ from typing import Any
 
 import pytest
 import trees
-
-from pipeline import settings
-from pipeline.config import Train
-from pipeline.errors import DataError, UserError
-from pipeline.locks import Busy, locked
-from pipeline.stages import run_stage
-from pipeline.store import Store
-from pipeline.supervised import MARK, Stop
-from pipeline.train import launch
-from pipeline.train.command import Machine, command
-from pipeline.train.outcome import Preempted, TrainingCrashed, likely_cause
+from talaria.common.errors import DataError, UserError
+from talaria.common.locks import Busy, locked
+from talaria.config import load as settings
+from talaria.config.schema import Train
+from talaria.launch import stage as launch
+from talaria.launch.accelerate_command import Machine, command
+from talaria.launch.diagnosis import Preempted, TrainingCrashed, likely_cause
+from talaria.process.supervisor import MARK, Stop
+from talaria.stages.run import run_stage
+from talaria.store.store import Store
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -131,8 +130,8 @@ def test_when_reaper_and_ranks_lose_each_other_the_launch_still_clears_up(launch
 DRIVER = """
 import json, sys
 from pathlib import Path
-from pipeline import settings
-from pipeline.train.launch import Machine, launch
+from talaria.config import load as settings
+from talaria.launch.stage import Machine, launch
 root, tree, env = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 launch(settings.parse(tree, "test"), root / "tokens", root / "model", root / "output", machine=Machine(env=env),
        on_line=lambda line: print(line, flush=True))
@@ -190,7 +189,7 @@ def test_a_second_interrupt_does_not_wait_for_the_save(launches) -> None:
 
 
 def test_a_folder_in_use_is_refused_after_the_grace_period(launches, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.train.launch.SLACK", 0.2)
+    monkeypatch.setattr("talaria.launch.stage.SLACK", 0.2)
     with locked(launches.output / "lock"), pytest.raises(TrainingCrashed, match=f"is in use: .*process {os.getpid()}"):
         launches.start(grace=0.1)
 
@@ -264,7 +263,7 @@ HERE = Machine()
 
 def flags(argv: list[str]) -> dict[str, str]:
     """The options of accelerate, up to the module that it runs."""
-    options = argv[argv.index("accelerate.commands.launch") + 1 : argv.index("pipeline.train") - 1]
+    options = argv[argv.index("accelerate.commands.launch") + 1 : argv.index("talaria.train") - 1]
     return {name: value for name, value in zip(options, [*options[1:], ""], strict=True) if name.startswith("--")}
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import trees
-
-from pipeline.locks import Busy, locked
+from talaria.common.locks import Busy, locked
 
 HOLD = """
-import sys, time; from pathlib import Path; from pipeline.locks import locked
+import sys, time; from pathlib import Path; from talaria.common.locks import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -65,7 +64,7 @@ def test_a_child_that_inherits_the_lock_holds_it_on(tmp_path: Path) -> None:
 
 # Appends to a log what a critical section does; another process inside it at the same time would show.
 TURNS = """
-import sys; from pathlib import Path; from pipeline.locks import locked
+import sys; from pathlib import Path; from talaria.common.locks import locked
 for _ in range(20):
     with locked(Path(sys.argv[1]) / "lock"):
         count = Path(sys.argv[1]) / "count"
@@ -81,7 +80,7 @@ def test_one_at_a_time_although_each_holder_removes_the_file(tmp_path: Path) -> 
 
 
 STAGE = """
-import json, sys, time; from pathlib import Path; from pipeline.store import Store
+import json, sys, time; from pathlib import Path; from talaria.store.store import Store
 def write(folder):
     with (Path(sys.argv[1]) / "made").open("a") as made: made.write("x")
     time.sleep(float(sys.argv[2]))

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import small
 import trees
-
-from pipeline.store import Output, Store
+from talaria.store.store import Output, Store
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 GRACE = 30

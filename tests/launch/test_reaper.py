@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 import trees
-
-from pipeline import reaper
+from talaria.process import reaper
 
 # A launcher as torchelastic is one: each rank in a session of its own. On SIGTERM a rank saves, or is deaf to it.
 LAUNCHER = """# launcher
@@ -150,7 +149,7 @@ def test_when_the_reaper_itself_is_killed_the_launcher_is_told(run: Run) -> None
 def supervise(*command: str, **options: object) -> subprocess.CompletedProcess[str]:
     flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     return subprocess.run(
-        [sys.executable, "-m", "pipeline.reaper", *flags, "--", *command], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "talaria.process.reaper", *flags, "--", *command], capture_output=True, text=True, timeout=60
     )
 
 
@@ -186,6 +185,6 @@ def test_the_command_gets_signals_as_usual_and_no_stray_descriptor(tmp_path: Pat
     """The reaper blocks signals and inherits locks; neither may reach the command."""
     with (tmp_path / "lock").open("w") as lock:
         ask = "import os, signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, []), sorted(os.listdir('/proc/self/fd')))"
-        command = [sys.executable, "-m", "pipeline.reaper", "--", sys.executable, "-c", ask]
+        command = [sys.executable, "-m", "talaria.process.reaper", "--", sys.executable, "-c", ask]
         seen = subprocess.run(command, capture_output=True, text=True, pass_fds=[lock.fileno()], timeout=60).stdout
     assert seen.strip() == "set() ['0', '1', '2', '3']"  # 3 is the listing's own

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 import small
 import trees
-
-from pipeline.config import Config
-from pipeline.store import Output, Store
+from talaria.config.schema import Config
+from talaria.store.store import Output, Store
 
 SETTINGS = {"num_processes": 2, "epochs": 4, "save_every": 4, "stop_grace": 60}
 DRIVER = """
 import json, sys
-from pipeline import settings, stages
-from pipeline.store import Output, Store
+from talaria.config import load as settings
+from talaria.stages import run as stages
+from talaria.store.store import Output, Store
 store, tree, upstream = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 outputs = {name: Output.from_json(value) for name, value in upstream.items()}
 print(json.dumps(stages.run_stage("train", settings.parse(tree, "test"), Store(store), outputs).as_json()))
@@ -53,7 +53,7 @@ class Trainings:
         return len(logs[0].read_text().splitlines()) if logs else 0
 
     def ranks(self) -> list[int]:
-        return [pid for pid, argv in trees.marked(self.mark).items() if "pipeline.train" in argv[1:5]]
+        return [pid for pid, argv in trees.marked(self.mark).items() if "talaria.train" in argv[1:5]]
 
 
 @pytest.fixture(scope="module")

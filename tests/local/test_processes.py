@@ -10,9 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-
-from pipeline.local.home import Home, Ports, choose_ports
-from pipeline.local.processes import Service, descendants, running, start, stop
+from talaria.devstack.installation import Home, Ports, choose_ports
+from talaria.devstack.processes import Service, descendants, running, start, stop
 
 PORTS = Ports(1, 2)
 SLEEP = "import time; time.sleep(600)"

@@ -10,12 +10,11 @@ import httpx
 import pytest
 from airflow_env import Stack
 from rich.console import Console
+from talaria.common.errors import UserError
+from talaria.devstack.installation import Home, Ports
+from talaria.devstack.processes import descendants, running
+from talaria.devstack.services import SCHEDULER, SERVICES, down, up
 from trees import eventually
-
-from pipeline.errors import UserError
-from pipeline.local.home import Home, Ports
-from pipeline.local.processes import descendants, running
-from pipeline.local.stack import SCHEDULER, SERVICES, down, up
 
 QUIET = Console(quiet=True)
 pytestmark = pytest.mark.timeout(600)
@@ -58,7 +57,7 @@ def test_down_leaves_nothing_and_up_comes_back_at_the_same_addresses(stack: Stac
 
 
 def test_a_service_that_cannot_start_is_named_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.local.stack.commands", lambda home, ports: {name: ["false"] for name in SERVICES})
+    monkeypatch.setattr("talaria.devstack.services.commands", lambda home, ports: {name: ["false"] for name in SERVICES})
     home = Home(tmp_path / "talaria")
     with pytest.raises(UserError, match=r"mlflow stopped while starting; see .*mlflow\.log"):
         up(home, QUIET)

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import expect
+from talaria.runs.columns import thin
 
-from pipeline.runs.journal import thin
 from tests.monitor import synthetic
 from tests.monitor.conftest import PATIENCE_MS, SCREENSHOTS
 from tests.monitor.server import TRAINED, Airflow

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from pipeline.runs.journal import Journal, thin
+from talaria.runs.columns import Journal, thin
 
 
 def row(step: int, **values: object) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from talaria_airflow.monitor.mlflow_facts import Registry
 
-from plugins.monitor.registry import Registry
 from tests.monitor import synthetic
 from tests.monitor.server import TRAINED, Airflow
 

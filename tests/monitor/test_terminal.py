@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from talaria.cli import run_views as terminal
+from talaria.cli.terminal_plot import Line, chart, duration
+from talaria.common.errors import UserError
 
-from pipeline import terminal
-from pipeline.errors import UserError
-from pipeline.runs.draw import Line, chart, duration
 from tests.monitor import synthetic
 
 
@@ -90,7 +90,7 @@ def test_compare_lays_runs_side_by_side(tmp_path: Path) -> None:
 
 
 def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipeline.cli", "watch", "abc", "--store", str(tmp_path)]
+    command = [sys.executable, "-m", "talaria.cli", "watch", "abc", "--store", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
@@ -100,7 +100,7 @@ def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path: Path) -> None
 def test_the_commands_load_neither_torch_nor_mlflow(tmp_path: Path) -> None:
     synthetic.finished(tmp_path, 1)
     code = (
-        "import sys; from pathlib import Path; from rich.console import Console; from pipeline import terminal;"
+        "import sys; from pathlib import Path; from rich.console import Console; from talaria.cli import run_views as terminal;"
         f"terminal.watch(Path({str(tmp_path)!r}), '0000', Console());"
         "print({'torch', 'mlflow', 'numpy', 'polars', 'transformers'} & set(sys.modules) or 'light')"
     )

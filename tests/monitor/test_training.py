@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from talaria.common.errors import UserError
+from talaria.runs.catalog import Library, locate, places, resolve
+from talaria.runs.columns import thin
+from talaria.runs.folder import Place
+from talaria.runs.history import SMOOTH, Training, moving_average, restarts
+from talaria.runs.jsonl import sample
+from talaria.runs.summary import SPARK_POINTS, glance
 
-from pipeline.errors import UserError
-from pipeline.runs.glance import SPARK_POINTS, Place, glance, sample
-from pipeline.runs.journal import thin
-from pipeline.runs.library import Library, locate, places, resolve
-from pipeline.runs.training import SMOOTH, Training, moving_average, restarts
 from tests.monitor import synthetic
 
 

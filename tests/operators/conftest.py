@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG, BaseOperator
-
-from pipeline.store import Store
-from plugins.operators.accelerate_launch import AccelerateLaunchOperator
+from talaria.store.store import Store
+from talaria_airflow.operators.accelerate_launch import AccelerateLaunchOperator
 
 STUB = Path(__file__).parents[1] / "launch" / "stub"
 

@@ -20,12 +20,11 @@ import small
 import trees
 from mlflow import MlflowClient
 from rich.console import Console
-
-from pipeline import reaper
-from pipeline.config import Config
-from pipeline.local.stack import up
-from pipeline.stages import run_stage
-from pipeline.store import Output, Store
+from talaria.config.schema import Config
+from talaria.devstack.services import up
+from talaria.process import reaper
+from talaria.stages.run import run_stage
+from talaria.store.store import Output, Store
 
 GRACE = 60
 SETTINGS = {"num_processes": 2, "save_every": 10, "keep_epochs": True, "stop_grace": GRACE}
@@ -34,9 +33,9 @@ DAG_FILE = """
 import json, os
 from datetime import timedelta
 from airflow.sdk import DAG
-from plugins.operators.accelerate_launch import AccelerateLaunchOperator
-from plugins.operators.register import RegisterOperator
-from plugins.operators.stage import StageOperator
+from talaria_airflow.operators.accelerate_launch import AccelerateLaunchOperator
+from talaria_airflow.operators.register import RegisterOperator
+from talaria_airflow.operators.stage import StageOperator
 
 told = json.loads(open(os.environ["STORM"]).read())
 inputs = told["inputs"]
@@ -73,7 +72,7 @@ class Storm:
 
     def training(self) -> dict[int, str]:
         """Processes that train now: pid -> reaper, launcher or rank."""
-        told = {"reaper.py": "reaper", "accelerate.commands.launch": "launcher", "pipeline.train": "rank"}
+        told = {"reaper.py": "reaper", "accelerate.commands.launch": "launcher", "talaria.train": "rank"}
         found = {}
         for pid, argv in trees.marked(self.mark).items():
             roles = [role for text in argv[1:5] for ending, role in told.items() if text.endswith(ending)]

@@ -16,9 +16,8 @@ from airflow.sdk import Asset
 from airflow.sdk._shared.secrets_masker import redact
 from airflow.utils.session import create_session
 from sqlalchemy import select
-
-from plugins.operators.accelerate_launch import describe
-from plugins.operators.stage import StageOperator
+from talaria_airflow.operators.accelerate_launch import describe
+from talaria_airflow.operators.stage import StageOperator
 
 
 def xcoms(ti: Any) -> dict[str, Any]:

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import small
 from mlflow_server import MlflowServer
-
-from pipeline.config import Config
-from pipeline.store import Output
+from talaria.config.schema import Config
+from talaria.store.store import Output
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +52,7 @@ def settings() -> Config:
 @pytest.fixture(scope="session")
 def sqlite_uri(tmp_path_factory: pytest.TempPathFactory, store: Path) -> str:
     """MLflow without a server: a file of the store."""
-    from pipeline.tracking.access import tracking_uri
+    from talaria.tracking.mlflow_client import tracking_uri
 
     return tracking_uri(store)
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from pipeline.config import Config
-from pipeline.registry.card import LIMIT, Curve, Facts, card, readme, sparkline
-from pipeline.settings import load
+from talaria.config.load import load
+from talaria.config.schema import Config
+from talaria.registry.model_card import LIMIT, Curve, Facts, card, readme, sparkline
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-
-from pipeline.tracking.energy import SYSTEM, Meter, Reading, cost, find_gpus, visible_devices
+from talaria.tracking.system_metrics import SYSTEM, Meter, Reading, cost, find_gpus, visible_devices
 
 
 class FakeGpus:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
-from pipeline.registry.card import LIMIT
-from pipeline.registry.gate import Losses, decide, with_entry
+from talaria.registry.gate import Losses, decide, with_entry
+from talaria.registry.model_card import LIMIT
 
 
 @pytest.mark.parametrize(

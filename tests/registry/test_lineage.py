@@ -7,28 +7,29 @@ import subprocess
 from pathlib import Path
 
 import small
-
-from pipeline.stages import STAGES, key_of
-from pipeline.store import Store
-from pipeline.tracking import lineage
+from talaria.stages.table import STAGES, key_of
+from talaria.store import manifest as manifest_module
+from talaria.store.store import Store
+from talaria.tokenization import dataset as dataset_module
+from talaria.tracking import lineage
 
 
 def test_manifests_are_found_from_the_last_folder_alone(folders, outputs):
-    known = lineage.manifests({"evaluate": folders["evaluate"]})
+    known = manifest_module.manifests({"evaluate": folders["evaluate"]})
     assert {name: manifest["key"] for name, manifest in known.items()} == {name: output.key for name, output in outputs.items()}
 
 
 def test_folders_outside_a_store_add_nothing(tmp_path, folders):
     (tmp_path / "manifest.json").write_text(json.dumps({"stage": "evaluate"}))
-    assert lineage.manifests({"evaluate": tmp_path, "train": tmp_path / "nowhere"}) == {}
-    assert lineage.store_of(tmp_path) is None
-    assert lineage.store_of(folders["train"]) == folders["train"].parent.parent
+    assert manifest_module.manifests({"evaluate": tmp_path, "train": tmp_path / "nowhere"}) == {}
+    assert manifest_module.store_of(tmp_path) is None
+    assert manifest_module.store_of(folders["train"]) == folders["train"].parent.parent
 
 
 def test_a_training_under_way_knows_the_key_it_will_have(tmp_path):
     config = small.config()
     outputs = small.prepare(Store(tmp_path), config)
-    known = lineage.manifests({name: outputs[name].path for name in ("tokenize", "base")})
+    known = manifest_module.manifests({name: outputs[name].path for name in ("tokenize", "base")})
     expected, _ = key_of(STAGES["train"], config, {name: output.key for name, output in outputs.items()})
     assert lineage.train_key(config, known) == expected
     assert lineage.train_key(config, {}) is None
@@ -36,7 +37,7 @@ def test_a_training_under_way_knows_the_key_it_will_have(tmp_path):
 
 def test_a_hub_data_set_is_named_with_the_commit_it_resolved_to(folders):
     config = small.config(download={"source": "hub", "repo": "teknium/OpenHermes-2.5"}, base={"source": "hub", "repo": "Qwen/X"})
-    known = lineage.manifests(folders)
+    known = manifest_module.manifests(folders)
     tags = lineage.run_tags(config, known)
     assert (tags["talaria.data.name"], tags["talaria.data.revision"]) == ("teknium/OpenHermes-2.5", "c0ffee")
     assert tags["talaria.base"] == "Qwen/X"
@@ -50,7 +51,7 @@ def test_a_hub_data_set_is_named_with_the_commit_it_resolved_to(folders):
 
 
 def test_the_held_out_digest_tells_sets_apart_and_depends_on_nothing_else(tmp_path, folders):
-    from pipeline.tokens.encode import tokenize
+    from talaria.tokenization.stage import tokenize
 
     config = small.config()
     small.write_messages(tmp_path / "same.parquet")
@@ -58,9 +59,9 @@ def test_the_held_out_digest_tells_sets_apart_and_depends_on_nothing_else(tmp_pa
     digests = []
     for name in ("same", "other"):
         tokenize(tmp_path / f"{name}.parquet", folders["base"], tmp_path / name, config.tokenize)
-        digests.append(lineage.heldout_digest(tmp_path / name))
-    assert digests[0] == lineage.heldout_digest(folders["tokenize"]) != digests[1]
-    assert lineage.heldout_digest(folders["base"]) is None
+        digests.append(dataset_module.heldout_digest(tmp_path / name))
+    assert digests[0] == dataset_module.heldout_digest(folders["tokenize"]) != digests[1]
+    assert dataset_module.heldout_digest(folders["base"]) is None
 
 
 def test_airflows_run_is_taken_from_its_variables_and_from_the_caller(monkeypatch):
@@ -71,7 +72,7 @@ def test_airflows_run_is_taken_from_its_variables_and_from_the_caller(monkeypatc
 
 
 def test_the_commit_of_the_code_is_git_s(monkeypatch):
-    root = Path(lineage.__file__).resolve().parents[2]
+    root = Path(lineage.__file__).resolve().parents[3]
     head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
     if head.returncode == 0:
         assert (lineage.git_commit() or "").removesuffix("-dirty") == head.stdout.strip()

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from mlflow_server import MlflowServer
 from object_storage import SECRET, Bucket, ObjectStorage, use
-
-from pipeline.generate import resolve_model
-from pipeline.registry.promotion import promote
-from pipeline.registry.register import register
-from pipeline.registry.versions import prune
-from pipeline.tracking.access import connect
+from talaria.cli.chat import resolve_model
+from talaria.registry.promotion import promote
+from talaria.registry.register import register
+from talaria.registry.versions import prune
+from talaria.tracking.mlflow_client import connect
 
 pytestmark = pytest.mark.load
 

@@ -9,12 +9,11 @@ import uuid
 
 import pytest
 import small
-
-from pipeline.errors import DataError
-from pipeline.registry.promotion import champion, promote, rollback, unchanged
-from pipeline.registry.register import register
-from pipeline.registry.versions import find_model, prune, search_versions
-from pipeline.tracking.access import connect
+from talaria.common.errors import DataError
+from talaria.registry.promotion import champion, promote, rollback, unchanged
+from talaria.registry.register import register
+from talaria.registry.versions import find_model, prune, search_versions
+from talaria.tracking.mlflow_client import connect
 
 
 class Models:
@@ -202,8 +201,8 @@ def test_nothing_to_do_for_the_champions_training_nor_for_one_that_was_rolled_ba
 
 def test_the_champion_is_measured_on_the_candidates_conversations(settings, folders, sqlite_uri, tmp_path, outputs):
     """Another held-out set: the champion's own number says nothing about it."""
-    from pipeline.evaluate import evaluate
-    from pipeline.tokens.encode import tokenize
+    from talaria.evaluation.stage import evaluate
+    from talaria.tokenization.stage import tokenize
 
     first = register(settings, folders, uri=sqlite_uri)
     promote(first["model"], first["candidate"], uri=sqlite_uri)
@@ -252,7 +251,7 @@ def test_prune_keeps_the_newest_those_with_an_alias_and_the_way_back(models):
 
 
 def test_prune_frees_the_files(settings, folders, sqlite_uri):
-    from pipeline.registry.versions import local_folder
+    from talaria.registry.versions import local_folder
 
     facts = register(settings, folders, uri=sqlite_uri)
     first, last = (connect(sqlite_uri).get_model_version(facts["model"], str(v["version"])).source for v in facts["versions"])

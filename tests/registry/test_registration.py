@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import small
-
-from pipeline.errors import DataError
-from pipeline.registry.register import register
-from pipeline.registry.versions import local_folder, search_versions
-from pipeline.tracking.access import connect
+from talaria.common.errors import DataError
+from talaria.registry.register import register
+from talaria.registry.versions import local_folder, search_versions
+from talaria.tracking.mlflow_client import connect
 
 
 def source_of(uri: str, model: str, version: int) -> Path:
@@ -194,7 +193,7 @@ def test_a_server_that_keeps_files_itself_gets_them(server, settings, folders):
     facts = register(upload, folders, uri=server.uri)
     version = connect(server.uri).get_model_version(facts["model"], str(facts["candidate"]))
     assert version.source.startswith("mlflow-artifacts:")
-    from pipeline.generate import resolve_model
+    from talaria.cli.chat import resolve_model
 
     folder = resolve_model(f"models:/{facts['model']}/{facts['candidate']}", uri=server.uri)
     original = folders["train"] / "model" / "model.safetensors"

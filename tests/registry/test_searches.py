@@ -9,10 +9,9 @@ import pytest
 import small
 from mlflow.entities import LoggedModel, Run
 from mlflow.entities.model_registry import ModelVersion
-
-from pipeline.registry.promotion import promote
-from pipeline.registry.register import register
-from pipeline.tracking.access import connect, tracking_uri
+from talaria.registry.promotion import promote
+from talaria.registry.register import register
+from talaria.tracking.mlflow_client import connect, tracking_uri
 
 PAGE = (Path(__file__).parents[2] / "docs" / "registry.md").read_text()
 EXAMPLES = re.findall(r"```python\n(# .*?)```", PAGE.partition("## Searching")[2].partition("## Functions")[0], re.DOTALL)

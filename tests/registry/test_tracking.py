@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import small
 from server_process import free_port
-
-from pipeline.config import Config
-from pipeline.errors import UserError
-from pipeline.tracking.access import TrackingError, connect, public_uri, scrub, tracking_uri
-from pipeline.tracking.tracker import Tracker, catch_up
+from talaria.common.errors import UserError
+from talaria.common.redact import scrub
+from talaria.config.schema import Config
+from talaria.tracking.mlflow_client import TrackingError, connect, public_uri, tracking_uri
+from talaria.tracking.tracker import Tracker, catch_up
 
 
 class Training:
@@ -179,7 +179,7 @@ def test_many_processes_share_one_sqlite_file(tmp_path, settings):
     code = (
         "import sys, small; from pathlib import Path; sys.path.insert(0, sys.argv[3]);"
         "from test_tracking import Training;"
-        "from pipeline.tracking.access import tracking_uri; from pipeline.tracking.tracker import catch_up;"
+        "from talaria.tracking.mlflow_client import tracking_uri; from talaria.tracking.tracker import catch_up;"
         "root = Path(sys.argv[1]); training = Training(root, 'train-' + sys.argv[2]);"
         "training.steps(1, 400); training.ends('done');"
         "print(catch_up(small.config(), training.inputs, tracking_uri(root)).run_id)"

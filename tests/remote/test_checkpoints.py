@@ -18,13 +18,13 @@ import small
 import trees
 from object_storage import Bucket, use
 from server_process import free_port
+from talaria.launch import checkpoint_mirror as mirror
+from talaria.runs.identity import run_identity
+from talaria.store.remote import Remote
+from talaria.store.store import Output, Store
+from talaria.tracking.run_log import read_json
+from talaria.train.train_state import Job
 
-from pipeline.remote import Remote
-from pipeline.store import Output, Store
-from pipeline.tracking.run import read_json
-from pipeline.train import mirror
-from pipeline.train.identity import run_identity
-from pipeline.train.job import Job
 from tests.train import ranks
 
 SETTINGS: dict[str, Any] = {"epochs": 2, "save_every": 4, "keep_last": 2, "keep_epochs": True, "hang_timeout": 45}
@@ -33,8 +33,8 @@ PLACE = ".work/train-0123"
 
 @pytest.fixture(scope="session")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Output]:
-    from pipeline.config import Train
-    from pipeline.train.model import load_model
+    from talaria.config.schema import Train
+    from talaria.train.model.causal_lm import load_model
 
     outputs = small.prepare(Store(tmp_path_factory.mktemp("store")), small.config())
     load_model(outputs["base"].path, Train(precision="fp32"), "cpu")  # what this imports, forked ranks have
@@ -166,8 +166,9 @@ def test_with_the_storage_away_training_goes_on_and_it_is_told_once(
 
 DRIVER = """
 import json, sys
-from pipeline import settings, stages
-from pipeline.store import Output, Store
+from talaria.config import load as settings
+from talaria.stages import run as stages
+from talaria.store.store import Output, Store
 store, tree, upstream = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 outputs = {name: Output.from_json(value) for name, value in upstream.items()}
 print(json.dumps(stages.run_stage("train", settings.parse(tree, "test"), Store(store), outputs).as_json()))

@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 from object_storage import SECRET, Bucket, ObjectStorage, use
 from server_process import free_port
-
-from pipeline.errors import UserError
-from pipeline.files import file_digest
-from pipeline.housekeeping import prune
-from pipeline.store import Output, Store
+from talaria.common.errors import UserError
+from talaria.common.files import file_digest
+from talaria.store.prune import prune
+from talaria.store.store import Output, Store
 
 KEY = "k" * 64
 PLACE = f"greet/{KEY[:32]}"
@@ -258,7 +257,7 @@ def test_credentials_show_nowhere(tmp_path: Path, bucket: Bucket, storage: Objec
         (storage.endpoint, "s3://no-such-bucket/talaria"),
         (storage.endpoint, bucket.address),
     ):
-        command = [sys.executable, "-m", "pipeline.cli", "stage", "download", str(config), "--store", str(tmp_path / "store")]
+        command = [sys.executable, "-m", "talaria.cli", "stage", "download", str(config), "--store", str(tmp_path / "store")]
         env = os.environ | {"AWS_ENDPOINT_URL": endpoint, "TALARIA_REMOTE": address}
         ran = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
         told += ran.stdout + ran.stderr

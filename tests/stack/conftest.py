@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from talaria.devstack.compose_env import fresh_secrets, placement, storage_login
 
-from pipeline.local.compose_env import fresh_secrets, placement, storage_login
 from tests.stack.deployment import Deployment
 from tests.stack.engine import Engine
 from tests.stack.image import POSTGRES

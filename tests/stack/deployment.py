@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from talaria.devstack.airflow_client import AirflowApi
 
-from pipeline.local.airflow_api import AirflowApi
 from tests.stack.engine import Engine
 
 SMALL = {

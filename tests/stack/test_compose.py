@@ -12,9 +12,9 @@ import compose_spec
 import httpx
 import pytest
 import yaml
+from talaria.common.errors import UserError
+from talaria.devstack import compose_env
 
-from pipeline.errors import UserError
-from pipeline.local import compose_env
 from tests.stack.compose import load_compose, ours
 from tests.stack.deployment import Deployment
 from tests.stack.engine import REPOSITORY
@@ -110,7 +110,7 @@ def test_services_restart_are_checked_and_their_logs_rotate(document: dict[str, 
 
 
 def test_a_worker_is_given_longer_than_a_checkpoint_takes(document: dict[str, Any]) -> None:
-    from pipeline import config
+    from talaria.config import schema as config
 
     for name in ("worker", "worker-gpu"):
         minutes = re.fullmatch(r"(\d+)m", document["services"][name]["stop_grace_period"])

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from talaria.devstack.compose_env import fresh_secrets
 
-from pipeline.local.compose_env import fresh_secrets
 from tests.stack.compose import load_compose, ours
 from tests.stack.engine import REPOSITORY
 

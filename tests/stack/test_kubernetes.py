@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
+from talaria.config import schema as config
+from talaria.devstack import compose_env
 
-from pipeline import config
-from pipeline.local import compose_env
 from tests.stack.compose import load_compose
 from tests.stack.engine import REPOSITORY
 

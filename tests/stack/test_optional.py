@@ -17,8 +17,8 @@ def test_the_object_storage_keeps_a_copy_for_those_who_log_in(deployment: Deploy
     deployment.engine.up("s3")
     copy = """
 import sys, pathlib
-from pipeline.remote import Remote
-from pipeline.files import file_digest
+from talaria.store.remote import Remote
+from talaria.common.files import file_digest
 remote, folder = Remote.from_environment(), pathlib.Path(sys.argv[1])
 folder.mkdir()
 (folder / "file").write_bytes(bytes(60 << 20))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from talaria.base_model import random_init as scratch
 from tokens.conversations import HANDWRITTEN, numbered, write_parquet
-
-from pipeline import scratch
 
 
 @pytest.fixture(scope="session")

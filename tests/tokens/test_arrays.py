@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-
-from pipeline.arrays import scalar, to_arrow, to_numpy
+from talaria.common.arrow import scalar, to_arrow, to_numpy
 
 BOOLS = np.array([True, False, False, True, True, False, True, False, True, True])
 

@@ -14,15 +14,14 @@ import numpy as np
 import pytest
 import qwen
 from safetensors.numpy import load_file, save_file
+from talaria.base_model import stage as base
+from talaria.common.errors import DataError
+from talaria.config.load import parse
+from talaria.config.schema import Config
+from talaria.tokenization import chatml as chat
+from talaria.tokenization.tokenizer import TEMPLATE_FILE, find, load
 from tokens import hub
 from tokens.conversations import HANDWRITTEN, LINE_BREAK_FIRST, numbered, user, write_parquet
-
-from pipeline import base
-from pipeline.config import Config
-from pipeline.errors import DataError
-from pipeline.settings import parse
-from pipeline.tokens import chat
-from pipeline.tokens.tokenizer import TEMPLATE_FILE, find, load
 
 SHAPE = {
     "hidden_size": 32,
@@ -63,8 +62,8 @@ def digests(folder: Path) -> dict[str, str]:
 def test_random_is_the_same_for_the_same_settings_in_another_process(scratch: Path, convert: Path, tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
-from pipeline import base
-from pipeline.settings import parse
+from talaria.base_model import stage as base
+from talaria.config.load import parse
 config = parse({{"name": "test", "base": {{"shape": {SHAPE}, "source": "random", "vocab_size": 500}}}}, "test")
 base.run(config, {{"convert": Path({str(convert)!r})}}, Path({str(tmp_path)!r}))
 """
@@ -219,9 +218,9 @@ def test_a_broken_or_missing_tokenizer_is_named(tmp_path: Path) -> None:
 HUB = """
 import json, sys
 from pathlib import Path
-from pipeline import base
-from pipeline.settings import parse
-from pipeline.errors import UserError
+from talaria.base_model import stage as base
+from talaria.config.load import parse
+from talaria.common.errors import UserError
 config = parse({"name": "test", "base": {"source": "hub", **json.loads(sys.argv[1])}}, "test")
 try:
     print(json.dumps([base.fingerprint(config), base.run(config, {}, Path(sys.argv[2]))]))

@@ -14,15 +14,15 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
+from talaria.common.errors import DataError, UserError
+from talaria.config.schema import Tokenize
+from talaria.tokenization import chatml as chat
+from talaria.tokenization import row_filter as select
+from talaria.tokenization.dataset import open_tokens
+from talaria.tokenization.row_filter import EncodingMismatch
+from talaria.tokenization.stage import merge, tokenize, tokenize_range
+from talaria.tokenization.tokenizer import Loading, load
 from tokens.conversations import HANDWRITTEN, MESSAGES, Conversation, assistant, numbered, system, user, write_parquet
-
-from pipeline.config import Tokenize
-from pipeline.errors import DataError, UserError
-from pipeline.tokens import chat, select
-from pipeline.tokens.encode import merge, tokenize, tokenize_range
-from pipeline.tokens.select import EncodingMismatch
-from pipeline.tokens.shards import open_tokens
-from pipeline.tokens.tokenizer import Loading, load
 
 LONG = [user("Count"), assistant(" ".join(map(str, range(200))))]
 

@@ -13,13 +13,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import qwen
+from talaria.config.schema import Convert, Tokenize
+from talaria.data.convert import convert
+from talaria.tokenization import chatml as chat
+from talaria.tokenization.dataset import open_tokens
+from talaria.tokenization.stage import tokenize
 from tokenizers import Tokenizer as HuggingFaceTokenizer
-
-from pipeline.config import Convert, Tokenize
-from pipeline.data.convert import convert
-from pipeline.tokens import chat
-from pipeline.tokens.encode import tokenize
-from pipeline.tokens.shards import open_tokens
 
 FOLDER = os.environ.get("TALARIA_TEST_DATA")
 FILES = sorted(Path(FOLDER).glob("*.json*")) if FOLDER else []

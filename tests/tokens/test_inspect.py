@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from talaria.common.errors import DataError
+from talaria.config.schema import Tokenize
+from talaria.tokenization import chatml as chat
+from talaria.tokenization.inspection import Folder, show, write_html
+from talaria.tokenization.stage import tokenize
 from tokens.conversations import HANDWRITTEN, assistant, numbered, user, write_parquet
-
-from pipeline.config import Tokenize
-from pipeline.errors import DataError
-from pipeline.tokens import chat
-from pipeline.tokens.encode import tokenize
-from pipeline.tokens.inspect import Folder, show, write_html
 
 HOSTILE = [user("<script>alert(1)</script> \x1b[2J & <|im_end|>"), assistant("<b>not bold</b>\x07")]
 

@@ -8,27 +8,26 @@ import sys
 from pathlib import Path
 
 import pytest
+from talaria.config.schema import Tokenize
+from talaria.tokenization.stage import tokenize
 from tokens.conversations import numbered, write_parquet
-
-from pipeline.config import Tokenize
-from pipeline.tokens.encode import tokenize
 
 # `talaria` in a process that stops where all shards are written and nothing is in place, and says so.
 PAUSED = """
 import sys, time
-from pipeline.tokens import encode
+from talaria.tokenization import encode
 def pause(*_):
     print("written", flush=True)
     time.sleep(600)
 encode.merge = pause
-from pipeline.cli import main
+from talaria.cli import main
 main()
 """
 # `talaria` in a process that may write no file larger than 100 kB: what the kernel says then is what it says of a full disk.
 CRAMPED = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-from pipeline.cli import main
+from talaria.cli import main
 main()
 """
 

@@ -14,8 +14,8 @@ from tokens.conversations import numbered, write_parquet
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
-from pipeline.config import Tokenize
-from pipeline.tokens.encode import tokenize
+from talaria.config.schema import Tokenize
+from talaria.tokenization.stage import tokenize
 settings = Tokenize(backend="fastokens", validation_fraction=0.1, max_tokens=400)
 tokenize(*map(Path, sys.argv[1:]), settings)
 threads = [Path("/proc/self/task", task, "comm").read_text().strip() for task in os.listdir("/proc/self/task")]

@@ -8,12 +8,11 @@ import pyarrow as pa
 import qwen
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from talaria.tokenization import chatml as chat
+from talaria.tokenization.encoder import encode, flatten
+from talaria.tokenization.tokenizer import Loading, open_hugging_face
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 from tokens.conversations import MESSAGES, Conversation
-
-from pipeline.tokens import chat
-from pipeline.tokens.batch import encode, flatten
-from pipeline.tokens.tokenizer import Loading, open_hugging_face
 
 LOADED = Loading(qwen.tokenizer(), "fastokens")
 FAST = LOADED.tokenizer

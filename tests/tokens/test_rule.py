@@ -7,13 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import qwen
+from talaria.common.errors import DataError
+from talaria.tokenization import chatml as chat
+from talaria.tokenization.encoder import Batch, encode, flatten
+from talaria.tokenization.tokenizer import Tokenizer, load
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 from tokens.conversations import HANDWRITTEN, LINE_BREAK_FIRST, MESSAGES, Conversation, assistant, system, user
-
-from pipeline.errors import DataError
-from pipeline.tokens import chat
-from pipeline.tokens.batch import Batch, encode, flatten
-from pipeline.tokens.tokenizer import Tokenizer, load
 
 START, END, NEWLINE = 151644, 151645, 198
 

@@ -10,12 +10,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from talaria.common.errors import DataError
+from talaria.config.schema import Tokenize
+from talaria.tokenization.dataset import Tokens, open_tokens
+from talaria.tokenization.stage import tokenize
 from tokens.conversations import numbered, write_parquet
-
-from pipeline.config import Tokenize
-from pipeline.errors import DataError
-from pipeline.tokens.encode import tokenize
-from pipeline.tokens.shards import Tokens, open_tokens
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +82,7 @@ def test_an_index_past_the_end_is_an_error(train: Tokens) -> None:
 def test_reading_needs_numpy_and_pyarrow_only(folder: Path) -> None:
     script = f"""
 import sys
-from pipeline.tokens.shards import open_tokens
+from talaria.tokenization.dataset import open_tokens
 tokens = open_tokens({str(folder)!r})["train"]
 assert tokens.gather([1, 0])[0].size and tokens.supervised.any()
 print([name for name in ("datasets", "polars", "torch", "pydantic", "tokenizers", "xxhash") if name in sys.modules])

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import small
-
-from pipeline import spread
-from pipeline.config import Config
-from pipeline.files import file_digest
-from pipeline.stages import run_stage
-from pipeline.store import Output, Store
+from talaria.common.files import file_digest
+from talaria.config.schema import Config
+from talaria.stages.run import run_stage
+from talaria.store.store import Output, Store
+from talaria.workflow import tokenize_parts as spread
 
 
 def upstream(store: Store, config: Config) -> dict[str, Output]:
@@ -72,7 +71,7 @@ def test_a_finished_part_is_not_done_again(tmp_path: Path, monkeypatch: pytest.M
         raise RuntimeError("half way")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.tokens.encode.tokenize_range", fails)
+        patch.setattr("talaria.tokenization.stage.tokenize_range", fails)
         spread.tokenize_part(config, store, made, 0)
         with pytest.raises(RuntimeError, match="half way"):
             spread.tokenize_part(config, store, made, 1)

@@ -7,13 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+from talaria.config.load import parse
+from talaria.config.schema import Config
+from talaria.stages.run import run_stage
+from talaria.store.store import Output, Store
+from talaria.workflow import tokenize_parts as spread
 from tokens.conversations import numbered, write_parquet
-
-from pipeline import spread
-from pipeline.config import Config
-from pipeline.settings import parse
-from pipeline.stages import run_stage
-from pipeline.store import Output, Store
 
 
 @pytest.fixture

@@ -13,11 +13,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import small
-
-from pipeline.config import Train
-from pipeline.store import Store
-from pipeline.train.job import Job
-from pipeline.train.model import load_model
+from talaria.config.schema import Train
+from talaria.store.store import Store
+from talaria.train.model.causal_lm import load_model
+from talaria.train.train_state import Job
 
 torch.set_num_threads(1)
 

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from pipeline.train.__main__ import train
-from pipeline.train.job import Job
-from pipeline.train.loader import Prepared
-from pipeline.train.step import Outcome, Stepper
+from talaria.train.__main__ import train
+from talaria.train.batching.dataloader import Prepared
+from talaria.train.train_state import Job
+from talaria.train.train_step import Outcome, Stepper
 
 
 class Ranks:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from talaria.train import export
+from talaria.train.train_state import Job
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline.train import export
-from pipeline.train.job import Job
 from tests.train import ranks
 
 

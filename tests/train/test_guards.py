@@ -14,13 +14,14 @@ import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from talaria.config.schema import Tokenize
+from talaria.tokenization import stage as encode
+from talaria.tokenization.dataset import open_tokens
+from talaria.train.telemetry.loss_spikes import SpikeDetector
+from talaria.train.telemetry.watchdog import EXIT_HANG
+from talaria.train.train_state import Job
+from talaria.train.train_step import Stepper
 
-from pipeline.config import Tokenize
-from pipeline.tokens import encode
-from pipeline.tokens.shards import open_tokens
-from pipeline.train.guards import EXIT_HANG, SpikeDetector
-from pipeline.train.job import Job
-from pipeline.train.step import Stepper
 from tests.train import ranks
 
 

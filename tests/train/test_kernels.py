@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import rms_norm, silu
-
-from pipeline.config import Train
-from pipeline.train import attention, kernels, parallel
-from pipeline.train.kernels_products import (
+from talaria.config.schema import Train
+from talaria.train.distributed import sharding as parallel
+from talaria.train.distributed.process_group import World
+from talaria.train.distributed.sharding import Layout
+from talaria.train.kernels import attention
+from talaria.train.kernels import elementwise as kernels
+from talaria.train.kernels.matmul import (
     accumulate_into,
     lay_side_by_side,
     project,
@@ -15,10 +17,12 @@ from pipeline.train.kernels_products import (
     side_by_side,
     weight_gradients,
 )
-from pipeline.train.model import lay_out, layers, load_model, sum_loss
-from pipeline.train.optim import AdamW, Numbers, join_halves, learning_rate, round_stochastically, split_halves, update
-from pipeline.train.parallel import Layout
-from pipeline.train.world import World
+from talaria.train.model.causal_lm import lay_out, layers, load_model, sum_loss
+from talaria.train.optim.adamw import AdamW, Numbers, update
+from talaria.train.optim.bf16_masters import join_halves, round_stochastically, split_halves
+from talaria.train.optim.lr_schedule import learning_rate
+from torch.nn.functional import rms_norm, silu
+
 from tests.train.tiny_models import batch_of, conversations, save_tiny
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

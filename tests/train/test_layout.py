@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-
-from pipeline.config import Train
-from pipeline.errors import ConfigError
-from pipeline.train.parallel import Layout, choose_layout, state_bytes
-from pipeline.train.world import World
+from talaria.common.errors import ConfigError
+from talaria.config.schema import Train
+from talaria.train.distributed.process_group import World
+from talaria.train.distributed.sharding import Layout, choose_layout, state_bytes
 
 GB = 10**9
 CARD = 85 * GB  # an H100

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-from pipeline.tokens.shards import Tokens, open_tokens
-from pipeline.train.batch import MicroBatch, pack
-from pipeline.train.loader import Loader, filler
-from pipeline.train.plan import Plan
+from talaria.tokenization.dataset import Tokens, open_tokens
+from talaria.train.batching.dataloader import Loader, filler
+from talaria.train.batching.packing import MicroBatch, pack
+from talaria.train.batching.plan import Plan
 
 CPU = torch.device("cpu")
 

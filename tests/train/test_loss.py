@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-
-from pipeline.train.loss import linear_cross_entropy, plain_linear_cross_entropy
+from talaria.train.model.loss import linear_cross_entropy, plain_linear_cross_entropy
 
 VOCAB, WIDTH = 97, 16
 

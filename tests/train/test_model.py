@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from talaria.common.errors import ConfigError
+from talaria.config.schema import Lora, Train
+from talaria.train.kernels.decoder_layer import Keep
+from talaria.train.model.activation_memory import Footprint
+from talaria.train.model.causal_lm import describe, layers, load_model, sum_loss
+from talaria.train.model.loss import CHUNK
 
-from pipeline.config import Lora, Train
-from pipeline.errors import ConfigError
-from pipeline.train.activations import Footprint
-from pipeline.train.kernels_layer import Keep
-from pipeline.train.loss import CHUNK
-from pipeline.train.model import describe, layers, load_model, sum_loss
 from tests.train.tiny_models import VOCAB, batch_of, conversations, save_tiny
 
 FP32 = Train(precision="fp32")

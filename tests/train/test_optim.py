@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-from pipeline.config import Train
-from pipeline.train.optim import AdamW, join_halves, learning_rate, split_halves
+from talaria.config.schema import Train
+from talaria.train.optim.adamw import AdamW
+from talaria.train.optim.bf16_masters import join_halves, split_halves
+from talaria.train.optim.lr_schedule import learning_rate
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from talaria.config.schema import Tokenize
+from talaria.tokenization import stage as encode
+from talaria.tokenization.dataset import Tokens, open_tokens
+from talaria.train.batching.plan import Plan
+from talaria.train.train_state import Job
 from transformers import AutoModelForCausalLM
 
-from pipeline.config import Tokenize
-from pipeline.tokens import encode
-from pipeline.tokens.shards import Tokens, open_tokens
-from pipeline.train.job import Job
-from pipeline.train.plan import Plan
 from tests.train import ranks
 
 STEPS = 20

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from pipeline.errors import ConfigError
-from pipeline.train.partition import balanced_bins, differencing
-from pipeline.train.plan import Plan
+from talaria.common.errors import ConfigError
+from talaria.train.batching.balance import balanced_bins, differencing
+from talaria.train.batching.plan import Plan
 
 QUADRATIC = 3.67e-5
 """Qwen3-4B's."""

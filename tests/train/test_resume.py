@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from talaria.train.train_state import Job
 
-from pipeline.train.job import Job
 from tests.train import ranks
 
 # 31 steps over 3 epochs of 162 conversations; epochs end within steps 11 and 21.

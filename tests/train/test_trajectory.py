@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from talaria.train.distributed import sharding as parallel
+from talaria.train.train_state import Job
 
-from pipeline.train import parallel
-from pipeline.train.job import Job
 from tests.train import ranks
 
 STEPS = 30

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-from pipeline.train.batch import pack
+from talaria.train.batching.packing import pack
 
 VOCAB = 211
 

@@ -1,0 +1,158 @@
+"""Talk to a model: `talaria chat FOLDER`, or `talaria chat models:/NAME@champion`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from talaria.common.errors import DataError, UserError
+from talaria.tokenization import chatml as template
+from talaria.tokenization.tokenizer import Tokenizer, load
+
+_HELP = "An empty line or Ctrl-D ends the talk; /new begins another."
+
+
+def resolve_model(name: str, *, uri: str | None = None) -> Path:
+    """A model's folder: the folder itself, or that of a registered version (models:/NAME@ALIAS, models:/NAME/VERSION).
+
+    Raises DataError where there is none.
+    """
+    if not name.startswith("models:"):
+        return _model_folder(Path(name))
+    from mlflow.exceptions import MlflowException
+
+    from talaria.registry.versions import local_folder
+    from talaria.tracking.mlflow_client import connect, plain_errors, tracking_uri
+
+    address = uri or tracking_uri()
+    client = connect(address)
+    model, alias, version = parse_reference(name)
+    with plain_errors(address):
+        try:
+            found = client.get_model_version_by_alias(model, alias) if alias else client.get_model_version(model, version)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise DataError(f"{name}: MLflow has no such model version.") from None
+            raise
+        folder = local_folder(found.source or "")
+        return _model_folder(folder if folder is not None else Path(_download(found.source or "", address)))
+
+
+def parse_reference(name: str) -> tuple[str, str, str]:
+    """'models:/NAME@ALIAS' or 'models:/NAME/VERSION' -> (name, alias, version), one of the last two empty."""
+    path = name.removeprefix("models:").strip("/")
+    model, _, alias = path.partition("@")
+    if alias and model:
+        return model, alias, ""
+    model, _, version = path.rpartition("/")
+    if not model or not version.isdigit():
+        raise UserError(f"{name}: expected models:/NAME@ALIAS or models:/NAME/VERSION, for example models:/tiny@champion.")
+    return model, "", version
+
+
+def _download(source: str, uri: str) -> str:
+    import mlflow
+
+    return str(mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=uri))
+
+
+def _model_folder(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise DataError(f"{folder}: not a model folder (no config.json); give a folder, or models:/NAME@champion.")
+    return folder
+
+
+@dataclass
+class Talk:
+    """A conversation with a model; `say` streams its answer and remembers both sides."""
+
+    model: Any
+    tokenizer: Any
+    """Decodes."""
+    encoder: Tokenizer
+    max_new_tokens: int
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+    @classmethod
+    def with_model(cls, folder: Path, *, system: str | None = None, max_new_tokens: int = 512) -> Talk:
+        from transformers import AutoTokenizer
+
+        from talaria.evaluation.greedy_answers import open_for_answers
+        from talaria.evaluation.heldout_loss import best_device
+
+        model = open_for_answers(folder, best_device())
+        messages = [{"role": "system", "content": system}] if system else []
+        return cls(model, AutoTokenizer.from_pretrained(folder), load(folder, "tokenizers"), max_new_tokens, messages)
+
+    def say(self, text: str, write: Callable[[str], None]) -> str:
+        """Send a message; `write` gets the answer piece by piece. Greedy, up to <|im_end|> or `max_new_tokens`."""
+        import torch
+
+        self.messages.append({"role": "user", "content": text})
+        ids, _ = self.encoder.ids(template.prompt(self.messages))  # as in training: what looks like a control token is text
+        prompt = torch.tensor([ids], device=self.model.device)
+        streamer = _streamer(self.tokenizer, write)
+        with torch.no_grad():
+            self.model.generate(
+                prompt, attention_mask=torch.ones_like(prompt), streamer=streamer, do_sample=False, **self._ends()
+            )
+        answer = str(streamer.text)
+        self.messages.append({"role": template.ASSISTANT, "content": answer})
+        return answer
+
+    def _ends(self) -> dict[str, Any]:
+        """Ends an answer even where the folder's generation_config forgets <|im_end|>, as base models' do."""
+        known = self.tokenizer.get_added_vocab()
+        ids = [known[name] for name in (template.END, template.END_OF_TEXT) if name in known]
+        return {"max_new_tokens": self.max_new_tokens, "eos_token_id": ids, "pad_token_id": ids[-1]}
+
+
+def _streamer(tokenizer: Any, write: Callable[[str], None]) -> Any:
+    from transformers import TextStreamer
+
+    class Stream(TextStreamer):  # type: ignore[misc]
+        text = ""
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            self.text += text
+            write(text)
+
+    return Stream(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+def chat(
+    model: str, *, prompt: str | None = None, system: str | None = None, max_new_tokens: int = 512, uri: str | None = None
+) -> None:
+    """Answer `prompt` on stdout, or talk on the terminal until the user ends it."""
+    talk = Talk.with_model(resolve_model(model, uri=uri), system=system, max_new_tokens=max_new_tokens)
+    if prompt is not None:
+        talk.say(prompt, _write)
+        _write("\n")
+        return
+    sys.stderr.write(f"{_HELP}\n")
+    for text in _lines():
+        if text == "/new":
+            del talk.messages[1 if system else 0 :]
+            continue
+        talk.say(text, _write)
+        _write("\n")
+
+
+def _lines() -> Iterator[str]:
+    """What the user types, until an empty line or the end of input."""
+    while True:
+        try:
+            text = input("> ")
+        except EOFError:
+            return
+        if not text.strip():
+            return
+        yield text
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

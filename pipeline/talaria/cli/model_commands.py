@@ -1,0 +1,163 @@
+"""The commands for trained models, the registry and the store."""
+
+from __future__ import annotations
+
+import getpass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from talaria.cli.app import (
+    DEFAULT_STORE,
+    AsJson,
+    ConfigFile,
+    MaybeConfig,
+    OutputPath,
+    Overrides,
+    StoreDir,
+    app,
+    finish,
+    load,
+    say,
+)
+
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the registered model.")]
+store_app = typer.Typer(no_args_is_help=True, help="Look at the store, and free space in it.")
+app.add_typer(store_app, name="store")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Option("--model", help="Folder of the tuned model.")],
+    tokens: Annotated[Path, typer.Option("--tokens", help="Folder with a held-out split, made by `talaria tokenize`.")],
+    output: OutputPath,
+    base: Annotated[Path | None, typer.Option("--base", help="Folder of the base model, to compare with.")] = None,
+    config: MaybeConfig = None,
+    set_: Overrides = [],
+    as_json: AsJson = False,
+) -> None:
+    """Held-out loss and answers of a model, beside its base's."""
+    from talaria.evaluation.stage import evaluate as work
+
+    finish(work(load(config, set_), model=model, tokens=tokens, base=base, output=output), as_json)
+
+
+@app.command()
+def register(
+    config: ConfigFile,
+    train: Annotated[Path, typer.Option(help="Training folder.")],
+    tokens: Annotated[Path, typer.Option(help="Tokens folder it was trained on.")],
+    evaluation: Annotated[Path, typer.Option(help="Folder that `talaria evaluate` made.")],
+    set_: Overrides = [],
+    store: StoreDir = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Make the kept models of a training folder versions of the registered model."""
+    from talaria.registry.register import register as work
+    from talaria.tracking.mlflow_client import tracking_uri
+
+    inputs = {"train": train, "tokenize": tokens, "evaluate": evaluation}
+    finish(work(load(config, set_), inputs, uri=tracking_uri(store)), as_json)
+
+
+@app.command()
+def promote(
+    model: ModelName,
+    version: Annotated[int | None, typer.Argument(help="Version; absent: the newest candidate.")] = None,
+    margin: Annotated[float, typer.Option(help="How much lower its held-out loss must be.")] = 0.0,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Promote it whatever the gate says; your name is recorded.")] = False,
+    store: StoreDir = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version the champion if it beats the base model and the champion."""
+    from talaria.registry.promotion import promote as work
+    from talaria.tracking.mlflow_client import tracking_uri
+
+    by = getpass.getuser() if anyway else None
+    finish(work(model, version, margin=margin, uri=tracking_uri(store), by=by), as_json)
+
+
+@app.command()
+def rollback(
+    model: ModelName,
+    reason: Annotated[str, typer.Option(help="Why; it is written on the version.")],
+    store: StoreDir = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Make the previous champion the champion again."""
+    from talaria.registry.promotion import rollback as work
+    from talaria.tracking.mlflow_client import tracking_uri
+
+    finish(work(model, reason=reason, who=getpass.getuser(), uri=tracking_uri(store)), as_json)
+
+
+@app.command()
+def prune(
+    model: ModelName,
+    keep: Annotated[int, typer.Option(min=1, help="Newest versions to keep.")],
+    store: StoreDir = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Delete old versions of a model and their files; one with an alias stays, and the one a rollback would go to."""
+    from talaria.registry.versions import prune as work
+    from talaria.tracking.mlflow_client import tracking_uri
+
+    finish(work(model, keep, uri=tracking_uri(store)), as_json)
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="Model folder, or models:/NAME@champion.")],
+    prompt: Annotated[str | None, typer.Option(help="Answer this and exit.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 512,
+    store: StoreDir = DEFAULT_STORE,
+) -> None:
+    """Talk to a model."""
+    from talaria.cli.chat import chat as work
+    from talaria.tracking.mlflow_client import tracking_uri
+
+    uri = tracking_uri(store) if model.startswith("models:") else None
+    work(model, prompt=prompt, system=system, max_new_tokens=max_new_tokens, uri=uri)
+
+
+@app.command()
+def report(
+    data: Annotated[Path, typer.Option("--data", help="Folder of the stage convert (holds messages.parquet).")],
+    tokens: Annotated[Path, typer.Option("--tokens", help="Tokens folder.")],
+    output: OutputPath,
+    as_json: AsJson = False,
+) -> None:
+    """Write the data report: lengths, sources, drops, duplicates, odd rows."""
+    from talaria.report.stage import report as work
+
+    finish(work(data, tokens, output), as_json)
+
+
+@store_app.command("ls")
+def store_ls(store: StoreDir = DEFAULT_STORE) -> None:
+    """List every output and working folder, with its size and the days since it was last used."""
+    from talaria.store.prune import entries
+    from talaria.store.store import Store
+
+    for entry in entries(Store(store)):
+        state = "" if entry.finished else "  unfinished"
+        print(f"{entry.stage:12} {entry.bytes / 1e6:12.1f} MB {entry.idle_days:7.1f} d  {entry.path}{state}")
+
+
+@store_app.command("prune")
+def store_prune(
+    days: Annotated[float, typer.Option(help="Remove what nothing has used for so many days.")] = 30.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    remote: Annotated[bool, typer.Option("--remote", help="Remove their copies on TALARIA_REMOTE too.")] = False,
+    store: StoreDir = DEFAULT_STORE,
+) -> None:
+    """Free space. Registered models stay: the registry holds links of its own."""
+    from talaria.store.prune import prune
+    from talaria.store.store import Store
+
+    gone = prune(Store(store), days, dry_run=dry_run, remote=remote)
+    for entry in gone:
+        print(f"{'would remove' if dry_run else 'removed'} {entry.path}")
+    say(f"{sum(entry.bytes for entry in gone) / 1e6:.1f} MB in {len(gone)} folders")

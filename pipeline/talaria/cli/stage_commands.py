@@ -1,0 +1,182 @@
+"""The commands that go from a data set to a trained model."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from talaria.cli.app import (
+    DEFAULT_STORE,
+    AsJson,
+    ConfigFile,
+    MaybeConfig,
+    OutputPath,
+    Overrides,
+    StoreDir,
+    app,
+    finish,
+    load,
+    progress,
+    say,
+)
+from talaria.common.errors import Unavailable, UserError
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    set_: Overrides = [],
+    store: StoreDir = DEFAULT_STORE,
+    force: Annotated[bool, typer.Option("--force", help="Make every stage again, even where its output exists.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run every stage, from the data set to the promoted model; what is there already is reused."""
+    from talaria.cli.training_progress import TrainingProgress
+    from talaria.launch import stage as launch
+    from talaria.store.store import Store
+    from talaria.workflow.run_all import run_all
+
+    def train(*args: Any) -> dict[str, Any]:
+        with TrainingProgress() as shown:
+            return launch.run(*args, on_line=shown.on_line, on_look=shown.on_look)
+
+    finish(run_all(load(config, set_), Store(store), force=force, on_line=say, train=train), as_json)
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(help="A stage of pipeline/talaria/stages/table.py.")],
+    config: ConfigFile,
+    inputs: Annotated[str, typer.Option("--inputs", help='JSON {"stage": {"path": ..., "key": ...}} of its inputs.')] = "{}",
+    set_: Overrides = [],
+    store: StoreDir = DEFAULT_STORE,
+    force: bool = False,
+    result: Annotated[Path | None, typer.Option(help="Write the output's description here instead of to stdout.")] = None,
+) -> None:
+    """Run one stage in the store; the Airflow tasks that want a process of their own use this.
+
+    Exits 75 (EX_TEMPFAIL) where something outside does not answer, so that the task is tried again.
+    """
+    from talaria.stages.run import run_stage
+    from talaria.stages.table import STAGES
+    from talaria.store.store import Output, Store
+
+    if name not in STAGES:
+        raise UserError(f"unknown stage {name!r}; the stages are {', '.join(STAGES)}.")
+    upstream = {key: Output.from_json(value) for key, value in json.loads(inputs).items()}
+    try:
+        output = run_stage(name, load(config, set_), Store(store), upstream, force=force)
+    except Unavailable as error:
+        say(f"talaria: {error}")
+        raise typer.Exit(os.EX_TEMPFAIL) from None
+    if result is not None:
+        result.write_text(json.dumps(output.as_json()))
+    else:
+        print(json.dumps(output.as_json()))
+
+
+@app.command()
+def download(config: ConfigFile, output: OutputPath, set_: Overrides = [], as_json: AsJson = False) -> None:
+    """Fetch the data set into a folder."""
+    from talaria.data.download import download as work
+
+    finish(work(load(config, set_).download, output), as_json)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Option("--input", help="Source file, or a folder of them.")],
+    output: OutputPath,
+    config: MaybeConfig = None,
+    set_: Overrides = [],
+    as_json: AsJson = False,
+) -> None:
+    """Turn a ShareGPT-shaped data set into a messages parquet."""
+    from talaria.data.convert import convert as work
+
+    with progress("convert", "rows") as rows:
+        facts = work(source, output, load(config, set_).convert, rows)
+    finish(facts, as_json)
+
+
+@app.command()
+def tokenize(
+    source: Annotated[Path, typer.Option("--input", help="A messages parquet.")],
+    tokenizer: Annotated[str, typer.Option("--tokenizer", help="Tokenizer folder, or its name on the hub.")],
+    output: OutputPath,
+    config: MaybeConfig = None,
+    set_: Overrides = [],
+    as_json: AsJson = False,
+) -> None:
+    """Turn a messages parquet into token ids and loss masks, as Arrow shards."""
+    from talaria.tokenization import fastokens_backend as fast
+
+    chosen = load(config, set_).tokenize
+    if chosen.backend != "tokenizers":
+        fast.begin(Path(tokenizer, "tokenizer.json"))
+    from talaria.tokenization.stage import tokenize as work
+
+    with progress("tokenize", "rows") as rows:
+        facts = work(source, tokenizer, output, chosen, rows)
+    finish(facts, as_json)
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    tokens: Annotated[Path, typer.Option(help="Folder that `talaria tokenize` made.")],
+    model: Annotated[str, typer.Option(help="Folder of the base model, or its name on the hub.")],
+    output: OutputPath,
+    num_processes: Annotated[int | None, typer.Option(help="Ranks on this machine; overrides train.num_processes.")] = None,
+    machine_rank: Annotated[int, typer.Option(help="Which of train.num_machines this one is, from 0.")] = 0,
+    rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where machine 0 listens.")] = None,
+    set_: Overrides = [],
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune; run again with the same output to continue where it stopped."""
+    from talaria.cli.training_progress import TrainingProgress
+    from talaria.launch.accelerate_command import Machine
+    from talaria.launch.stage import launch
+
+    machine = Machine(machine_rank, rendezvous)
+    if num_processes is not None:
+        set_ = [*set_, f"train.num_processes={num_processes}"]
+    with TrainingProgress() as shown:
+        facts = launch(load(config, set_), tokens, model, output, on_line=shown.on_line, on_look=shown.on_look, machine=machine)
+    finish(facts, as_json)
+
+
+@app.command()
+def inspect(
+    tokens: Annotated[Path, typer.Argument(help="Folder that `talaria tokenize` made.")],
+    row: Annotated[int | None, typer.Option(help="Row of the messages parquet; absent: the first.")] = None,
+    split: Annotated[str, typer.Option(help="train or validation.")] = "train",
+    html: Annotated[Path | None, typer.Option(help="Write a page of samples instead.")] = None,
+) -> None:
+    """Show what the model will see and what counts in the loss."""
+    from talaria.tokenization import inspection as page
+
+    if html is not None:
+        page.write_html(tokens, html)
+        say(f"wrote {html}")
+    else:
+        page.show(tokens, row, split)
+
+
+@app.command("config")
+def list_settings(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the table of docs/configuration.md.")] = False,
+) -> None:
+    """List every setting with its default and meaning."""
+    from talaria.config import load as settings
+
+    for name, default, meaning in settings.documentation():
+        shown = "–" if default is None else str(default)
+        if markdown:
+            print(f"| `{name}` | `{shown}` | {meaning} |")
+        else:
+            print(f"{name:36} {shown:24} {meaning}")

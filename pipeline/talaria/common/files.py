@@ -1,0 +1,64 @@
+"""What the store and its copy on object storage share: the manifest's name, and what both do with files."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+"""In a folder of the store it is what makes the folder whole."""
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """A second name for a file at no cost, or a copy where the file system has none (another disk).
+
+    Raises FileNotFoundError where the source is gone.
+    """
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Readers see the old text or the new one, never a part; the text survives a power cut."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error, safetensors' own among them, says that there is no room for what was written."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    own = isinstance(error, OSError) and error.errno in numbers
+    return own or any(f"(os error {number})" in str(error) for number in numbers)

@@ -1,0 +1,231 @@
+"""Every setting of Talaria: one frozen model a stage, and the only place where a default lives.
+
+A field's description is its documentation: `docs/configuration.md` and the trigger form are made from it.
+`NotInKey` marks a setting that changes how fast or where a stage runs but not what it produces, so it takes no
+part in the store's key (see store.py). Files and overrides are read in settings.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _NotInKey:
+    """Marker for settings that leave a stage's output unchanged."""
+
+
+NotInKey = _NotInKey()
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def key_fields(self) -> dict[str, Any]:
+        """The settings that decide the output, as JSON values."""
+        left_out = {name for name, field in type(self).model_fields.items() if NotInKey in field.metadata}
+        return self.model_dump(mode="json", exclude=left_out)
+
+
+class Download(Section):
+    source: Literal["hub", "local", "sample"] = Field("hub", description="Where the conversations come from.")
+    repo: str = Field("teknium/OpenHermes-2.5", description="Data set on the Hugging Face hub (source: hub).")
+    # The commit and the digests of the files stand in the key instead (talaria.data.download:fingerprint).
+    revision: Annotated[str, NotInKey] = Field(
+        "main", description="Branch, tag or commit; the commit it resolves to is recorded."
+    )
+    files: str = Field("*", description="Glob of the data files to take from the repository or folder.")
+    sha256: str | None = Field(None, description="Expected digest of the one data file; a mismatch stops the run.")
+    path: Annotated[Path | None, NotInKey] = Field(None, description="File or folder to read (source: local).")
+    rows: int = Field(6000, ge=1, description="Conversations to generate (source: sample).")
+    seed: int = Field(0, description="Seed of the generator (source: sample).")
+
+    @model_validator(mode="after")
+    def _local_needs_path(self) -> Download:
+        if self.source == "local" and self.path is None:
+            raise ValueError("download.path is needed when download.source is local")
+        return self
+
+
+class Convert(Section):
+    on_bad_row: Literal["error", "drop"] = Field("error", description="What to do with a row that cannot be converted.")
+    function: str | None = Field(None, description="'module:name' of your own LazyFrame -> LazyFrame step, run first.")
+    drop_duplicates: bool = Field(False, description="Drop rows whose messages equal an earlier row's. Off, as in the reference.")
+    drop_empty_answers: bool = Field(False, description="Drop rows with an empty assistant message. Off, as in the reference.")
+    rows: int | None = Field(None, ge=1, description="Take only the first N rows.")
+
+
+class Shape(Section):
+    """Size of a Qwen3 model made from random weights (base.source: random)."""
+
+    hidden_size: int = Field(128, ge=8, description="Width of the residual stream.")
+    intermediate_size: int = Field(384, ge=8, description="Width of the MLP.")
+    num_hidden_layers: int = Field(4, ge=1, description="Decoder layers.")
+    num_attention_heads: int = Field(4, ge=1, description="Query heads.")
+    num_key_value_heads: int = Field(2, ge=1, description="Key and value heads; divides the query heads.")
+    head_dim: int = Field(32, ge=2, description="Width of a head.")
+
+
+class Base(Section):
+    source: Literal["hub", "local", "random"] = Field("hub", description="Where the base model comes from.")
+    repo: str = Field("Qwen/Qwen3-4B-Base", description="Model on the Hugging Face hub (source: hub).")
+    revision: str = Field("main", description="Branch, tag or commit; the commit it resolves to is recorded.")
+    path: Path | None = Field(None, description="Folder of the model (source: local).")
+    tokenizer: Path | None = Field(None, description="Tokenizer folder (source: random); absent: one is trained on the messages.")
+    vocab_size: int = Field(2048, ge=300, description="Size of the tokenizer that is trained (source: random).")
+    shape: Shape = Field(Shape(), description="Size of the model (source: random).")
+    seed: int = Field(0, description="Seed of the random weights (source: random).")
+
+    @model_validator(mode="after")
+    def _local_needs_path(self) -> Base:
+        if self.source == "local" and self.path is None:
+            raise ValueError("base.path is needed when base.source is local")
+        return self
+
+
+class Tokenize(Section):
+    max_tokens: int = Field(9216, ge=8, description="Longest conversation kept, in tokens.")
+    on_long: Literal["drop", "truncate"] = Field("drop", description="What to do with a longer conversation.")
+    validation_fraction: float = Field(
+        0.0, ge=0, lt=1, description="Share held out, chosen by a hash of the content: stable, no duplicate in both."
+    )
+    supervise_newline: bool = Field(True, description="Count the line break after <|im_end|> in the loss, as the reference does.")
+    backend: Annotated[Literal["auto", "fastokens", "tokenizers"], NotInKey] = Field(
+        "auto", description="Encoder; both give the same ids, fastokens is about 50 times faster."
+    )
+    workers: Annotated[int, NotInKey] = Field(0, ge=0, description="Encoder threads; 0: one a core.")
+    shards: Annotated[int, NotInKey] = Field(1, ge=1, description="Row ranges that Airflow spreads over its workers.")
+    shard_rows: int = Field(100_000, ge=1, description="Rows of the parquet per Arrow file.")
+
+
+class Lora(Section):
+    rank: int = Field(0, ge=0, description="0: full-parameter training.")
+    alpha: float = Field(32.0, gt=0, description="The adapter's output is scaled by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter.")
+    targets: str = Field("all-linear", description="Modules that get an adapter, as peft names them.")
+
+
+class Train(Section):
+    epochs: int = Field(3, ge=1, description="Times every conversation is trained.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimiser steps, whatever epochs says.")
+    global_batch: int = Field(128, ge=1, description="Conversations per optimiser step.")
+    max_tokens_per_device: Annotated[int, NotInKey] = Field(9216, ge=8, description="Most tokens in a micro-batch on one rank.")
+    lr: float = Field(1e-5, gt=0, description="Peak learning rate, reached at the end of warm-up.")
+    min_lr: float = Field(1e-6, ge=0, description="Learning rate at the end of the cosine.")
+    warmup_fraction: float = Field(0.1, ge=0, le=1, description="Share of the steps with a linearly rising learning rate.")
+    weight_decay: float = Field(0.1, ge=0, description="On matrices only; none on 1-D parameters.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam: decay of the first moment.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Adam: decay of the second moment.")
+    eps: float = Field(1e-8, gt=0, description="Adam: added to the denominator.")
+    clip: float = Field(1.0, gt=0, description="Largest global gradient norm.")
+    reduction: Literal["token", "sample"] = Field("token", description="Mean over supervised tokens, or over conversations.")
+    seed: int = Field(42, ge=0, description="Epoch e's order is a permutation from (seed, e) alone.")
+    precision: Literal["mixed", "fp32", "bf16"] = Field(
+        "mixed",
+        description="mixed: fp32 masters and Adam state, bf16 compute; bf16: those in bf16 too, weights rounded stochastically.",
+    )
+    fp8: bool = Field(
+        False, description="Products of activations with weights in 8 bits, under mixed or bf16: faster, less exact."
+    )
+    lora: Lora = Lora()
+    patience: int | None = Field(None, ge=1, description="Stop after this many evaluations without a better held-out loss.")
+    eval_every: int | None = Field(None, ge=1, description="Steps between held-out losses; absent: each epoch's end only.")
+    save_every: Annotated[int, NotInKey] = Field(
+        1000, ge=1, description="Steps between checkpoints; one is also saved at each epoch's end."
+    )
+    keep_last: Annotated[int, NotInKey] = Field(2, ge=1, description="Checkpoints kept for resuming.")
+    keep_epochs: bool = Field(False, description="Export a model at each epoch's end, each a version of its own.")
+    keep_best: bool = Field(False, description="Export the model with the lowest held-out loss.")
+    prefetch: Annotated[int, NotInKey] = Field(2, ge=1, description="Steps prepared ahead by the background thread.")
+    num_processes: Annotated[int, NotInKey] = Field(0, ge=0, description="Ranks on this machine; 0: one a GPU, or 1 on CPU.")
+    num_machines: Annotated[int, NotInKey] = Field(1, ge=1, description="Machines that train together.")
+    sharding: Annotated[Literal["auto", "replicate", "shard", "hybrid"], NotInKey] = Field(
+        "auto", description="auto: replicate where a rank has room for the whole model, else shard, hybrid over several nodes."
+    )
+    shard_size: Annotated[int, NotInKey] = Field(0, ge=0, description="Ranks per shard group (hybrid); 0: a node's ranks.")
+    activation_checkpointing: Annotated[Literal["auto", "off", "selective", "full"], NotInKey] = Field(
+        "auto", description="Recompute activations in the backward pass; auto: as little as fits in memory."
+    )
+    kernels: Annotated[Literal["auto", "plain"], NotInKey] = Field(
+        "auto", description="auto: fused layers where the architecture has them; plain: Hugging Face's own layers."
+    )
+    deterministic: Annotated[bool, NotInKey] = Field(
+        False, description="On a GPU, repeat a run to the bit, as it is on the CPU always; costs 6% of the speed."
+    )
+    hang_timeout: Annotated[float, NotInKey] = Field(600.0, gt=0, description="Seconds without progress until all ranks stop.")
+    stop_grace: Annotated[float, NotInKey] = Field(300.0, gt=0, description="Seconds that ranks get to save after SIGTERM.")
+
+    @model_validator(mode="after")
+    def _fp8_needs_bf16_compute(self) -> Train:
+        if self.fp8 and self.precision == "fp32":
+            raise ValueError("fp8 needs precision mixed or bf16")
+        return self
+
+
+class Evaluate(Section):
+    prompts: int = Field(64, ge=0, description="Held-out prompts to answer; exact match is reported.")
+    max_new_tokens: int = Field(128, ge=1, description="Longest answer, in tokens.")
+    batch_tokens: Annotated[int, NotInKey] = Field(9216, ge=8, description="Most tokens in a held-out batch.")
+
+
+class Registry(Section):
+    model: str | None = Field(None, description="Registered model's name; absent: the configuration's name.")
+    experiment: str = Field("talaria", description="MLflow experiment.")
+    artifacts: Literal["store", "server"] = Field(
+        "store",
+        description="Where a new experiment keeps its files: on the store's disk (no copy of the weights), or with the server.",
+    )
+
+
+class Promote(Section):
+    margin: float = Field(0.0, ge=0, description="Held-out loss must be lower than base's and champion's by more than this.")
+    approval: bool = Field(False, description="Ask a person before the champion alias moves (Airflow only).")
+
+
+class Schedule(Section):
+    cron: str | None = Field(None, description="Cron expression for scheduled retraining (UTC).")
+    on_new_revision: bool = Field(False, description="Start a run when the data set's revision on the hub changes.")
+    poll_seconds: float = Field(300.0, gt=0, description="Seconds between looks at the hub.")
+    skip_unchanged: bool = Field(
+        True, description="Skip a scheduled run whose data, model and settings the champion already has."
+    )
+    deadline_hours: float | None = Field(None, gt=0, description="Report a run that is not done this long after it was queued.")
+
+
+class Config(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and, by default, of the model.")
+    download: Download = Download()
+    convert: Convert = Convert()
+    base: Base = Base()
+    tokenize: Tokenize = Tokenize()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    registry: Registry = Registry()
+    promote: Promote = Promote()
+    schedule: Schedule = Schedule()
+
+    @model_validator(mode="after")
+    def _watching_needs_the_hub(self) -> Config:
+        if self.schedule.on_new_revision and self.download.source != "hub":
+            raise ValueError("schedule.on_new_revision needs download.source: hub")
+        return self
+
+    @property
+    def registered_name(self) -> str:
+        """Name of the registered model."""
+        return self.registry.model or self.name
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting under its dotted name, as it is logged to MLflow."""
+        return dict(_flatten(self.model_dump(mode="json")))
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,207 @@
+"""Cut a JSON file into chunks of whole rows, each chunk a run of objects that only whitespace separates.
+
+A chunk is what Arrow's JSON reader takes in one block. Nothing here builds a Python object per row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+
+from talaria.common.errors import DataError
+
+CHUNK = 8 << 20
+_BOM = b"\xef\xbb\xbf"
+_PRETTY = re.compile(rb"\[(\r?\n)([ \t]+)\{\r?\n(\2[ \t]+)\"")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file's rows are laid out, from its first bytes."""
+
+    name: str
+    size: int
+    """Bytes to read at a time, which is about what a chunk has."""
+    head: bytes
+    is_array: bool
+    separator: bytes | None = None
+    """What stands between two rows of a pretty-printed array: line break, closing brace, comma, line break."""
+    key: re.Pattern[bytes] | None = None
+    """A column's name in a pretty-printed array."""
+
+    @classmethod
+    def of(cls, stream: BinaryIO, name: str, size: int = CHUNK) -> Layout:
+        """Read the first bytes. Raises DataError where they begin no array and no object."""
+        head = stream.read(size).removeprefix(_BOM).lstrip()
+        if not head.startswith((b"[", b"{")):
+            found = f"begins with {head[:20].decode('utf-8', 'replace')!r}" if head else "is empty"
+            raise DataError(f"{name}: {found}; expected a JSON array of rows, or one row (an object) a line.")
+        pretty = _PRETTY.match(head)
+        if not pretty:
+            return cls(name, size, head, head.startswith(b"["))
+        newline, indent, key_indent = pretty.groups()
+        separator = newline + indent + b"}," + newline
+        return cls(name, size, head, True, separator, re.compile(rb"\n" + key_indent + rb'"([^"\\]*)":'))
+
+
+def read_chunks(stream: BinaryIO, layout: Layout, *, exact: bool) -> Iterator[bytes]:
+    """Chunks of whole rows of a JSON array or of JSON Lines; `stream` stands where `Layout.of` left it.
+
+    A pretty-printed array is cut after each closing brace at the indentation of the first row. A cut inside a row, possible
+    only where indentation lies, leaves an unbalanced chunk that no parser takes; the caller then asks for `exact`, which
+    follows strings and brackets.
+    Raises DataError where the file ends inside a row.
+    """
+    if not layout.is_array:
+        return _lines(stream, layout)
+    return _array(stream, layout) if exact or not layout.separator else _pretty(stream, layout, layout.separator)
+
+
+def read_blocks(stream: BinaryIO, layout: Layout) -> Iterator[bytes]:
+    """The file in blocks that do not care for rows, and between two blocks the line that the cut went through."""
+    line, block = b"", layout.head
+    while block:
+        yield line + block[: block.find(b"\n") + 1]
+        yield block
+        line = block[block.rfind(b"\n") :]
+        block = stream.read(layout.size)
+
+
+def _lines(stream: BinaryIO, layout: Layout) -> Iterator[bytes]:
+    """A line that begins with a brace begins a row; so objects printed over several lines pass too."""
+    rest, block = b"", layout.head
+    while block:
+        rest += block
+        cut = rest.rfind(b"\n{") + 1
+        if cut:
+            yield rest[:cut]
+            rest = rest[cut:]
+        block = stream.read(layout.size)
+    if rest.strip():
+        yield rest + b"\n"
+
+
+def _pretty(stream: BinaryIO, layout: Layout, separator: bytes) -> Iterator[bytes]:
+    blank = separator.replace(b",", b" ")
+    block = layout.head[1:]
+    rest: list[bytes] = []
+    size = 1
+    while block:
+        size += len(block)
+        cut = block.rfind(separator) + len(separator)
+        if cut >= len(separator):
+            yield b"".join([*rest, memoryview(block)[:cut]]).replace(separator, blank)
+            rest = [block[cut:]]
+        else:
+            rest.append(block)
+        block = stream.read(layout.size)
+    tail = b"".join(rest).rstrip()
+    if not tail.endswith(b"]"):
+        raise _truncated(layout.name, size)
+    yield tail[:-1].replace(separator, blank) + b"\n"
+
+
+def _array(stream: BinaryIO, layout: Layout) -> Iterator[bytes]:
+    """Any JSON array, by strings and brackets. Rows that are no objects are passed on too: the parser tells them."""
+    scan, block = _Brackets(), layout.head
+    rest, base = b"", 0  # `rest` begins at byte `base` of the array
+    begun = closed = -1  # in `rest`: where the row that is open begins; where the last row, or the array's bracket, ends
+    rows = 0
+    while block:
+        start = len(rest)
+        rest += block
+        found: list[bytes] = []
+        for position, is_open, depth in scan(block):
+            at = start + position
+            if depth == 1 and is_open:
+                found += _scalars(rest[closed:at], rows > 0, True, layout.name, base + at)
+                begun = at
+            elif depth == 1:
+                found.append(rest[begun : at + 1])
+                begun, closed, rows = -1, at + 1, rows + 1
+            elif is_open:
+                closed = at + 1
+            else:
+                found += _scalars(rest[closed:at], rows > 0, False, layout.name, base + at)
+                if (rest[at + 1 :] + stream.read(layout.size)).strip():
+                    raise DataError(f"{layout.name}: text follows the end of the array at byte {base + at + 1}.")
+                if found:
+                    yield b"\n".join(found) + b"\n"
+                return
+        if found:
+            yield b"\n".join(found) + b"\n"
+        keep = begun if begun >= 0 else closed
+        rest, base = rest[keep:], base + keep
+        begun, closed = (0, 0) if begun >= 0 else (-1, 0)
+        block = stream.read(layout.size)
+    raise _truncated(layout.name, base + len(rest))
+
+
+def _scalars(gap: bytes, after_row: bool, before_row: bool, name: str, at: int) -> list[bytes]:
+    """What stands between two rows besides commas: rows that are null, a number or text."""
+    pieces = [piece.strip() for piece in gap.split(b",")]
+    if pieces == [b""] and not (after_row and before_row):
+        return []
+    if after_row and not pieces[0]:
+        pieces = pieces[1:]
+    if before_row and pieces and not pieces[-1]:
+        pieces = pieces[:-1]
+    elif before_row:
+        pieces = [b""]
+    if not all(pieces):
+        raise DataError(f"{name}: not valid JSON: a comma too many or too few before byte {at} of the array.")
+    return pieces
+
+
+class _Brackets:
+    """Finds the brackets of depth 0 and 1 outside strings, over successive blocks."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.in_string = False
+        self.escape = False  # the last byte was a backslash that escapes the next
+
+    def __call__(self, block: bytes) -> Iterator[tuple[int, bool, int]]:
+        """(position, opens, depth outside the bracket), in order."""
+        data = np.frombuffer(block, np.uint8)
+        quotes = self._quotes(data)
+        places = np.flatnonzero(_IS_BRACKET[data])
+        parity = np.searchsorted(quotes, places) + self.in_string
+        places = places[parity & 1 == 0]
+        opens = _IS_OPEN[data[places]]
+        after = self.depth + np.cumsum(np.where(opens, 1, -1))
+        outside = after - opens
+        self.in_string ^= bool(len(quotes) & 1)
+        if len(after):
+            self.depth = int(after[-1])
+        near = np.flatnonzero(outside <= 1)
+        return zip(places[near].tolist(), opens[near].tolist(), outside[near].tolist(), strict=True)
+
+    def _quotes(self, data: np.ndarray) -> np.ndarray:
+        """Positions of quotes that no backslash escapes: those after an even run of backslashes."""
+        slashes = np.flatnonzero(data == ord("\\"))
+        escaped = np.zeros(len(data) + 1, bool)
+        if self.escape:
+            escaped[0] = True
+            slashes = slashes[slashes > 0]
+        if len(slashes):
+            ends = np.flatnonzero(np.diff(slashes, append=-2) != 1)
+            lengths = np.diff(ends, prepend=-1)
+            escaped[slashes[ends[lengths & 1 == 1]] + 1] = True
+        self.escape = bool(escaped[-1])
+        quotes = np.flatnonzero(data == ord('"'))
+        return quotes[~escaped[quotes]]
+
+
+_IS_BRACKET = np.zeros(256, bool)
+_IS_BRACKET[list(b"[]{}")] = True
+_IS_OPEN = np.zeros(256, bool)
+_IS_OPEN[list(b"[{")] = True
+
+
+def _truncated(name: str, size: int) -> DataError:
+    return DataError(f"{name}: the array does not end: the file stops at byte {size}, in the middle; fetch it again.")

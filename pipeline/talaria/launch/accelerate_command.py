@@ -1,0 +1,99 @@
+"""The command line of `accelerate launch` for a training folder, and the environment of its ranks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from talaria.common.errors import UserError
+from talaria.config.schema import Train
+from talaria.process.supervisor import environment
+
+SLACK = 30.0  # seconds beyond the grace period: until the kernel has torn down what was killed
+ACCELERATE = """\
+# `accelerate launch` takes the rest from its command line; this file keeps the user's own default_config.yaml out of it.
+compute_environment: LOCAL_MACHINE
+distributed_type: 'NO'
+mixed_precision: 'no'
+use_cpu: false
+debug: false
+num_processes: 1
+"""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One of the machines that train together."""
+
+    rank: int = 0
+    rendezvous: str | None = None
+    """HOST:PORT where machine 0 listens; needed when train.num_machines is above 1."""
+    python: str = sys.executable
+    """Interpreter of the ranks."""
+    env: Mapping[str, str] | None = None
+    """Added to the ranks' environment."""
+
+    @property
+    def suffix(self) -> str:
+        """Of this machine's own files in the folder that all share."""
+        return f".{self.rank}" if self.rank else ""
+
+
+def command(
+    train: Train, tokens: Path, model: Path, output: Path, machine: Machine, *, gpus: int
+) -> tuple[list[str], dict[str, str]]:
+    """The command line of `accelerate launch` on one machine, and its environment. gpus: how many this machine has."""
+    ranks = train.num_processes or max(gpus, 1)
+    if gpus and ranks > gpus:
+        raise UserError(f"train.num_processes is {ranks}, but this machine has {gpus} GPUs; lower it, or leave it at 0.")
+    world = ranks * train.num_machines
+    arguments = {
+        "config_file": output / f"accelerate{machine.suffix}.yaml",
+        "num_processes": world,
+        "num_machines": train.num_machines,
+        "machine_rank": machine.rank,
+        "mixed_precision": "no",  # talaria.train sees to precision, compilation and sharding itself
+        "dynamo_backend": "no",
+        "main_process_port": 0,  # a free one
+    }
+    if train.num_machines > 1:
+        host, port = _rendezvous(machine, train.num_machines)
+        arguments |= {"main_process_ip": host, "main_process_port": port, "rdzv_backend": "static"}
+    # Two ranks on CPU start only as if they were GPUs: with --cpu, accelerate silently starts one.
+    kind = ["--multi_gpu"] if world > 1 else [] if gpus else ["--cpu"]
+    argv = [machine.python, "-m", "accelerate.commands.launch", *kind]
+    argv += [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
+    argv += ["-m", "talaria.train", "--config", str(output / f"config{machine.suffix}.json")]
+    argv += ["--tokens", str(tokens), "--model", str(model), "--output", str(output)]
+    return argv, _environment(train, machine, ranks, gpus)
+
+
+def gpu_count(python: str = sys.executable) -> int:
+    """GPUs that PyTorch sees here. It is asked in a process of its own, and only where there is a driver at all."""
+    drivers = ("nvidia[0-9]*", "kfd", "dxg")
+    if not any(any(Path("/dev").glob(name)) for name in drivers):
+        return 0
+    ask = [python, "-c", "import torch; print(torch.cuda.device_count())"]
+    return int(subprocess.run(ask, stdout=subprocess.PIPE, check=True, text=True).stdout)
+
+
+def _environment(train: Train, machine: Machine, ranks: int, gpus: int) -> dict[str, str]:
+    env = environment()  # with NCCL's settings as they are
+    env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(int(train.stop_grace + SLACK))  # else it kills ranks 30 s after SIGTERM
+    if not gpus:
+        env["ACCELERATE_USE_CPU"] = "true"
+        env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    return env | dict(machine.env or {})
+
+
+def _rendezvous(machine: Machine, machines: int) -> tuple[str, str]:
+    host, _, port = (machine.rendezvous or "").rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"train.num_machines is {machines}: name the rendezvous, HOST:PORT of machine 0, on each of them.")
+    if not 0 <= machine.rank < machines:
+        raise UserError(f"machine rank {machine.rank}: should be from 0 to {machines - 1}, train.num_machines being {machines}.")
+    return host.strip("[]"), port

@@ -1,0 +1,206 @@
+"""Start `accelerate launch` for a training folder, beneath a reaper and under the folder's lock, and say how it ended.
+
+No torch here: this runs in the command line's process and in Airflow's task process. The ranks run `talaria.train`, and tell
+their outcome in status.json, since torchelastic flattens exit codes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from talaria.common.errors import DataError, UserError
+from talaria.common.files import write_atomically
+from talaria.common.locks import Busy, locked
+from talaria.config.schema import Config
+from talaria.launch import checkpoint_mirror as mirror
+from talaria.launch.accelerate_command import ACCELERATE, SLACK, Machine, command, gpu_count
+from talaria.launch.diagnosis import Preempted, TrainingCrashed, facts, is_echo, likely_cause, oom_kills
+from talaria.process import supervisor as supervised
+from talaria.process.supervisor import Stop
+from talaria.runs.folder import METRICS, RunFolder
+from talaria.runs.identity import run_identity
+from talaria.runs.jsonl import tail
+from talaria.stages.table import STAGES, key_of
+from talaria.store.store import Output, Store
+from talaria.tracking.tracker import Tracker
+
+LAST_LINES = 400
+PUBLISHING = 3600.0  # seconds that machine 0 may take to hash and move what was trained
+HERE = Machine()
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+def run(config: Config, inputs: Mapping[str, Path], out_dir: Path, **options: Any) -> dict[str, Any]:
+    """The train stage; options as of `launch`."""
+    return launch(config, inputs["tokenize"], inputs["base"], out_dir, **options)
+
+
+def follow(config: Config, store: Store, upstream: Mapping[str, Output], *, force: bool, **options: Any) -> Output:
+    """The train stage on every machine but the first, which publishes the output: train along, then wait for it."""
+    key, _ = key_of(STAGES["train"], config, {name: output.key for name, output in upstream.items()})
+    if not force and (found := store.find("train", key)):
+        return found
+    former = _inode(store.place("train", key))
+    run(config, {name: output.path for name, output in upstream.items()}, store.work("train", key), **options)
+    deadline = time.monotonic() + PUBLISHING
+    while time.monotonic() < deadline:
+        if (found := store.here("train", key)) and _inode(found.path) != former:
+            return found
+        time.sleep(1.0)
+    raise TrainingCrashed(f"Training is done, but machine 0 has not published {store.place('train', key)} in {PUBLISHING:g} s.")
+
+
+def launch(
+    config: Config,
+    tokens: str | Path,
+    model: str | Path,
+    output: str | Path,
+    *,
+    on_line: Callable[[str], None] = _to_stderr,
+    on_look: Callable[[Path], None] = lambda folder: None,
+    machine: Machine = HERE,
+    stop: Stop | None = None,
+    lifelines: Sequence[int] = (),
+) -> dict[str, Any]:
+    """Train in the folder `output`, going on from what is there, and return the facts of the finished training.
+
+    Waits for the folder's lock while an earlier launch still saves. `on_line` gets what the ranks print, `on_look` the folder,
+    several times a second; `stop` ends the ranks (absent: SIGTERM and Ctrl-C do); `lifelines` as of `supervised.run`.
+
+    With several machines, each launches in the same folder on a shared disk; machine 0 keeps the status and the facts.
+
+    Raises Preempted (the same again goes on from the last checkpoint), UserError (a retry cannot help), TrainingCrashed.
+    """
+    tokens, model, output = _tokens(Path(tokens)), _model(model), Path(output).absolute()
+    output.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if stop is None:
+            stop = Stop()
+            stack.enter_context(supervised.stopped_by_signals(stop))
+        lock = stack.enter_context(_sole_use(output / f"lock{machine.suffix}", config.train.stop_grace, on_line, stop))
+        identity = run_identity(config, tokens, model)
+        copy = mirror.of_store(output, identity, on_line=on_line, patience=config.train.stop_grace) if machine.rank == 0 else None
+        if copy:
+            copy.fetch()
+        if _done(identity, output):
+            return facts(output)
+        argv, env = command(config.train, tokens, model, output, machine, gpus=gpu_count(machine.python))
+        _prepare(config, output, machine)
+        before, lines = oom_kills(), deque[str](maxlen=LAST_LINES)
+
+        def hear(line: str) -> None:
+            lines.append(line)
+            on_line(line)
+
+        if machine.rank == 0:
+            stack.enter_context(Tracker(config, {"tokenize": tokens, "base": model}, output, on_line=on_line))
+        if copy:
+            stack.enter_context(copy)
+        code = supervised.run(
+            argv,
+            log=output / f"train{machine.suffix}.log",
+            grace=config.train.stop_grace,
+            env=env,
+            stop=stop,
+            on_line=hear,
+            on_look=functools.partial(on_look, output),
+            inherit=[lock],
+            lifelines=lifelines,
+        )
+        if machine.rank and code == 0 and RunFolder(output).status() is None:
+            return {}  # machine 0 has published the folder already
+        return _outcome(output, code, lines, oom_kills() - before, stop)
+
+
+@contextlib.contextmanager
+def _sole_use(path: Path, grace: float, on_line: Callable[[str], None], stop: Stop) -> Iterator[int]:
+    """The lock of a training folder. Whoever holds it is still saving, at most for its grace period, or plainly training."""
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = stack.enter_context(
+                locked(
+                    path,
+                    wait=grace + SLACK,
+                    on_wait=lambda holder: on_line(f"waiting for an earlier training to save and leave: {holder}"),
+                    give_up=lambda: stop.requested,
+                )
+            )
+        except Busy as busy:
+            if stop.requested:
+                raise Preempted("Stopped while waiting for an earlier training in the same folder to leave.") from None
+            raise TrainingCrashed(f"{path.parent} is in use: {busy}; stop that training, or choose another folder.") from None
+        yield lock
+
+
+def _done(identity: str, output: Path) -> bool:
+    """Whether the folder holds this training, finished. Raises UserError where it holds another one."""
+    status = RunFolder(output).status() or {}
+    if status.get("identity", identity) != identity:
+        raise UserError(
+            f"{output}: holds a training with other data, another base model or other settings; choose another --output."
+        )
+    return status.get("state") == "done" and (output / "model").is_dir()
+
+
+def _prepare(config: Config, output: Path, machine: Machine) -> None:
+    """What the ranks read, and a status that says that they are about to start."""
+    write_atomically(output / f"config{machine.suffix}.json", config.model_dump_json(indent=1))
+    write_atomically(output / f"accelerate{machine.suffix}.yaml", ACCELERATE)
+    if machine.rank == 0:
+        names = {"dag_id": "AIRFLOW_CTX_DAG_ID", "run_id": "AIRFLOW_CTX_DAG_RUN_ID"}
+        airflow = {name: os.environ[variable] for name, variable in names.items() if variable in os.environ}
+        RunFolder(output).set_status("running", reason=None, kind=None, airflow=airflow or None)
+
+
+def _outcome(output: Path, code: int, lines: Sequence[str], killed: int, stop: Stop) -> dict[str, Any]:
+    """The facts of a finished training, or the exception that its end calls for."""
+    folder = RunFolder(output)
+    status = folder.status() or {}
+    state, reason = status.get("state"), status.get("reason") or ""
+    step = next((row["step"] for row in reversed(tail(output / METRICS))), 0)
+    if state == "done":
+        return facts(output)
+    if state == "failed" and status["kind"] == "user":
+        raise UserError(reason)
+    if state == "preempted" or stop.requested:
+        if state != "preempted":  # it did not come to saving
+            folder.set_status("preempted", step=step, reason="stopped before it could save", kind=None)
+        raise Preempted(f"Training was told to stop at step {step}; the next start goes on from its last checkpoint.")
+    if state == "running" or is_echo(reason):
+        reason = likely_cause(code, lines, killed)
+        folder.set_status("failed", step=step, reason=reason, kind="crash")
+        folder.event("failed", reason, step, reason_kind="crash")
+    raise TrainingCrashed(f"Training failed after step {step}: {reason.rstrip('.')} (log: {output / 'train.log'}).")
+
+
+def _inode(folder: Path) -> int | None:
+    return folder.stat().st_ino if folder.exists() else None
+
+
+def _tokens(folder: Path) -> Path:
+    if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        raise DataError(f"{folder}: not a tokens folder (no state.json); make one with `talaria tokenize`.")
+    return folder.absolute()
+
+
+def _model(model: str | Path) -> Path:
+    """The folder of a model, fetched from the hub where the name is not a folder's."""
+    if Path(model).is_dir():
+        if not (Path(model) / "config.json").exists():
+            raise DataError(f"{model}: not a model folder (no config.json).")
+        return Path(model).absolute()
+    from talaria.base_model.hf_folder import PATTERNS
+    from talaria.common.hub import snapshot
+
+    return snapshot(str(model), "main", PATTERNS)[0]

@@ -1,0 +1,181 @@
+"""The parent's side of the reaper: start a command beneath it, read what it prints, end it when asked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from talaria.process import reaper
+
+LOOK = 0.1  # seconds between looks at the log
+MARK = "TALARIA_RUN"
+"""In the environment of all that runs beneath one reaper: by it they are found should the reaper itself be killed."""
+
+
+class Stop:
+    """A request to end what runs, which a signal handler may make at any time, also before anything runs."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def request(self) -> None:
+        """Let the processes save and leave, for as long as their grace period lasts."""
+        self.requested = True
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the grace period."""
+        self.requested = True
+        self._send(signal.SIGQUIT)
+
+    def watch(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        if self.requested:
+            self._send(signal.SIGTERM)
+
+    def _send(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)  # does nothing once it has ended
+
+
+def environment() -> dict[str, str]:
+    """This process's, for a command: without Airflow's own settings, which hold secrets (its database's, its tokens')."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW__")}
+    return {**kept, "PYTHONUNBUFFERED": "1"}
+
+
+def run(
+    command: Sequence[str],
+    *,
+    log: Path,
+    grace: float,
+    env: Mapping[str, str],
+    stop: Stop,
+    on_line: Callable[[str], None],
+    on_look: Callable[[], None] = lambda: None,
+    inherit: Sequence[int] = (),
+    lifelines: Sequence[int] = (),
+) -> int:
+    """Run a command beneath a reaper, in a session of its own, until every process that it started is gone.
+
+    What they print is appended to `log` and handed on line by line. `inherit`: file descriptors (of locks) that the reaper
+    holds open until its end; `lifelines`: processes besides this one whose end stops the command. Returns the exit code.
+
+    Call it from a thread that lives as long as the command: to the kernel, that thread is the reaper's parent. Should
+    anything raise meanwhile (KeyboardInterrupt, a task's timeout, `on_line` itself), the command is stopped and waited
+    for before the exception goes on.
+    """
+    begin = log.stat().st_size if log.exists() else 0
+    arguments = ["--grace", str(grace), "--log", str(log), "--parent", str(os.getpid())]
+    for pid in lifelines:
+        arguments += ["--watch", str(pid)]
+    mark = uuid.uuid4().hex
+    process = subprocess.Popen(
+        # -I -S: whatever the environment says about Python is for the command, not for the reaper
+        [sys.executable, "-I", "-S", reaper.__file__, *arguments, "--", *command],
+        stdin=subprocess.DEVNULL,
+        env={**env, MARK: mark},
+        pass_fds=inherit,
+        start_new_session=True,
+    )
+    stop.watch(process)
+    try:
+        for line in _follow(log, begin, process):
+            if line is None:
+                on_look()
+            else:
+                on_line(line)
+    except BaseException:
+        stop.request()
+        _outlive(process, stop)
+        raise
+    finally:
+        if process.returncode < 0:
+            _reap_for(mark, grace)
+    return process.returncode
+
+
+def _outlive(process: subprocess.Popen[bytes], stop: Stop) -> None:
+    """Wait for the reaper; whoever interrupts the wait wants it over."""
+    while process.poll() is None:
+        try:
+            time.sleep(LOOK)
+        except KeyboardInterrupt:
+            stop.kill()
+
+
+def _reap_for(mark: str, grace: float) -> None:
+    """Do the reaper's work after somebody has killed it; its launcher has got SIGTERM from the kernel by then."""
+    deadline = time.monotonic() + grace
+    asked: set[int] = set()
+    while left := _marked(mark):
+        late = time.monotonic() > deadline
+        for pid in left if late else left - asked:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+        asked |= left
+        time.sleep(LOOK)
+
+
+def _marked(mark: str) -> set[int]:
+    """Living processes of one run, whoever their parent is by now."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.add(int(folder.name))
+    return found
+
+
+def _follow(log: Path, begin: int, process: subprocess.Popen[bytes]) -> Iterator[str | None]:
+    """Lines as they are appended, and None after each look, until the process has ended and all is read."""
+    rest = b""
+    while True:
+        ended = process.poll() is not None  # asked before reading: what was written before the end is read after it
+        if log.exists():
+            with log.open("rb") as file:
+                file.seek(begin)
+                while piece := file.read(1 << 20):
+                    begin += len(piece)
+                    *lines, rest = (rest + piece).split(b"\n")
+                    yield from map(_clean, lines)
+        yield None
+        if ended:
+            if rest:
+                yield _clean(rest)
+            return
+        time.sleep(LOOK)
+
+
+def _clean(line: bytes) -> str:
+    """What a terminal would show: of a progress bar that redraws itself only the last state."""
+    return line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")
+
+
+@contextlib.contextmanager
+def stopped_by_signals(stop: Stop) -> Iterator[None]:
+    """SIGTERM, or Ctrl-C once, lets the command save and leave; Ctrl-C again kills it. For a command line's main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        again = number == signal.SIGINT and stop.requested
+        (stop.kill if again else stop.request)()
+
+    former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

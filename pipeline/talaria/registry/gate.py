@@ -1,0 +1,62 @@
+"""The gate's rule and its record: pure functions of numbers and text."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from talaria.registry.model_card import LIMIT
+
+_HEADING = "## Gate\n\n"
+_ENTRIES = 10
+"""Decisions kept in the description, newest last."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Held-out losses on the candidate's held-out conversations; None where there is no such model or no such number."""
+
+    candidate: float | None
+    base: float | None
+    champion: float | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    promoted: bool
+    reason: str
+
+
+def decide(losses: Losses, margin: float, champion: int | None, unmeasured: str | None = None) -> Decision:
+    """The gate. `champion`: the present one's version, if any; `unmeasured`: why its loss is not known, where it is not."""
+    rivals = [("the base model", losses.base)] + ([(f"the champion (version {champion})", losses.champion)] if champion else [])
+    if losses.candidate is None or not math.isfinite(losses.candidate):
+        return Decision(False, "It has no held-out loss; set tokenize.validation_fraction above 0.")
+    beaten = []
+    for name, loss in rivals:
+        if loss is None:
+            return Decision(False, f"The loss of {name} on its held-out conversations is not known{_because(unmeasured)}.")
+        if not losses.candidate < loss - margin:
+            return Decision(
+                False, f"Its held-out loss {losses.candidate:.4f} is not below that of {name}, {loss:.4f}{_by(margin)}."
+            )
+        beaten.append(f"{name}, {loss:.4f}")
+    return Decision(True, f"Its held-out loss {losses.candidate:.4f} is below that of {' and '.join(beaten)}{_by(margin)}.")
+
+
+def with_entry(description: str, at: str, text: str) -> str:
+    """The model card with a dated line more in its last section, the history of decisions. The same text twice stays once."""
+    card, _, history = description.partition(_HEADING)
+    lines = [line for line in history.splitlines() if line.startswith("- ")]
+    if not lines or not lines[-1].endswith(f": {text}"):
+        lines.append(f"- {at}: {text}")
+    section = f"\n\n{_HEADING}" + "\n".join(lines[-_ENTRIES:]) + "\n"
+    return card.rstrip()[: max(0, LIMIT - len(section))] + section[-LIMIT:]
+
+
+def _because(why: str | None) -> str:
+    return f": {why}" if why else ""
+
+
+def _by(margin: float) -> str:
+    return f" by more than {margin:g}" if margin else ""

@@ -1,0 +1,90 @@
+"""The models that a training folder kept: which there are, what is in them, and that their files are what was written."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from talaria.common.errors import DataError
+from talaria.common.files import digest, file_digest
+from talaria.registry.mlflow_model import CARD
+from talaria.runs.folder import step_of
+
+FINAL, KEPT = "final", "kept"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One model of a training folder."""
+
+    folder: Path
+    step: int
+    role: str
+    """final: the one that training ended with; kept: exported on the way."""
+    loss: float | None
+    """Held-out; None where it was not measured."""
+    files: Mapping[str, str]
+    """Name in the folder -> sha256."""
+
+    @property
+    def digest(self) -> str:
+        """Tells the model from others, whatever its card says."""
+        return digest({name: value for name, value in sorted(self.files.items()) if name != CARD})
+
+    def verify(self) -> None:
+        """Raise DataError where a file is not what it was when training wrote it."""
+        now = hashes(self.folder)
+        for name, expected in self.files.items():
+            if now.get(name) != expected:
+                state = "is missing" if name not in now else "does not have the sha256 of the manifest"
+                raise DataError(f"{self.folder / name}: {state}; the file was damaged, so train again with --force.")
+
+
+def kept_models(train: Path, report: Mapping[str, Any], manifest: Mapping[str, Any] | None) -> list[Kept]:
+    """The models of a training folder by step, the final one last.
+
+    An export at the last step is the final model under another name and comes once.
+    Raises DataError where training has not finished.
+    """
+    try:
+        status = json.loads((train / "status.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{train}: not a training folder (no status.json).") from None
+    if status.get("state") != "done" or not (train / "model" / "config.json").is_file():
+        raise DataError(f"{train}: training has not finished (state {status.get('state')}); run it again to continue.")
+    final = int(status["step"])
+    losses = {int(export["step"]): export["loss"] for export in report.get("exports", [])}
+    losses[final] = (report.get("tuned") or {}).get("loss")
+    folders = {step_of(folder): folder for folder in (train / "exports").glob("step-*")}
+    folders[final] = train / "model"
+    return [
+        Kept(folder, step, FINAL if step == final else KEPT, losses.get(step), _recorded(folder, train, manifest))
+        for step, folder in sorted(folders.items())
+    ]
+
+
+def candidate(models: list[Kept]) -> Kept:
+    """The one that stands for promotion: the lowest held-out loss, the later one of equals; unmeasured, the final one."""
+    measured = [(model.loss, -model.step, model) for model in models if model.loss is not None and math.isfinite(model.loss)]
+    return min(measured, key=lambda entry: entry[:2])[2] if measured else models[-1]
+
+
+def _recorded(folder: Path, train: Path, manifest: Mapping[str, Any] | None) -> dict[str, str]:
+    """The digests from the training folder's manifest; outside a store, the files' own."""
+    if manifest is None:
+        return hashes(folder)
+    prefix = f"{folder.relative_to(train)}/"
+    listed = manifest["files"].items()
+    return {name.removeprefix(prefix): entry["sha256"] for name, entry in listed if name.startswith(prefix)}
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # hashing releases the interpreter lock
+        return {str(path.relative_to(folder)): value for path, value in zip(paths, pool.map(file_digest, paths), strict=True)}

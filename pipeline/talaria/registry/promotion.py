@@ -1,0 +1,247 @@
+"""The gate before `champion`, and the way back.
+
+A version becomes champion when its held-out loss is below the base model's and the present champion's, on the same held-out
+conversations, by more than a margin. Whatever is decided is written on the version: both numbers, the margin, the reason.
+An alias moves in one call to MLflow; everything before and after it can be done twice without harm, so a retry ends where the
+first attempt would have.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from talaria.common.errors import DataError
+from talaria.common.redact import scrub
+from talaria.registry.gate import Decision, Losses, decide, with_entry
+from talaria.registry.versions import (
+    BASE_LOSS,
+    CANDIDATE,
+    CHALLENGER,
+    CHAMPION,
+    LOSS,
+    PREVIOUS,
+    TRAIN_KEY,
+    as_number,
+    find_model,
+    keys_of,
+    search_versions,
+    set_tags,
+)
+from talaria.tracking.mlflow_client import connect, plain_errors
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+GATE = "talaria.gate"
+ROLLED_BACK = "talaria.rolled_back"
+
+
+def promote(model: str, version: int | None = None, *, margin: float = 0.0, uri: str, by: str | None = None) -> dict[str, Any]:
+    """Let a version (None: the newest candidate) through the gate, or name the reason why not.
+
+    `by`: a person who promotes whatever the gate says; it is still asked, and its answer kept.
+    """
+    client = connect(uri)
+    with plain_errors(uri):
+        aliases = find_model(client, model)
+        candidate = _get(client, model, version) if version else _newest_candidate(client, model)
+        number, champion = int(candidate.version), aliases.get(CHAMPION)
+        if champion == number:
+            return _told(client, candidate, champion)
+        losses, unmeasured = _losses(client, candidate, _get(client, model, champion) if champion else None, by)
+        decision = _overruled(decide(losses, margin, champion, unmeasured), candidate, by)
+        _write_decision(client, candidate, decision, losses, margin, champion, by)
+        if decision.promoted:
+            _crown(client, model, number, champion)
+            if aliases.get(CHALLENGER) == number:
+                client.delete_registered_model_alias(model, CHALLENGER)
+        elif number > aliases.get(CHALLENGER, 0):
+            client.set_registered_model_alias(model, CHALLENGER, str(number))
+    return {
+        "model": model,
+        "version": number,
+        "promoted": decision.promoted,
+        "reason": f"Version {number} {'is the champion' if decision.promoted else 'is not promoted'}. {decision.reason}",
+        "losses": {"candidate": losses.candidate, "base": losses.base, "champion": losses.champion},
+        "champion": number if decision.promoted else champion,
+        "previous": champion,
+    }
+
+
+def rollback(model: str, *, reason: str, who: str, uri: str, request: str | None = None) -> dict[str, Any]:
+    """Make the champion before this one champion again, and write on the version that leaves who, when, why.
+
+    `request`: an id under which a repeated call (Airflow's retry) finds that it has been done.
+    Raises DataError where there is nothing to go back to.
+    """
+    client = connect(uri)
+    with plain_errors(uri):
+        leaving = _find_request(client, model, request) or _champion(client, model)
+        number = int(leaving.version)
+        if PREVIOUS not in leaving.tags:
+            raise DataError(f"{model}: version {number} is its first champion, so there is none to go back to.")
+        back = int(leaving.tags[PREVIOUS])
+        _get(client, model, back)  # it may have been deleted
+        if request is None or leaving.tags.get(f"{ROLLED_BACK}_request") != request:
+            _write_rollback(client, leaving, back, scrub(reason), scrub(who), request)
+        if find_model(client, model).get(CHAMPION) == number:
+            client.set_registered_model_alias(model, CHAMPION, str(back))
+    return {"model": model, "champion": back, "from": number, "reason": reason, "who": who}
+
+
+def champion(model: str, *, uri: str) -> dict[str, Any] | None:
+    """The present champion and the keys of the stages it came from; None where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    client = connect(uri)
+    with plain_errors(uri):
+        try:
+            version = client.get_model_version_by_alias(model, CHAMPION)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no model, or no such alias
+                return None
+            raise
+    loss = as_number(version.tags.get(LOSS))
+    return {"version": int(version.version), "train_key": version.tags.get(TRAIN_KEY), "keys": keys_of(version), "loss": loss}
+
+
+def unchanged(model: str, train_key: str, *, uri: str) -> str | None:
+    """Why a scheduled run that would train `train_key` has nothing to do; None where it has."""
+    now = champion(model, uri=uri)
+    if now is None:
+        return None
+    if now["train_key"] == train_key:
+        return f"Nothing has changed since champion version {now['version']} of {model}: same data, base model and settings."
+    client = connect(uri)
+    with plain_errors(uri):
+        for version in search_versions(client, model, f"tags.`{TRAIN_KEY}` = '{train_key}'"):
+            if ROLLED_BACK in version.tags:
+                why = version.tags.get(f"{ROLLED_BACK}_reason")
+                return f"Version {version.version} of {model} is this very training, and was rolled back: {why}."
+    return None
+
+
+def _losses(
+    client: MlflowClient, candidate: ModelVersion, champion: ModelVersion | None, by: str | None
+) -> tuple[Losses, str | None]:
+    """The three numbers, and why the champion's is missing where it is."""
+    own, base = as_number(candidate.tags.get(LOSS)), as_number(candidate.tags.get(BASE_LOSS))
+    if champion is None or own is None:
+        return Losses(own, base), None
+    from talaria.registry.champion_loss import champion_loss
+
+    loss, why = champion_loss(client, champion, candidate, measure=by is None)
+    return Losses(own, base, loss), why
+
+
+def _overruled(decision: Decision, candidate: ModelVersion, by: str | None) -> Decision:
+    """A person's word over the gate's, and a rollback's over a better loss: nobody has said that its reason is gone."""
+    if by is not None:
+        return Decision(True, f"Promoted by {scrub(by)}. The gate says: {decision.reason}")
+    if ROLLED_BACK in candidate.tags:
+        why, who = (candidate.tags.get(f"{ROLLED_BACK}_{name}", "?") for name in ("reason", "by"))
+        return Decision(False, f"It was rolled back by {who}: {why}. Only a person can promote it again.")
+    return decision
+
+
+def _write_decision(
+    client: MlflowClient,
+    candidate: ModelVersion,
+    decision: Decision,
+    losses: Losses,
+    margin: float,
+    champion: int | None,
+    by: str | None,
+) -> None:
+    model, number = candidate.name, str(candidate.version)
+    tags = {
+        GATE: "promoted" if decision.promoted else "refused",
+        f"{GATE}.reason": decision.reason,
+        f"{GATE}.margin": margin,
+        f"{GATE}.loss": losses.candidate,
+        f"{GATE}.base_loss": losses.base,
+        f"{GATE}.champion_loss": losses.champion,
+        f"{GATE}.champion": champion,
+        f"{GATE}.at": _now(),
+        f"{GATE}.by": scrub(by) if by else None,
+        PREVIOUS: champion if decision.promoted else None,
+    }
+    set_tags(client, model, number, tags)
+    client.update_model_version(model, number, with_entry(candidate.description or "", _now(), decision.reason))
+    if decision.promoted:
+        for name in [name for name in candidate.tags if name.startswith(ROLLED_BACK)]:
+            client.delete_model_version_tag(model, number, name)  # a person's promotion ends what the rollback forbade
+
+
+def _crown(client: MlflowClient, model: str, number: int, previous: int | None) -> None:
+    client.set_registered_model_alias(model, CHAMPION, str(number))
+    if previous is not None:
+        client.set_model_version_tag(model, str(previous), "talaria.succeeded_by", str(number))
+
+
+def _told(client: MlflowClient, version: ModelVersion, number: int) -> dict[str, Any]:
+    """What was decided when this version became the champion it is."""
+    tags = version.tags
+    previous = int(tags[PREVIOUS]) if PREVIOUS in tags else None
+    _crown(client, version.name, number, previous)  # an attempt that was killed may have left this undone
+    losses = {name: as_number(tags.get(f"{GATE}.{tag}")) for name, tag in _LOSS_TAGS.items()}
+    reason = f"Version {number} is the champion already. {tags.get(f'{GATE}.reason', '')}".rstrip()
+    return {
+        "model": version.name,
+        "version": number,
+        "promoted": True,
+        "reason": reason,
+        "losses": losses,
+        "champion": number,
+        "previous": previous,
+    }
+
+
+_LOSS_TAGS = {"candidate": "loss", "base": "base_loss", "champion": "champion_loss"}
+
+
+def _get(client: MlflowClient, model: str, version: int) -> ModelVersion:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version(model, str(version))
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise DataError(f"{model}: has no version {version}.") from None
+        raise
+
+
+def _write_rollback(client: MlflowClient, leaving: ModelVersion, back: int, reason: str, who: str, request: str | None) -> None:
+    model, number = leaving.name, str(leaving.version)
+    text = f"Rolled back to version {back} by {who}: {reason}"
+    client.update_model_version(model, number, with_entry(leaving.description or "", _now(), text))
+    tags = {"": "true", "_to": back, "_by": who, "_at": _now(), "_reason": reason}
+    set_tags(client, model, number, {f"{ROLLED_BACK}{name}": value for name, value in tags.items()})
+    set_tags(client, model, number, {f"{ROLLED_BACK}_request": request})  # last: it says that the rest is written
+
+
+def _newest_candidate(client: MlflowClient, model: str) -> ModelVersion:
+    found = search_versions(client, model, f"tags.`{CANDIDATE}` = 'true'")
+    if not found:
+        raise DataError(f"{model}: has no version that Talaria registered; name the version to promote.")
+    return found[0]
+
+
+def _champion(client: MlflowClient, model: str) -> ModelVersion:
+    number = find_model(client, model).get(CHAMPION)
+    if number is None:
+        raise DataError(f"{model}: has no champion to roll back.")
+    return _get(client, model, number)
+
+
+def _find_request(client: MlflowClient, model: str, request: str | None) -> ModelVersion | None:
+    if request is None:
+        return None
+    rolled_back = search_versions(client, model, f"tags.`{ROLLED_BACK}` = 'true'")
+    return next((version for version in rolled_back if version.tags.get(f"{ROLLED_BACK}_request") == request), None)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

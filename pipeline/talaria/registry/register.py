@@ -1,0 +1,246 @@
+"""Registration: every model that a training kept becomes a version of the registered model, without copying a weight.
+
+A version's files are hard links to the store's, inside the MLflow experiment's folder on the same disk; where MLflow keeps its
+files elsewhere, they are uploaded. What a version is, is decided by the training's key, the step and the files' digests, so
+registering again finds the versions that are there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from talaria.common.files import digest
+from talaria.common.redact import scrub
+from talaria.config.schema import Config
+from talaria.registry import mlflow_model as mlmodel
+from talaria.registry.kept_models import FINAL, Kept, candidate, kept_models
+from talaria.registry.model_card import Curve, Facts, card, readme
+from talaria.registry.run_artifacts import log_artifacts
+from talaria.registry.versions import (
+    BASE_LOSS,
+    CANDIDATE,
+    DIGEST,
+    HELDOUT,
+    LOSS,
+    MODEL_ID,
+    STEP,
+    TOKENS,
+    TRAIN_KEY,
+    local_folder,
+    search_versions,
+)
+from talaria.runs.columns import Journal
+from talaria.store import manifest as manifest_module
+from talaria.tracking import lineage
+from talaria.tracking.mlflow_client import plain_errors, version_url
+from talaria.tracking.run_log import RunLog, read_json
+from talaria.tracking.system_metrics import cost
+from talaria.tracking.tracker import catch_up
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+
+def register(config: Config, inputs: Mapping[str, Path], *, uri: str, context: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Make the kept models of `inputs["train"]` versions, and bring its MLflow run up to date.
+
+    `inputs`: folders of train, tokenize and evaluate; report where there is one. `context`: further tags of the run.
+    Raises DataError where training has not finished or a file is damaged, TrackingError where MLflow does not play along.
+    """
+    known = manifest_module.manifests(inputs)
+    report = read_json(Path(inputs["evaluate"]) / "report.json")
+    models = kept_models(Path(inputs["train"]), report, known.get("train"))
+    key = lineage.train_key(config, known) or digest(models[-1].digest)
+    log = catch_up(config, inputs, uri, context)
+    with plain_errors(uri), _one_at_a_time(log, config.registered_name):
+        work = _Registration(config, {n: Path(f) for n, f in inputs.items()}, log, known, report, key, models)
+        versions = work.run()
+    stands = candidate(models)
+    chosen = next(entry["version"] for entry in versions if entry["step"] == stands.step)
+    return {
+        "model": config.registered_name,
+        "versions": [{name: entry[name] for name in ("version", "step", "role", "loss")} for entry in versions],
+        "candidate": chosen,
+        "run_id": log.run_id,
+        "run_url": log.url,
+        "model_url": version_url(uri, config.registered_name, chosen),
+        "train_key": key,
+        "reused": all(entry["reused"] for entry in versions),
+    }
+
+
+@dataclass(frozen=True)
+class _Registration:
+    config: Config
+    inputs: Mapping[str, Path]
+    log: RunLog
+    known: manifest_module.Manifests
+    report: Mapping[str, Any]
+    key: str
+    models: Sequence[Kept]
+
+    @property
+    def client(self) -> MlflowClient:
+        return self.log.client
+
+    @property
+    def name(self) -> str:
+        return self.config.registered_name
+
+    def run(self) -> list[dict[str, Any]]:
+        self._ensure_model()
+        there = {(version.tags.get(STEP), version.tags.get(DIGEST)): version for version in self._versions()}
+        if any((str(kept.step), kept.digest) not in there for kept in self.models):
+            log_artifacts(self.log, self.inputs)
+        entries = []
+        for kept in self.models:
+            version = there.get((str(kept.step), kept.digest))
+            number = int(version.version) if version else self._create(kept)
+            entry = {"version": number, "step": kept.step, "role": kept.role, "loss": kept.loss, "reused": bool(version)}
+            entries.append(entry)
+        return entries
+
+    def _ensure_model(self) -> None:
+        from mlflow.exceptions import MlflowException
+
+        about = f"{self.config.name}: {lineage.base_name(self.config)} fine-tuned on {lineage.data_name(self.config)} by Talaria."
+        try:
+            self.client.create_registered_model(self.name, {"talaria.config": self.config.name}, scrub(about))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def _versions(self) -> list[ModelVersion]:
+        """The versions of this training that are there already."""
+        return search_versions(self.client, self.name, f"tags.`{TRAIN_KEY}` = '{self.key}'")
+
+    def _create(self, kept: Kept) -> int:
+        kept.verify()
+        tags = self._tags(kept)
+        model_id, location = self._logged_model(kept, tags)
+        facts = self._facts(kept, tags)
+        self._place(kept, location, scrub(readme(facts)), model_id)
+        self.client.finalize_logged_model(model_id, "READY")
+        self._measure(kept, model_id)
+        version = self.client.create_model_version(
+            self.name, location, self.log.run_id, tags | {MODEL_ID: model_id}, description=scrub(card(facts)), model_id=model_id
+        )
+        return int(version.version)
+
+    def _tags(self, kept: Kept) -> dict[str, str]:
+        base = (self.report.get("base") or {}).get("loss")
+        tuned = self.report.get("tuned") or {}
+        values = {
+            TRAIN_KEY: self.key,
+            STEP: kept.step,
+            "talaria.role": kept.role,
+            DIGEST: kept.digest,
+            CANDIDATE: "true" if kept is candidate(list(self.models)) else None,
+            LOSS: kept.loss,
+            BASE_LOSS: base if kept.loss is not None else None,
+            "talaria.exact_match": tuned.get("exact_match") if kept.role == FINAL else None,
+            HELDOUT: (self.report.get("heldout") or {}).get("digest"),
+            TOKENS: str(self.inputs["tokenize"].absolute()),
+        }
+        return self.log.tags | {name: str(value) for name, value in values.items() if value is not None}
+
+    def _logged_model(self, kept: Kept, tags: Mapping[str, str]) -> tuple[str, str]:
+        """(id, location of its files) of MLflow's model for this kept one; one that a killed registration left is taken up."""
+        wanted = {TRAIN_KEY: self.key, DIGEST: kept.digest, STEP: str(kept.step)}
+        mine = " AND ".join([f"name = '{self.name}'", *(f"tags.`{name}` = '{value}'" for name, value in wanted.items())])
+        found = self.client.search_logged_models([self.log.experiment], filter_string=mine, max_results=1)
+        if found:
+            return found[0].model_id, found[0].artifact_location
+        params = {name: value for name, value in lineage.run_params(self.config).items() if name.startswith("train.")}
+        made = self.client.create_logged_model(
+            self.log.experiment, self.name, self.log.run_id, dict(tags), params=params, model_type="causal-lm"
+        )
+        return made.model_id, made.artifact_location
+
+    def _place(self, kept: Kept, location: str, text: str, model_id: str) -> None:
+        folder = local_folder(location)
+        if folder is not None:
+            mlmodel.fill(folder, kept.folder, card=text, run_id=self.log.run_id, model_id=model_id)
+            return
+        with tempfile.TemporaryDirectory(dir=kept.folder.parent, prefix=".upload-") as staging:  # same disk: links, no copy
+            mlmodel.fill(Path(staging), kept.folder, card=text, run_id=self.log.run_id, model_id=model_id)
+            self.client.log_model_artifacts(model_id, staging)
+
+    def _measure(self, kept: Kept, model_id: str) -> None:
+        """The version's numbers, tied to the model and the held-out set, and the model tied to the run."""
+        from mlflow.entities import LoggedModelOutput
+
+        outputs = self.client.get_run(self.log.run_id).outputs
+        if model_id not in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
+            self.client.log_outputs(self.log.run_id, [LoggedModelOutput(model_id, kept.step)])
+        heldout = (self.report.get("heldout") or {}).get("digest")
+        for name, value in metrics_of(kept, self.report).items():
+            self.client.log_metric(
+                self.log.run_id,
+                name,
+                value,
+                timestamp=int(read_json(self.inputs["train"] / "status.json").get("time", time.time()) * 1000),
+                step=kept.step,
+                dataset_name=lineage.heldout_name(self.config) if heldout else None,
+                dataset_digest=lineage.short_digest(heldout) if heldout else None,
+                model_id=model_id,
+            )
+
+    def _facts(self, kept: Kept, tags: Mapping[str, str]) -> Facts:
+        train = self.inputs["train"]
+        status = read_json(train / "status.json")
+        return Facts(
+            config=self.config,
+            step=kept.step,
+            total_steps=int(status["step"]),
+            role=kept.role,
+            loss=kept.loss,
+            report=self.report,
+            tags=tags,
+            data={stage: self.known.get(stage, {}).get("facts", {}) for stage in ("convert", "tokenize")},
+            curve=curve(train),
+            cost=cost(train),
+            ranks=status.get("world_size"),
+        )
+
+
+def metrics_of(kept: Kept, report: Mapping[str, Any]) -> dict[str, float]:
+    """The evaluation's numbers for one version, under the names they have in MLflow."""
+    tuned, base = report.get("tuned") or {}, report.get("base") or {}
+    values = {"eval_loss": kept.loss, "eval_base_loss": base.get("loss")}
+    if kept.role == FINAL:
+        values |= {
+            "eval_exact_match": tuned.get("exact_match"),
+            "eval_base_exact_match": base.get("exact_match"),
+            "eval_stopped": tuned.get("stopped"),
+        }
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def curve(train: Path) -> Curve:
+    metrics, evals = Journal(train / "metrics.jsonl"), Journal(train / "evals.jsonl")
+    metrics.refresh()
+    evals.refresh()
+    heldout = {int(step): loss for step, loss in zip(evals.steps, evals.column("loss"), strict=True)}
+    return Curve([int(step) for step in metrics.steps], list(metrics.column("loss")), heldout)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(log: RunLog, name: str) -> Iterator[None]:
+    """Two registrations of one model at once (a retry beside a task that is not quite dead) would make versions twice."""
+    root = log.artifacts_root()
+    if root is None:
+        yield
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

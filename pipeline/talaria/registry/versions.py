@@ -1,0 +1,107 @@
+"""The versions of a registered model: what their tags say, how to find them, and which may go."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from talaria.common.errors import DataError
+from talaria.tracking.mlflow_client import connect, plain_errors
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+TRAIN_KEY, STEP, DIGEST, CANDIDATE = "talaria.train_key", "talaria.step", "talaria.sha256", "talaria.candidate"
+LOSS, BASE_LOSS, HELDOUT = "talaria.eval_loss", "talaria.eval_base_loss", "talaria.heldout_digest"
+TOKENS, MODEL_ID = "talaria.tokens", "talaria.model_id"
+PREVIOUS = "talaria.previous_champion"
+_AT_A_TIME = 8
+
+
+def search_versions(client: MlflowClient, model: str, condition: str = "") -> list[ModelVersion]:
+    """Versions of a model, newest first, that meet a condition on their tags. They carry no aliases: MLflow leaves them out."""
+    filter_string = f"name = '{model}'" + (f" AND {condition}" if condition else "")
+    found: list[ModelVersion] = []
+    token = None
+    while True:
+        page = client.search_model_versions(filter_string, order_by=["version_number DESC"], max_results=1000, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def local_folder(location: str) -> Path | None:
+    """The folder of a file:// address or plain path; None for files that only a server or an object store reaches."""
+    parts = urlsplit(location)
+    return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
+
+
+def find_model(client: MlflowClient, model: str) -> dict[str, int]:
+    """Alias -> version of a registered model. Raises DataError where there is no such model."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        aliases = client.get_registered_model(model).aliases
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise DataError(f"{model}: MLflow has no registered model of this name; register one first.") from None
+        raise
+    return {alias: int(version) for alias, version in aliases.items()}
+
+
+def keys_of(version: ModelVersion) -> dict[str, str]:
+    """Stage -> key, from a version's tags."""
+    prefix = "talaria.key."
+    return {name.removeprefix(prefix): value for name, value in version.tags.items() if name.startswith(prefix)}
+
+
+def as_number(text: str | None) -> float | None:
+    return None if text is None else float(json.loads(text))
+
+
+def set_tags(client: MlflowClient, model: str, version: int | str, tags: Mapping[str, Any]) -> None:
+    """Set tags of a version, but not those whose value is None. MLflow sets one a call, so several calls go at a time."""
+    values = [(name, str(value)) for name, value in tags.items() if value is not None]
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        list(pool.map(lambda tag: client.set_model_version_tag(model, str(version), *tag), values))
+
+
+def prune(model: str, keep: int, *, uri: str) -> dict[str, Any]:
+    """Delete all but the newest `keep` versions, with their files.
+
+    A version with an alias stays, and the one that a rollback would go back to.
+    """
+    if keep < 1:
+        raise DataError(f"{model}: cannot keep {keep} versions; keep at least one.")
+    client = connect(uri)
+    with plain_errors(uri):
+        aliases = find_model(client, model)
+        versions = search_versions(client, model)
+        numbers = {int(version.version): version for version in versions}
+        kept = set(aliases.values()) | {int(version.version) for version in versions[:keep]}
+        champion = numbers.get(aliases.get(CHAMPION, 0))
+        if champion is not None and PREVIOUS in champion.tags:
+            kept.add(int(champion.tags[PREVIOUS]))
+        removed = sorted(numbers.keys() - kept)
+        with ThreadPoolExecutor(_AT_A_TIME) as pool:  # MLflow deletes one version a call
+            list(pool.map(lambda number: _delete(client, numbers[number]), removed))
+    return {"model": model, "removed": removed, "kept": sorted(numbers.keys() & kept)}
+
+
+def _delete(client: MlflowClient, version: ModelVersion) -> None:
+    """The version first, so that none ever points at files that are gone."""
+    client.delete_model_version(version.name, str(version.version))
+    model_id = version.tags.get(MODEL_ID)
+    if model_id is not None:
+        client.delete_logged_model(model_id)
+    folder = local_folder(version.source or "")
+    if folder is not None and model_id is not None and model_id in folder.parts:  # only a folder that registration made
+        shutil.rmtree(folder, ignore_errors=True)

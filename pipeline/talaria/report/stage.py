@@ -1,0 +1,223 @@
+"""The report stage: what is in the data, as numbers (report.json) and as a page (report.html).
+
+Reads the messages in chunks, the tokens' lengths and masks, and what convert and tokenize counted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from talaria.common.files import MANIFEST
+from talaria.common.output_folder import replacing
+from talaria.common.threads import ordered
+from talaria.config.schema import Config
+from talaria.data import row_format as shape
+from talaria.data.convert import MESSAGES
+from talaria.data.messages import digests
+from talaria.data.messages_parquet import open_parquet
+from talaria.report.oddities import ODDITIES, flatten
+from talaria.report.page import page
+from talaria.tokenization.dataset import open_tokens
+from talaria.tokenization.row_filter import DROPS
+
+BATCH = 8192
+EXAMPLES, LONGEST, SOURCES, PREVIEW = 3, 5, 30, 240
+Facts = dict[str, Any]
+Numbers = npt.NDArray[Any]
+
+
+def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> Facts:
+    return fill(inputs["convert"], inputs["tokenize"], out_dir, name=config.name, download=inputs["download"])
+
+
+def report(data: Path, tokens: Path, output: Path) -> Facts:
+    """The stage on explicit paths. `data` holds messages.parquet, or is it."""
+    with replacing(output, made_by="report") as work:
+        facts = fill(data, tokens, work.path, name=data.stem)
+        work.describe({"facts": facts})
+    return facts
+
+
+def fill(data: Path, tokens: Path, out_dir: Path, *, name: str, download: Path | None = None) -> Facts:
+    """Write both files. Returns the few numbers that say most."""
+    measured = measure(data if data.is_file() else data / MESSAGES, tokens)
+    measured |= {"name": name, "origin": facts_of(download), "dropped": drops(facts_of(data), facts_of(tokens))}
+    (out_dir / "report.json").write_text(json.dumps(measured, indent=1, ensure_ascii=False), encoding="utf-8")
+    (out_dir / "report.html").write_text(page(measured), encoding="utf-8")
+    return {key: measured[key] for key in ("rows", "conversations", "tokens", "supervised_tokens", "duplicates")}
+
+
+def facts_of(folder: Path | None) -> Facts:
+    """What the stage that filled the folder counted; nothing where it was not made by one."""
+    manifest = (folder or Path()) / MANIFEST
+    if folder is None or not manifest.is_file():
+        return {}
+    facts: Facts = json.loads(manifest.read_text(encoding="utf-8"))["facts"]
+    return facts
+
+
+def drops(convert: Facts, tokenize: Facts) -> list[Facts]:
+    """Each reason for which a stage dropped rows."""
+    reasons = shape.REASONS | DROPS
+    return [
+        {"stage": stage, "reason": reason, "meaning": reasons.get(reason, reason), "rows": rows}
+        for stage, facts in (("convert", convert), ("tokenize", tokenize))
+        for reason, rows in facts.get("dropped", {}).items()
+    ]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A batch of rows: a number a row, and which rows are odd."""
+
+    characters: Numbers
+    turns: Numbers
+    system: Numbers
+    digests: bytes
+    odd: dict[str, Numbers]
+
+
+def measure_batch(messages: pa.Array) -> Measured:
+    turns = flatten(messages)
+    return Measured(
+        characters=sums(pc.utf8_length(turns.content).to_numpy(zero_copy_only=False), turns.offsets),
+        turns=sums(turns.is_role("user"), turns.offsets),
+        system=sums(turns.is_role("system"), turns.offsets) > 0,
+        digests=b"".join(digests(messages)),
+        odd={name: oddity.find(turns) for name, oddity in ODDITIES.items()},
+    )
+
+
+def sums(values: Numbers, offsets: Numbers) -> Numbers:
+    """The sum of each row's values."""
+    total: Numbers = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
+    return total[offsets[1:]] - total[offsets[:-1]]
+
+
+def measure(parquet: Path, tokens_folder: Path) -> Facts:
+    file = open_parquet(parquet)
+    threads = min(8, len(os.sched_getaffinity(0)))
+    batches = list(ordered(measure_batch, messages_of(file), threads))
+    characters = np.concatenate([batch.characters for batch in batches])
+    user_turns = np.concatenate([batch.turns for batch in batches])
+    splits = {split: tokens for split, tokens in open_tokens(tokens_folder).items() if tokens is not None}
+    lengths = np.concatenate([tokens.lengths for tokens in splits.values()])
+    supervised = np.concatenate([tokens.supervised for tokens in splits.values()])
+    kept = np.concatenate([tokens.rows for tokens in splits.values()])
+    tokens_of_row = np.full(len(characters), -1, np.int64)
+    tokens_of_row[kept] = lengths
+    odd = {name: np.flatnonzero(np.concatenate([batch.odd[name] for batch in batches])) for name in ODDITIES}
+    shown = sorted({int(row) for rows in odd.values() for row in rows[:EXAMPLES]} | {int(row) for row in longest(characters)})
+    texts = previews(file, shown)
+
+    def describe(row: int) -> Facts:
+        known = int(tokens_of_row[row])
+        return {"row": row, "characters": int(characters[row]), "tokens": known if known >= 0 else None, "text": texts[row]}
+
+    return {
+        "rows": len(characters),
+        "conversations": {split: len(tokens) for split, tokens in splits.items()},
+        "tokens": int(lengths.sum()),
+        "supervised_tokens": int(supervised.sum()),
+        "duplicates": repeated(b"".join(batch.digests for batch in batches)),
+        "with_system": int(sum(batch.system.sum() for batch in batches)),
+        "multi_turn": int((user_turns > 1).sum()),
+        "distributions": {
+            "tokens": distribution(lengths),
+            "characters": distribution(characters),
+            "user_turns": distribution(user_turns),
+            "supervised_share": distribution(100 * supervised / np.maximum(lengths, 1), whole=False),
+        },
+        "sources": sources(file, tokens_of_row),
+        "longest": [describe(int(row)) for row in longest(characters)],
+        "oddities": [
+            {
+                "name": name,
+                "meaning": oddity.meaning,
+                "rows": len(odd[name]),
+                "examples": [describe(int(row)) for row in odd[name][:EXAMPLES]],
+            }
+            for name, oddity in ODDITIES.items()
+        ],
+    }
+
+
+def messages_of(file: pq.ParquetFile) -> Iterator[pa.Array]:
+    for batch in file.iter_batches(BATCH, columns=["messages"]):
+        yield batch.column(0)
+
+
+def longest(characters: Numbers) -> Numbers:
+    return np.argsort(-characters, kind="stable")[:LONGEST]
+
+
+def repeated(all_digests: bytes) -> int:
+    """Rows whose messages equal an earlier row's."""
+    values = np.frombuffer(all_digests, dtype=[("high", "u8"), ("low", "u8")])
+    return len(values) - len(np.unique(values))
+
+
+def distribution(values: Numbers, *, whole: bool = True, bins: int = 40) -> Facts:
+    """Mean, quantiles and a histogram; the last bin of many takes everything above the 99th percentile."""
+    if not len(values):
+        return {"mean": None, "quantiles": {}, "bins": [], "open": False}
+    points = {"min": 0, "p10": 10, "p50": 50, "p90": 90, "p99": 99, "max": 100}
+    quantiles = dict(zip(points, np.percentile(values, list(points.values()), method="lower").tolist(), strict=True))
+    few = whole and quantiles["max"] - quantiles["min"] < bins
+    low, high = quantiles["min"], quantiles["max" if few else "p99"]
+    width = max((high - low) / bins, 1 if whole else 1e-9)
+    width = float(np.ceil(width)) if whole else width
+    edges = low + width * np.arange(int((high - low) / width) + 2)  # the last bin begins at or below `high`
+    counts = np.histogram(np.minimum(values, edges[-1]), edges)[0]
+    shown = [{"from": round(float(edge), 3), "rows": int(count)} for edge, count in zip(edges[:-1], counts, strict=True)]
+    return {"mean": round(float(values.mean()), 2), "quantiles": quantiles, "width": width, "bins": shown, "open": not few}
+
+
+def sources(file: pq.ParquetFile, tokens_of_row: Numbers) -> list[Facts]:
+    """Rows and tokens by the column `source`, the largest first; those beyond the first 30 together."""
+    if "source" not in file.schema_arrow.names:
+        return []
+    column = (
+        pc.cast(file.read(columns=["source"]).column(0), pa.string()).combine_chunks().dictionary_encode(null_encoding="encode")
+    )
+    codes = column.indices.to_numpy(zero_copy_only=False)
+    names = column.dictionary.to_pylist()
+    rows = np.bincount(codes, minlength=len(names))
+    tokens = np.bincount(codes, weights=np.maximum(tokens_of_row, 0), minlength=len(names))
+    order = np.argsort(-rows, kind="stable")
+    table = [{"source": names[code], "rows": int(rows[code]), "tokens": int(tokens[code])} for code in order]
+    rest = table[SOURCES:]
+    if rest:
+        total = {key: sum(entry[key] for entry in rest) for key in ("rows", "tokens")}
+        table = [*table[:SOURCES], {"source": f"{len(rest)} others", **total}]
+    return table
+
+
+def previews(file: pq.ParquetFile, rows: list[int]) -> dict[int, str]:
+    """The beginning of these rows (rising), each as 'role: text' lines. Reads only the row groups that hold them."""
+    texts: dict[int, str] = {}
+    first = 0
+    for group in range(file.metadata.num_row_groups):
+        end = first + file.metadata.row_group(group).num_rows
+        here = [row for row in rows if first <= row < end]
+        messages = file.read_row_group(group, columns=["messages"]).column(0) if here else []
+        for row in here:
+            turns = messages[row - first].as_py() or []
+            texts[row] = "\n".join(f"{turn['role']}: {shorten(turn['content'])}" for turn in turns[:4])
+        first = end
+    return texts
+
+
+def shorten(text: str) -> str:
+    return text if len(text) <= PREVIEW else f"{text[:PREVIEW]}… ({len(text):,} characters)"

@@ -1,0 +1,40 @@
+"""What makes two runs the same run: data, base model and the settings that decide the result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from talaria.common.files import MANIFEST, digest
+
+if TYPE_CHECKING:
+    from talaria.config.schema import Config
+
+_SAMPLE = 1 << 20
+
+
+def run_identity(config: Config, tokens: Path, base: Path) -> str:
+    """The same for every rank and however many there are."""
+    return digest({"train": config.train.key_fields(), "tokens": _folder(tokens), "base": _folder(base)})
+
+
+def _folder(folder: Path) -> dict[str, str]:
+    """What a folder holds: as its manifest says, else size, first and last MiB of each data file."""
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        files = json.loads(manifest.read_text()).get("files")
+        if files:
+            return {name: file["sha256"] for name, file in files.items()}
+    found = [path for path in sorted(folder.rglob("*")) if path.suffix in (".arrow", ".safetensors", ".json") and path.is_file()]
+    return {str(path.relative_to(folder)): _sampled(path) for path in found if path.name != MANIFEST}
+
+
+def _sampled(path: Path) -> str:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        seen = hashlib.sha256(file.read(_SAMPLE))
+        file.seek(max(0, size - _SAMPLE))
+        seen.update(file.read(_SAMPLE))
+    return f"{size}:{seen.hexdigest()}"

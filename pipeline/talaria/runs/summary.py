@@ -1,0 +1,114 @@
+"""How a training is doing, from a few small reads of its folder whatever its length (docs/architecture.md has the files)."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from talaria.runs.folder import CONFIG, EVALS, EVENTS, METRICS, MLFLOW, STATUS, Place
+from talaria.runs.jsonl import read_object, sample, tail
+
+SPARK_POINTS = 32
+_QUIET_SECONDS = 120.0
+_QUIET_STEPS = 10
+_QUIET_SHARE = 0.5  # of the hang timeout, before the first step: loading and compiling take their time
+_DEFAULT_HANG_SECONDS = 600.0
+
+
+def glance(place: Place, now: float) -> dict[str, Any]:
+    """The facts of a run's card. Times are Unix seconds; what is not known (yet) is None.
+
+    `state` is the trainer's own (running, done, preempted, failed) or `starting` before it said anything, or `lost` when
+    it claims to run but has been silent for longer than it would let itself hang. `quiet_seconds` is the silence of a
+    running one once it is worth a remark.
+    """
+    status = read_object(place.folder / STATUS)
+    config, mlflow = read_object(place.folder / CONFIG), read_object(place.folder / MLFLOW)
+    rows = tail(place.folder / METRICS)
+    last = rows[-1] if rows else {}
+    evals = tail(place.folder / EVALS)
+    seconds = step_seconds(rows)
+    active = last_activity(place)
+    step = max(_int(status.get("step")) or 0, _int(last.get("step")) or 0)
+    total = _int(status.get("total_steps"))
+    state = _state(place, status, config, now - active)
+    running = state == "running"
+    patience = max(_QUIET_SECONDS, _QUIET_STEPS * (seconds or 0)) if rows else _QUIET_SHARE * _hang_timeout(config)
+    return {
+        "key": place.key,
+        "name": config.get("name") if isinstance(config.get("name"), str) else None,
+        "state": state,
+        "reason": status.get("reason"),
+        "step": step,
+        "total_steps": total,
+        "epoch": finite(last.get("epoch")),
+        "loss": finite(last.get("loss")),
+        "heldout_loss": finite(evals[-1].get("loss")) if evals else None,
+        "step_seconds": seconds,
+        "eta_seconds": seconds * (total - step) if running and seconds and total else None,
+        "active": active,
+        "quiet_seconds": now - active if running and now - active > patience else None,
+        "world_size": _int(status.get("world_size")),
+        "mlflow_run_id": mlflow.get("run_id"),
+        "mlflow_url": mlflow.get("url"),
+        "dag_run": status.get("airflow"),
+        "spark": [rounded(row.get("loss")) for row in sample(place.folder / METRICS, SPARK_POINTS)],
+    }
+
+
+def _state(place: Place, status: dict[str, Any], config: dict[str, Any], silent: float) -> str:
+    state = status.get("state")
+    if place.finished or state == "done":
+        return "done"
+    if state in (None, "running") and silent > _hang_timeout(config):
+        return "lost"
+    return state if isinstance(state, str) else "starting"
+
+
+def _hang_timeout(config: dict[str, Any]) -> float:
+    """How long the run lets itself go without progress, in seconds."""
+    train = config.get("train")
+    return (finite(train.get("hang_timeout")) if isinstance(train, dict) else None) or _DEFAULT_HANG_SECONDS
+
+
+def last_activity(place: Place) -> float:
+    """When the training last wrote, Unix seconds by the file system's clock."""
+    times = [_mtime(place.folder / name) for name in (METRICS, STATUS, EVENTS)]
+    return max(times) or _mtime(place.folder)
+
+
+def step_seconds(rows: list[dict[str, Any]]) -> float | None:
+    """Seconds from step to step: the median over `rows`, which a checkpoint or a restart in between does not sway."""
+    times = [time for row in rows if (time := finite(row.get("time"))) is not None]
+    steps = [later - earlier for earlier, later in pairwise(times)]
+    if steps:
+        return statistics.median(steps)
+    return finite(rows[-1].get("seconds")) if rows else None
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _int(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def rounded(value: Any) -> float | None:
+    """A number with as many digits as a small drawing can show."""
+    number = finite(value)
+    return None if number is None else float(f"{number:.4g}")
+
+
+def finite(value: Any) -> float | None:
+    """A finite number, else None: JSON for browsers has no NaN."""
+    try:
+        return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+    except OverflowError:  # a whole number beyond any float
+        return None

@@ -1,0 +1,38 @@
+"""Run one stage in the store, or reuse its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from talaria.config.schema import Config
+from talaria.stages.table import STAGES, inputs_of, key_of, resolve
+from talaria.store.store import Output, Store
+
+
+def run_stage(
+    name: str,
+    config: Config,
+    store: Store,
+    upstream: Mapping[str, Output],
+    *,
+    force: bool = False,
+    function: Callable[[Config, Mapping[str, Path], Path], dict[str, Any]] | None = None,
+) -> Output:
+    """Run one stage in the store, or reuse what an earlier run with the same key left there.
+
+    `function` makes the same output in another way than the stage's own function (see spread.py).
+    """
+    stage = STAGES[name]
+    key, described = key_of(stage, config, {name: output.key for name, output in upstream.items()})
+    folders = {name: upstream[name].path for name in inputs_of(stage, config)}
+    return store.run(
+        name,
+        key,
+        lambda out_dir: (function or resolve(stage.function))(config, folders, out_dir),
+        described_by=described,
+        resumable=stage.resumable,
+        unlisted=stage.unlisted,
+        force=force,
+    )

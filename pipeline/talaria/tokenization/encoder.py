@@ -1,0 +1,160 @@
+"""Many conversations at once: chat.py's rule on Arrow arrays and flat buffers, with no Python list of ids.
+
+Text becomes ids once per message, everything else is done on whole arrays: a message's tokens are
+`<|im_start|> [header] text <|im_end|> newline`, so the places of the fixed tokens follow from the lengths of the texts,
+and one boolean assignment puts the encoder's ids into the places that are left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from talaria.common.arrow import scalar, to_arrow, to_numpy
+from talaria.common.errors import DataError
+from talaria.tokenization import chatml as chat
+from talaria.tokenization.tokenizer import Ids, Offsets, Tokenizer
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Conversations end to end."""
+
+    ids: Ids
+    mask: Mask
+    """True: the token counts in the loss."""
+    offsets: Offsets
+    """Conversation i is ids[offsets[i]:offsets[i + 1]]."""
+    rows: Offsets
+    """Each conversation's row in the parquet."""
+    supervised: Offsets
+    """Supervised tokens of each conversation."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> Offsets:
+        return np.diff(self.offsets)
+
+    def select(self, keep: Mask) -> Batch:
+        """The conversations where `keep` is true."""
+        if keep.all():
+            return self
+        lengths = self.lengths
+        tokens = np.repeat(keep, lengths)
+        return Batch(self.ids[tokens], self.mask[tokens], starts(lengths[keep]), self.rows[keep], self.supervised[keep])
+
+    def truncate(self, max_tokens: int) -> Batch:
+        """The first `max_tokens` tokens of each conversation."""
+        lengths = self.lengths
+        if not (lengths > max_tokens).any():
+            return self
+        place = np.arange(self.offsets[-1]) - np.repeat(self.offsets[:-1], lengths)
+        tokens = place < max_tokens
+        mask, offsets = self.mask[tokens], starts(np.minimum(lengths, max_tokens))
+        return Batch(self.ids[tokens], mask, offsets, self.rows, sums(mask, offsets))
+
+
+@dataclass(frozen=True)
+class Messages:
+    """A stretch of the parquet's messages, flattened: message j of row i is number offsets[i] + j."""
+
+    offsets: Offsets
+    role: pa.Array
+    content: pa.Array
+    answers: Mask
+    supervised: Mask
+    rows: Offsets
+
+
+def flatten(messages: pa.Array, first_row: int, where: str) -> Messages:
+    """Split list<struct<role, content, ...>> into arrays. Raises DataError that names `where` and the row of a null."""
+    lengths = pc.list_value_length(messages)
+    offsets = starts(to_numpy(pc.fill_null(lengths, 0) if lengths.null_count else lengths))
+    turns = messages.flatten()
+    role, content = (_text(pc.struct_field(turns, name)) for name in ("role", "content"))
+    for name, values in (("role", role), ("content", content)):
+        if values.null_count:
+            message = pc.index(values.is_null(), True).as_py()
+            row = int(np.searchsorted(offsets, message, side="right")) - 1
+            number = message - offsets[row]
+            raise DataError(f"{where}, row {first_row + row}: message {number} has no {name}; fix it or drop the row in convert.")
+    answers = to_numpy(pc.equal(role, scalar(chat.ASSISTANT)))
+    supervised = answers.copy()
+    for switch in chat.SWITCHES:
+        if turns.type.get_field_index(switch) >= 0:
+            supervised &= ~_is_off(pc.struct_field(turns, switch), f"{where}: messages.{switch}")
+    return Messages(offsets, role, content, answers, supervised, np.arange(first_row, first_row + len(messages)))
+
+
+def encode(messages: Messages, tokenizer: Tokenizer, supervise_newline: bool) -> Batch:
+    """Ids and loss masks of every conversation."""
+    answers, nothing = to_arrow(messages.answers), scalar("")
+    role, separator = pc.if_else(answers, nothing, messages.role), pc.if_else(answers, nothing, scalar("\n"))
+    texts = pc.binary_join_element_wise(role, messages.content, separator)
+    ids, text_offsets = tokenizer.encode(texts.to_pylist())
+    header, newline = len(tokenizer.header), len(tokenizer.newline)
+
+    before = np.where(messages.answers, 1 + header, 1)
+    message_offsets = starts(before + np.diff(text_offsets) + 1 + newline)
+    begin, finish = message_offsets[:-1], message_offsets[1:] - newline
+    out = np.empty(message_offsets[-1], np.int32)
+    is_text = np.ones(len(out), np.bool_)
+
+    def put(places: Offsets, values: Ids) -> None:
+        for step, value in enumerate(values):
+            out[places + step] = value
+            is_text[places + step] = False
+
+    put(begin, np.array([tokenizer.start], np.int32))
+    put(begin[messages.answers] + 1, tokenizer.header)
+    put(finish - 1, np.array([tokenizer.end], np.int32))
+    put(finish, tokenizer.newline)
+    out[is_text] = ids
+
+    end = finish + (newline if supervise_newline else 0)
+    edges = np.stack([before, end - begin - before, message_offsets[1:] - end], axis=1)
+    values = np.zeros_like(edges, np.bool_)
+    values[:, 1] = messages.supervised
+    mask = np.repeat(values.ravel(), edges.ravel())
+    supervised = sums(edges[:, 1] * messages.supervised, messages.offsets)
+    return Batch(out, mask, message_offsets[messages.offsets], messages.rows, supervised)
+
+
+def starts(lengths: npt.NDArray[Any]) -> Offsets:
+    """Offsets of stretches of these lengths, laid end to end."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def sums(values: Mask | Offsets, offsets: Offsets) -> Offsets:
+    """The sum of each stretch of `values`; of a mask, how often it is true there."""
+    # reduceat gives an empty stretch the element at its place, and takes no place past the end
+    total = np.zeros(len(offsets) - 1, np.int64)
+    filled = offsets[1:] > offsets[:-1]
+    if filled.any():
+        total[filled] = np.add.reduceat(values, offsets[:-1][filled], dtype=np.int64)
+    return total
+
+
+def _text(values: pa.Array) -> pa.Array:
+    """Any string type as one whose offsets cannot overflow."""
+    return values if pa.types.is_large_string(values.type) else values.cast(pa.large_string())
+
+
+def _is_off(values: pa.Array, where: str) -> Mask:
+    if pa.types.is_null(values.type):
+        return np.zeros(len(values), np.bool_)
+    if not (pa.types.is_boolean(values.type) or pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        raise DataError(f"{where} should be a boolean or a number, found {values.type}.")
+    off = pc.equal(values.cast(pa.float64()), 0.0)
+    return to_numpy(pc.fill_null(off, False))

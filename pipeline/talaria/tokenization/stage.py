@@ -1,0 +1,172 @@
+"""The tokenise stage: a messages parquet to a tokens folder, in one process or as row ranges on many machines.
+
+The parquet is cut into stretches of `tokenize.shard_rows` rows, one Arrow shard each, and those into chunks, one record batch
+each. Chunks are encoded by threads and written in order, so the bytes depend neither on the number of threads nor on how the
+shards are spread over parts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from talaria.common.errors import DataError
+from talaria.common.files import link_or_copy
+from talaria.common.threads import ordered
+from talaria.config.schema import Config, Tokenize
+from talaria.data.messages_parquet import open_parquet
+from talaria.tokenization import row_filter as select
+from talaria.tokenization.arrow_writer import Shard, ShardWriter, shard_name, write_empty, write_index
+from talaria.tokenization.dataset import TRAIN, VALIDATION
+from talaria.tokenization.parquet_chunks import chunks_of, read
+from talaria.tokenization.row_filter import Selector
+from talaria.tokenization.tokenizer import find, save
+
+MESSAGES = "messages.parquet"
+PART = "part.json"
+AHEAD = 24
+"""Chunks that the oracle may be ahead of the encoder: what it samples while a large vocabulary is loaded."""
+Facts = dict[str, Any]
+OnRows = Callable[[int, int], None]
+"""Called with the rows done and the rows to do."""
+
+
+def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> Facts:
+    """The stage: messages.parquet of `convert` with the tokenizer of `base`."""
+    return fill(inputs["convert"] / MESSAGES, inputs["base"], out_dir, config.tokenize)
+
+
+def tokenize(parquet: Path, tokenizer: str | Path, output: Path, config: Tokenize, on_rows: OnRows | None = None) -> Facts:
+    """The stage on explicit paths: the whole folder appears at `output` when it is done, or nothing.
+
+    Raises UserError or DataError, one sentence, where the input or the place cannot be used.
+    """
+    from talaria.common.output_folder import replacing
+
+    open_parquet(parquet)
+    folder = find(tokenizer)
+    with replacing(output, made_by="tokenize") as work:
+        facts = fill(parquet, folder, work.path, config, on_rows)
+        work.describe({"settings": {"tokenize": config.key_fields()}, "facts": facts})
+    return facts
+
+
+def fill(parquet: Path, tokenizer: Path, out_dir: Path, config: Tokenize, on_rows: OnRows | None = None) -> Facts:
+    """Tokenise in this process."""
+    part = out_dir / ".part"
+    tokenize_range(parquet, tokenizer, part, config, 0, 1, on_rows)
+    facts = merge([part], tokenizer, out_dir, config)
+    shutil.rmtree(part)
+    return facts
+
+
+def tokenize_range(
+    parquet: Path,
+    tokenizer: Path,
+    part_dir: Path,
+    config: Tokenize,
+    part: int,
+    parts: int,
+    on_rows: OnRows | None = None,
+) -> Facts:
+    """Part `part` of `parts`: its share of the shards, and part.json with their facts, into `part_dir`.
+
+    Raises DataError where a row cannot be encoded, naming it.
+    """
+    if not 0 <= part < parts:
+        raise ValueError(f"part {part} of {parts}")
+    part_dir.mkdir(parents=True, exist_ok=True)
+    file = open_parquet(parquet)
+    rows = file.metadata.num_rows
+    selector = Selector(parquet, tokenizer, config)
+    chunks = chunks_of(rows, config.shard_rows, part, parts)
+    to_do, done = sum(chunk.stop - chunk.start for chunk in chunks), 0
+    splits = (TRAIN, VALIDATION) if config.validation_fraction else (TRAIN,)
+    counts: Counter[str] = Counter()
+    written: list[Shard] = []
+    writers: list[ShardWriter] = []
+    unsampled = read(open_parquet(parquet), chunks)  # a second time: to hold the chunks until they are encoded takes as long
+    sampled = ordered(selector.sample, itertools.repeat(unsampled, len(chunks)), 1, AHEAD)
+    workers = config.workers or len(os.sched_getaffinity(0))
+    try:
+        for kept in ordered(selector, zip(sampled, read(file, chunks), strict=True), workers):
+            if not writers or writers[0].number != kept.shard:
+                written += close(writers)
+                writers = [ShardWriter(part_dir, split, kept.shard) for split in splits]
+            for writer in writers:
+                writer.write(kept.splits[writer.split])
+            counts += kept.counts
+            done += kept.rows
+            if on_rows:
+                on_rows(done, to_do)
+    finally:
+        written += close(writers)
+    facts = {
+        "rows": to_do,
+        "counts": dict(counts),
+        "backend": selector.tokenizer.backend,
+        "fallback": selector.tokenizer.fallback,
+        "shards": [shard.as_json() for shard in written],
+    }
+    (part_dir / PART).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    return facts
+
+
+def close(writers: Sequence[ShardWriter]) -> list[Shard]:
+    return [shard for writer in writers if (shard := writer.close())]
+
+
+def merge(part_dirs: Sequence[Path], tokenizer: Path, out_dir: Path, config: Tokenize) -> Facts:
+    """Make the tokens folder of all parts (in any order); shards are hard links to theirs, or copies. Returns the facts.
+
+    Raises DataError where nothing is left to train on.
+    """
+    parts = [json.loads((part / PART).read_text(encoding="utf-8")) | {"folder": part} for part in part_dirs]
+    found = [(Shard(**shard), part["folder"]) for part in parts for shard in part["shards"]]
+    found.sort(key=lambda pair: pair[0].number)
+    splits = {TRAIN: out_dir / TRAIN, VALIDATION: out_dir / VALIDATION} if config.validation_fraction else {TRAIN: out_dir}
+    by_split = {split: [(shard, folder) for shard, folder in found if shard.split == split] for split in splits}
+    facts = summary(parts, {split: [shard for shard, _ in pairs] for split, pairs in by_split.items()})
+    if not by_split[TRAIN]:
+        raise DataError(f"none of {facts['rows']} conversations is left to train on; dropped: {facts['dropped']}.")
+    for split, folder in splits.items():
+        folder.mkdir(exist_ok=True)
+        for number, (shard, source) in enumerate(by_split[split]):
+            link_or_copy(source / shard.file, folder / shard_name(number, len(by_split[split])))
+        if not by_split[split]:
+            write_empty(folder / shard_name(0, 1))
+        write_index(folder, [shard for shard, _ in by_split[split]])
+    if config.validation_fraction:
+        (out_dir / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}), encoding="utf-8")
+    save(tokenizer, out_dir / "tokenizer")
+    return facts
+
+
+def summary(parts: Sequence[Facts], by_split: Mapping[str, Sequence[Shard]]) -> Facts:
+    """Every row accounted for: rows = conversations of all splits + dropped."""
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts.update(part["counts"])
+    facts: Facts = {
+        "rows": sum(part["rows"] for part in parts),
+        "conversations": {split: sum(shard.rows for shard in found) for split, found in by_split.items()},
+        "tokens": {split: sum(shard.tokens for shard in found) for split, found in by_split.items()},
+        "supervised_tokens": {split: sum(shard.supervised_tokens for shard in found) for split, found in by_split.items()},
+        "dropped": {reason: counts[reason] for reason in select.DROPS},
+        "truncated": counts[select.TRUNCATED],
+        "oddities": {oddity: counts[oddity] for oddity in select.ODDITIES},
+        "compared_with_hugging_face": counts[select.COMPARED],
+        "backend": ", ".join(sorted({part["backend"] for part in parts})),
+    }
+    fallbacks = sorted({part["fallback"] for part in parts if part["fallback"]})
+    if fallbacks:
+        facts["fallback"] = fallbacks
+    kept, dropped = sum(facts["conversations"].values()), sum(facts["dropped"].values())
+    assert kept + dropped == facts["rows"], facts
+    return facts

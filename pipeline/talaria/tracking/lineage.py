@@ -1,0 +1,154 @@
+"""What a model came from, read from the manifests of the store: for MLflow's tags, params and data set inputs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from talaria.common.files import digest
+from talaria.common.redact import scrub
+from talaria.config.schema import Config
+from talaria.stages.table import STAGES, inputs_of, key_of
+from talaria.store.manifest import Manifests
+from talaria.tokenization.dataset import _shards_digest, heldout_digest
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput
+
+ORIGIN = ("talaria.dag_id", "talaria.run_id", "talaria.git_commit")
+"""Tags that say who trained, rather than what."""
+_MAX_PARAM = 6000  # MLflow's longest param
+_MAX_DIGEST = 36  # and data set digest
+
+
+def train_key(config: Config, known: Manifests) -> str | None:
+    """The key of the training output: its manifest's, or (while it trains) the one it will have. None outside a store."""
+    if "train" in known:
+        return str(known["train"]["key"])
+    stage = STAGES["train"]
+    if not all(name in known for name in inputs_of(stage, config)):
+        return None
+    return key_of(stage, config, {name: known[name]["key"] for name in inputs_of(stage, config)})[0]
+
+
+def data_digest(known: Manifests) -> str | None:
+    """Digest over the source files' digests; of what came nearest to them where the source is unknown."""
+    for stage in ("download", "convert", "tokenize"):
+        if stage in known:
+            return digest({name: file["sha256"] for name, file in sorted(known[stage]["files"].items())})
+    return None
+
+
+def run_tags(config: Config, known: Manifests, context: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The talaria.* tags of a run and its versions."""
+    keys = {f"talaria.key.{stage}": manifest["key"] for stage, manifest in sorted(known.items())}
+    values = {
+        "talaria.config": config.name,
+        "talaria.train_key": train_key(config, known),
+        "talaria.data.source": config.download.source,
+        "talaria.data.name": data_name(config),
+        "talaria.data.revision": _data_revision(config, known),
+        "talaria.data.digest": data_digest(known),
+        "talaria.base": base_name(config),
+        "talaria.base.revision": _commit(known, "base") if config.base.source == "hub" else None,
+        "talaria.git_commit": git_commit(),
+        **airflow_context(),
+        **{f"talaria.{name}": value for name, value in (context or {}).items()},
+    }
+    return keys | {name: scrub(str(value)) for name, value in values.items() if value}
+
+
+def run_params(config: Config) -> dict[str, str]:
+    """Every setting under its dotted name, as MLflow takes it."""
+    return {name: scrub(str(value))[:_MAX_PARAM] for name, value in config.flat().items()}
+
+
+def data_name(config: Config) -> str:
+    named = {"hub": config.download.repo, "local": str(config.download.path), "sample": "talaria-sample"}
+    return named[config.download.source]
+
+
+def base_name(config: Config) -> str:
+    named = {"hub": config.base.repo, "local": str(config.base.path), "random": "random weights"}
+    return named[config.base.source]
+
+
+def dataset_inputs(config: Config, known: Manifests, tokens: str | Path) -> list[DatasetInput]:
+    """The training data and the held-out split as MLflow's data set inputs: source and digest, no data loaded."""
+    training = data_digest(known) or _shards_digest(Path(tokens) / "train") or _shards_digest(Path(tokens))
+    heldout = heldout_digest(tokens)
+    inputs = []
+    if training:
+        inputs.append(_dataset(config, known, data_name(config), training, "training"))
+    if heldout:
+        inputs.append(_dataset(config, known, heldout_name(config), heldout, "heldout"))
+    return inputs
+
+
+def heldout_name(config: Config) -> str:
+    return f"{scrub(data_name(config))} (held out)"
+
+
+def short_digest(value: str) -> str:
+    return value[: _MAX_DIGEST - 4]
+
+
+def _dataset(config: Config, known: Manifests, name: str, value: str, context: str) -> DatasetInput:
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    described = MetaDataset(_source(config, known), name=scrub(name), digest=short_digest(value)).to_dict()  # type: ignore[abstract]
+    facts = {"tokenize": known["tokenize"]["facts"]} if "tokenize" in known else {}
+    dataset = Dataset(
+        name=described["name"],
+        digest=described["digest"],
+        source_type=described["source_type"],
+        source=scrub(described["source"]),
+        profile=json.dumps(facts) if facts else None,
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
+
+
+def _source(config: Config, known: Manifests) -> Any:
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.dataset_source_registry import resolve_dataset_source
+    from mlflow.data.huggingface_dataset_source import HuggingFaceDatasetSource
+
+    download = config.download
+    if download.source == "hub":
+        return HuggingFaceDatasetSource(path=download.repo, revision=_data_revision(config, known), data_files=download.files)
+    if download.source == "local":
+        return resolve_dataset_source(str(download.path))
+    return CodeDatasetSource({"generator": "talaria sample", "rows": str(download.rows), "seed": str(download.seed)})
+
+
+def _data_revision(config: Config, known: Manifests) -> str | None:
+    return (_commit(known, "download") or config.download.revision) if config.download.source == "hub" else None
+
+
+def _commit(known: Manifests, stage: str) -> str | None:
+    """The commit that a stage's source resolved to."""
+    outside = known.get(stage, {}).get("outside")
+    return outside.get("commit") if isinstance(outside, dict) else None
+
+
+def airflow_context() -> dict[str, str]:
+    """Which Airflow run this is, from the variables that Airflow gives its tasks."""
+    names = {"talaria.dag_id": "AIRFLOW_CTX_DAG_ID", "talaria.run_id": "AIRFLOW_CTX_DAG_RUN_ID"}
+    return {tag: os.environ[name] for tag, name in names.items() if name in os.environ}
+
+
+def git_commit() -> str | None:
+    """The commit of this code, with '-dirty' where files differ from it; None for an installed package."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return os.environ.get("TALARIA_GIT_COMMIT")
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # no git, or a repository of another user: lineage lacks one tag
+        return os.environ.get("TALARIA_GIT_COMMIT")

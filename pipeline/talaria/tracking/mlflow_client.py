@@ -1,0 +1,141 @@
+"""Where MLflow is, and how to talk to it: no password in a log, no endless retry, no two processes creating one database."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from talaria.common.errors import Unavailable, UserError
+from talaria.common.redact import scrub
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_SQLITE_PATIENCE = 60  # seconds that a writer waits for another; SQLite's own 5 are short for a busy disk
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for results
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's default waits for minutes; whoever calls us retries with more sense
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+class TrackingError(Unavailable):
+    """MLflow did not do what was asked: not there, or it refused. Trying again may help."""
+
+
+def tracking_uri(store: Path | None = None) -> str:
+    """The address of MLflow: MLFLOW_TRACKING_URI, or a SQLite file in the store.
+
+    A user name and password in the address move to the variables that MLflow reads them from, so that the address
+    itself can be printed. Raises UserError where there is neither an address nor a store.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return _without_login(uri)
+    if store is None:
+        raise UserError("MLFLOW_TRACKING_URI is not set and there is no store to keep MLflow's data in; set it, or name a store.")
+    return f"sqlite:///{Path(store).absolute()}/mlflow.db?timeout={_SQLITE_PATIENCE}"
+
+
+def public_uri(uri: str) -> str:
+    """The address without user, password and query, for people to read."""
+    parts = urlsplit(uri)
+    if not parts.scheme:
+        return uri
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")).replace("sqlite:/", "sqlite:///", 1)
+
+
+def _without_login(uri: str) -> str:
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or "@" not in parts.netloc:
+        return uri
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username or "")
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of the server or database at `uri`. Raises TrackingError where a database cannot be opened."""
+    uri = _without_login(uri)
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    for name in ("urllib3.connectionpool", "mlflow.store.db.utils", "alembic"):  # a line for each attempt otherwise
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from mlflow import MlflowClient
+
+    with plain_errors(uri), _alone(uri):
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        if uri.startswith("sqlite:"):
+            client.search_registered_models(max_results=1)  # creates the tables, while no other process does
+        return client
+
+
+@contextlib.contextmanager
+def plain_errors(uri: str) -> Iterator[None]:
+    """Turn what MLflow's client raises into a TrackingError of one line."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        unreachable = "failed with exception" in reason  # MLflow's words for any trouble below HTTP
+        what = "does not answer." if unreachable else f"refuses: {scrub(reason).rstrip('.')}."
+        raise TrackingError(f"MLflow at {public_uri(uri)} {what}") from error
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Hold the lock beside a SQLite file: two processes that create its tables at once both fail."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    database = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(f"{database.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def experiment_id(client: MlflowClient, name: str, artifacts: Path | None) -> str:
+    """The experiment, made if it is not there. `artifacts`: folder for its files; None: where the server keeps files."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        location = (artifacts / name).absolute().as_uri() if artifacts else None
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another run made it meanwhile
+    if found is None or found.lifecycle_stage != "active":
+        raise UserError(f"MLflow's experiment {name!r} is deleted; restore it, or set registry.experiment to another name.")
+    return str(found.experiment_id)
+
+
+def run_url(uri: str, experiment: str, run_id: str) -> str | None:
+    """Where a browser shows the run; None without a server."""
+    return f"{browser_root(uri)}/#/experiments/{experiment}/runs/{run_id}" if browser_root(uri) else None
+
+
+def version_url(uri: str, model: str, version: int) -> str | None:
+    return f"{browser_root(uri)}/#/models/{model}/versions/{version}" if browser_root(uri) else None
+
+
+def browser_root(uri: str) -> str | None:
+    """TALARIA_MLFLOW_URL where the server has another address for people than for programs, else the server's own."""
+    root = os.environ.get("TALARIA_MLFLOW_URL") or (public_uri(uri) if uri.startswith("http") else "")
+    return root.rstrip("/") or None

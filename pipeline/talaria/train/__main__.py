@@ -1,0 +1,102 @@
+"""One rank of a training run.
+
+    accelerate launch ... -m talaria.train --config config.json --tokens DIR --model DIR --output DIR
+
+Exits 0 when the run is done or was told to stop (status.json says which), 2 when the user has to change something,
+1 on any other failure, 70 on a hang.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from talaria.common.errors import UserError
+from talaria.common.files import disk_is_full
+from talaria.config.load import parse
+from talaria.process.reaper import die_with_parent
+from talaria.process.supervisor import MARK
+from talaria.runs.folder import RunFolder
+from talaria.train.distributed import process_group as ranks
+from talaria.train.telemetry.console import say
+from talaria.train.telemetry.watchdog import NotFinite, OutOfMemory, StopSignal, Watchdog
+from talaria.train.train_state import Job
+from talaria.train.trainer import Trainer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m talaria.train", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="the resolved configuration, as JSON")
+    for name in ("tokens", "model", "output"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    args = parser.parse_args(arguments)
+    config = parse(json.loads(args.config.read_text()), str(args.config))
+    return train(Job(config, args.tokens, args.model, args.output))
+
+
+def train(job: Job) -> int:
+    """Run this process's rank (RANK, WORLD_SIZE and so on in the environment); returns the exit code."""
+    stop = StopSignal().listen()
+    if MARK in os.environ:  # launched beneath a reaper: should it and the launcher be killed, this rank saves and leaves too
+        die_with_parent()
+    job.output.mkdir(parents=True, exist_ok=True)
+    folder, timeout = RunFolder(job.output), job.config.train.hang_timeout
+    rank = int(os.environ.get("RANK", "0"))
+    watchdog = Watchdog(timeout, lambda reason: _fail(folder, f"rank {rank}: {reason}", "crash")).start()
+    try:
+        # The watchdog is the one that ends a hang; the collectives' own limit is only there should it fail.
+        world = ranks.join(max(120.0, 4 * timeout))
+        Trainer(job, world, stop, watchdog).run()
+    except UserError as error:
+        _fail(folder, str(error), "user")
+        say(f"rank {rank}: {error}", sys.stderr)
+        return 2
+    except NotFinite as error:
+        # The same data in the same state would end the same way: trying again does not help.
+        _fail(folder, str(error), "user", rows=error.rows)
+        say(f"rank {rank}: {error}", sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as error:
+        detail = str(error).partition(". ")[0]
+        message = str(OutOfMemory(job.config.train.max_tokens_per_device, job.config.train.activation_checkpointing, detail))
+        _fail(folder, message, "user")
+        say(f"rank {rank}: {message}", sys.stderr)
+        return 2
+    except Exception as error:
+        if disk_is_full(error):
+            message = f"{job.output}: the disk is full; free space, and the next start goes on from the last checkpoint."
+            _fail(folder, message, "user")
+            say(f"rank {rank}: {message}", sys.stderr)
+            return 2
+        _fail(folder, f"rank {rank}: {type(error).__name__}: {error}", "crash")
+        traceback.print_exc()
+        return 1
+    finally:
+        watchdog.stop()
+    ranks.leave()
+    return 0
+
+
+def _fail(folder: RunFolder, reason: str, kind: Literal["user", "crash"], **more: object) -> None:
+    step = (folder.status() or {}).get("step", 0)
+    with contextlib.suppress(OSError):  # a full disk must not hide the failure itself, which stderr has too
+        folder.fail(reason, kind, step, **more)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        # Threads that wait for ranks that are gone, inside NCCL or gloo, would keep a normal exit waiting too.
+        os._exit(code)
+    sys.exit(0)

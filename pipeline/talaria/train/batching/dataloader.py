@@ -1,0 +1,130 @@
+"""Micro-batches, made ahead of time by a background thread.
+
+While a step runs, the thread looks up the next steps' conversations in the memory-mapped shards, packs and pins them and
+copies them to the device on a stream of its own. Batches depend on the plan alone, not on the depth.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from talaria.train.batching.packing import MicroBatch, pack
+from talaria.train.batching.plan import Ints, Plan, StepPlan
+
+
+class Conversations(Protocol):
+    """What the loader needs of a split (talaria.tokenization.dataset.Tokens)."""
+
+    rows: Ints
+
+    def gather(self, indices: npt.ArrayLike) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], Ints]: ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A step's plan and this rank's part of it, on the device."""
+
+    plan: StepPlan
+    batches: list[MicroBatch]
+    copied: torch.cuda.Event | None
+
+    def wait_for_copy(self) -> None:
+        """Order the current stream behind the copies, and keep their memory until it is through with them."""
+        if self.copied is not None:
+            stream = torch.cuda.current_stream()
+            stream.wait_event(self.copied)
+            for batch in self.batches:
+                for tensor in batch.tensors().values():
+                    tensor.record_stream(stream)
+
+
+class Loader:
+    """Iterates over (plan, this rank's micro-batches) from step `start` (from 0). A context manager: leaving stops the thread."""
+
+    def __init__(
+        self,
+        tokens: Conversations,
+        plan: Plan,
+        *,
+        rank: int,
+        device: torch.device,
+        start: int = 0,
+        depth: int = 2,
+        per_sample: bool = False,
+    ) -> None:
+        self.tokens, self.plan, self.rank, self.device, self.start = tokens, plan, rank, device, start
+        self.per_sample = per_sample
+        self.wait_seconds = 0.0
+        """How long the last step had to wait for its batches."""
+        self._ready: queue.Queue[Prepared | BaseException | None] = queue.Queue(maxsize=depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._fill, name="loader", daemon=True)
+
+    def __enter__(self) -> Loader:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        while self._thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                self._ready.get(timeout=0.05)
+
+    def __iter__(self) -> Iterator[Prepared]:
+        while True:
+            asked = time.perf_counter()
+            item = self._ready.get()
+            self.wait_seconds = time.perf_counter() - asked
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            item.wait_for_copy()
+            yield item
+
+    def _fill(self) -> None:
+        try:
+            stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+            for step in self.plan.walk(self.start):
+                self._put(self._prepare(step, stream))
+                if self._stop.is_set():
+                    return
+            self._put(None)
+        except BaseException as error:  # whatever it is, the training loop must see it
+            self._put(error)
+
+    def _put(self, item: Prepared | BaseException | None) -> None:
+        while not self._stop.is_set():
+            with contextlib.suppress(queue.Full):
+                self._ready.put(item, timeout=0.1)
+                return
+
+    def _prepare(self, step: StepPlan, stream: torch.cuda.Stream | None) -> Prepared:
+        batches = [self._pack(indices) for indices in step.micro_batches[self.rank]]
+        if stream is None:
+            return Prepared(step, batches, None)
+        with torch.cuda.stream(stream):
+            batches = [batch.pin().to(self.device, non_blocking=True) for batch in batches]
+            return Prepared(step, batches, stream.record_event())
+
+    def _pack(self, indices: Ints) -> MicroBatch:
+        if not len(indices):
+            return filler()
+        ids, mask, offsets = self.tokens.gather(indices)
+        return pack(ids, mask, np.diff(offsets), self.tokens.rows[indices], per_sample=self.per_sample)
+
+
+def filler() -> MicroBatch:
+    """One token and no target: for a rank with nothing to do in a round that others need it in."""
+    return pack(np.zeros(1, np.int32), np.zeros(1, np.bool_), [1], np.empty(0, np.int64))

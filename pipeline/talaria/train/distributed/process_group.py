@@ -1,0 +1,99 @@
+"""The ranks that train together: who they are and what they tell each other outside of the model's own communication."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from talaria.common.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    """Ranks on this machine."""
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank writes what only one may write."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sums over ranks, in float64: the same on each, bit for bit."""
+        if self.size == 1:  # and no memory for NCCL, nor a wait for the device
+            return [float(value) for value in values]
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in order of rank. Pickles: for values of our own making only."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_leader(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def join(timeout_seconds: float) -> World:
+    """Join the ranks that `accelerate launch` (or torchrun) started, or stand alone where nothing did."""
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    device = choose_device(local_rank)
+    # Checkpoints are written from host memory, so CPU tensors need a backend on a GPU machine too.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=timeout_seconds)
+    bound = device if device.type == "cuda" and size > 1 else None
+    if size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout, device_id=bound)  # type: ignore[attr-defined]
+    else:
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout, device_id=bound)
+    return World(rank, size, local_rank, local_size, device)
+
+
+def leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def choose_device(local_rank: int) -> torch.device:
+    """This rank's GPU, or the CPU where there is none or ACCELERATE_USE_CPU says so."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"train.num_processes: rank {local_rank} of this machine has no GPU of its own; "
+            f"{torch.cuda.device_count()} are visible."
+        )
+    # Before CUDA starts: memory that a micro-batch of one size has freed can then serve one of another.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def require_size(world: World, processes: int, machines: int) -> None:
+    """A launcher that silently started fewer ranks than asked would train, slowly, on a part of the machine."""
+    if processes and world.size != processes * machines:
+        raise ConfigError(
+            f"train.num_processes {processes} x train.num_machines {machines} asks for {processes * machines} ranks, "
+            f"but {world.size} started."
+        )

@@ -1,0 +1,152 @@
+"""How a model lies over the ranks.
+
+Replicated ranks keep the whole model. Sharded ranks (PyTorch's fully_shard) keep a part of each parameter and fetch the rest
+layer by layer, once a step where there is room for all. Hybrid shards within groups of ranks and replicates over the groups.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from talaria.common.errors import ConfigError
+from talaria.train.distributed.gradients import Gradients, ReplicatedGradients, ShardedGradients
+from talaria.train.distributed.process_group import World
+from talaria.train.optim.bf16_masters import split_halves
+
+if TYPE_CHECKING:
+    from talaria.config.schema import Train
+
+_FOR_STATE = 0.8
+"""Share of a device's memory that weights, gradients and optimiser state may take; the rest is for activations."""
+
+_BUFFERS = 20
+"""Bytes a parameter of the largest unit for fully_shard's communication: what the allocator came to hold beside the rest. Without
+them a GPU is filled to the brim, and an eighth slower (benchmarks/LOG.md)."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`replicas` groups of `shards` ranks; 1 shard: every rank has the whole model."""
+
+    replicas: int
+    shards: int
+
+    @property
+    def sharded(self) -> bool:
+        return self.shards > 1
+
+    def __str__(self) -> str:
+        return f"{self.replicas} x {self.shards} (replicas x shards)"
+
+    def mesh(self, device: str) -> DeviceMesh:
+        """Two-dimensional where there is more than one replica; collective."""
+        if self.replicas == 1:
+            return init_device_mesh(device, (self.shards,), mesh_dim_names=("shard",))
+        return init_device_mesh(device, (self.replicas, self.shards), mesh_dim_names=("replicate", "shard"))
+
+
+def choose_layout(train: Train, world: World, state_bytes: float, memory: float) -> Layout:
+    """auto: replicated where a rank's `memory` holds the model's whole `state_bytes`, which is fastest.
+
+    Raises ConfigError when the ranks cannot be grouped as asked.
+    """
+    kind = train.sharding
+    if kind == "auto":
+        fits = world.size == 1 or state_bytes <= _FOR_STATE * memory
+        kind = "replicate" if fits else "shard" if world.size == world.local_size else "hybrid"
+    if kind == "replicate":
+        return Layout(world.size, 1)
+    shards = world.size if kind == "shard" else train.shard_size or world.local_size
+    if world.size % shards:
+        raise ConfigError(f"train.shard_size: {world.size} ranks cannot be split into groups of {shards}.")
+    return Layout(world.size // shards, shards)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the optimiser works on: every trained parameter, by name, and its gradients."""
+
+    named: list[tuple[str, nn.Parameter]]
+    cut_off: list[Tensor | None]
+    """Per parameter: the 16 bits that its bf16 form lacks of the fp32 master, or None where the parameter is the master."""
+    gradients: Gradients
+    state: int
+    """Bytes of weights, gradients and optimiser state that this rank holds in the midst of a step."""
+    later: int = 0
+    """How many of them a step does not begin with."""
+    fetched_anew: bool = False
+    """Whether each micro-batch fetches the weights anew."""
+
+
+def state_bytes(model: nn.Module, train: Train) -> int:
+    """Weights, gradients and optimiser state of the whole model under its precision."""
+    trained = 8 if train.precision == "bf16" else 16
+    frozen = 4 if train.precision == "fp32" else 2
+    return sum(param.numel() * (trained if param.requires_grad else frozen) for param in model.parameters())
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes; of the whole machine on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def distribute(
+    model: nn.Module, units: Sequence[nn.Module], train: Train, layout: Layout, world: World, memory: float
+) -> Trained:
+    """Lay the model, fp32 or under precision bf16 in bf16, out in place.
+
+    `units`: modules that sharded ranks fetch, and replicated ranks add up, as a whole; `memory`: bytes of every rank's device.
+    """
+    whole = state_bytes(model, train)
+    lowered = torch.bfloat16 if train.precision == "mixed" else None
+    if lowered:
+        for param in model.parameters():
+            if not param.requires_grad:  # beneath an adapter: no update is ever added to it
+                param.data = param.data.to(lowered)
+    if layout.sharded:
+        _shard(model, units, lowered, layout, world)
+    named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    params = [param for _, param in named]
+    assert all(isinstance(param, DTensor) for param in params) == layout.sharded
+    if isinstance(model, FSDPModule):
+        sizes = [sum(param.numel() for param in unit.parameters()) for unit in units]
+        count = sum(param.numel() for param in model.parameters())
+        weights = count * (4 if train.precision == "fp32" else 2)
+        totals = sum(param.numel() for param in params) * (2 if train.precision == "bf16" else 4)
+        buffers = _BUFFERS * max(*sizes, count - sum(sizes))
+        stay = whole / layout.shards + totals + buffers + weights <= _FOR_STATE * memory
+        later = totals + buffers + (weights if stay else 0)
+        gradients = ShardedGradients(model, params, layout.replicas, stay)
+        return Trained(named, [None] * len(params), gradients, whole // layout.shards + later, later, not stay)
+    cut_off = [_lower(param) if lowered else None for param in params]
+    dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+    return Trained(named, cut_off, ReplicatedGradients(units, params, dtype, world), whole)
+
+
+def _shard(model: nn.Module, units: Sequence[nn.Module], lowered: torch.dtype | None, layout: Layout, world: World) -> None:
+    mesh = layout.mesh(world.device.type)
+    policy = MixedPrecisionPolicy(param_dtype=lowered, reduce_dtype=torch.float32 if lowered else None, cast_forward_inputs=False)
+    for module in (*units, model):
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+        assert isinstance(module, FSDPModule)
+        # Sums, not means; gloo has no other reduction either.
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def _lower(param: nn.Parameter) -> Tensor:
+    """Make a parameter bf16 in place; what that cuts off."""
+    high, cut = split_halves(param.detach())
+    param.data = high
+    return cut

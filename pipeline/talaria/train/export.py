@@ -1,0 +1,180 @@
+"""A trained model as a Hugging Face folder: the base model's architecture and dtype, the data's tokenizer, the new weights."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from talaria.base_model import hf_folder as hf_folder_module
+from talaria.common.files import link_or_copy
+from talaria.tokenization import tokenizer as tokenizers
+from talaria.train.distributed.process_group import World
+from talaria.train.optim.adamw import AdamW
+from talaria.train.train_state import Job
+
+if TYPE_CHECKING:
+    from talaria.config.schema import Config
+    from talaria.train.model.causal_lm import CausalLM
+
+_SHARD_BYTES = 5_000_000_000
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class Exporter:
+    """Writes the model as it is now. Collective: all ranks hold parts, rank 0 writes."""
+
+    def __init__(self, model: CausalLM, optimizer: AdamW, job: Job, world: World) -> None:
+        self.model, self.optimizer, self.job, self.world = model, optimizer, job, world
+        self.dtype = stored_dtype(job.base)
+
+    def write(self, folder: Path, step: int) -> None:
+        """Fill `folder` in one rename; an older one is replaced. LoRA's adapter goes, by itself too, into `folder`/adapter."""
+        weights = self._weights()
+        if not self.world.leads:
+            for _ in weights:
+                pass
+            self._adapter()
+            return
+        base = self.job.base
+        with replacing(folder) as partial:
+            save_weights(weights, partial)
+            shutil.copyfile(base / "config.json", partial / "config.json")
+            if (base / "generation_config.json").exists():
+                shutil.copyfile(base / "generation_config.json", partial / "generation_config.json")
+            tokenizers.save(self.job.tokenizer, partial)
+            hf_folder_module.describe(partial)
+            (partial / "README.md").write_text(card(self.job.config, base, step), encoding="utf-8")
+            if adapter := self._adapter():
+                self.model.hf.save_pretrained(partial / "adapter", state_dict=adapter)  # type: ignore[operator]
+
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name in the Hugging Face model, whole tensor in host memory) on rank 0, an empty tensor on others. Collective.
+
+        Trained parameters come from their fp32 masters, rounded once; a tied weight comes once, under its first name; an
+        adapter's product is added to the weight that it belongs to.
+        """
+        core = self.model.core
+        for name, param in core.named_parameters():
+            if ".lora_" in name:
+                continue
+            whole = self._whole(param)
+            module = core.get_submodule(name.rpartition(".")[0].removesuffix(".base_layer"))
+            if name.endswith(".base_layer.weight"):
+                down, up = (self._whole(part["default"].weight).float() for part in (module.lora_A, module.lora_B))
+                whole = whole.float() + module.scaling["default"] * (up @ down)
+            yield name.replace(".base_layer.", "."), whole.to(self.dtype).cpu() if self.world.leads else torch.empty(0)
+
+    def _adapter(self) -> dict[str, Tensor]:
+        """The adapter's tensors in fp32, by their names in the peft model; empty without one. Collective."""
+        if not self.job.config.train.lora.rank:
+            return {}
+        named = [(name, param) for name, param in self.model.hf.named_parameters() if ".lora_" in name]
+        return {name: self._whole(param).float().cpu() for name, param in named}
+
+    def _whole(self, param: nn.Parameter) -> Tensor:
+        index = next((index for index, trained in enumerate(self.optimizer.params) if trained is param), None)
+        return gather_whole(param.detach() if index is None else self.optimizer.master(index), param)
+
+
+def gather_whole(part: Tensor, param: nn.Parameter) -> Tensor:
+    if not isinstance(param, DTensor):
+        return part
+    if not isinstance(part, DTensor):
+        part = DTensor.from_local(
+            part, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
+        )
+    whole: Tensor = part.full_tensor()
+    return whole
+
+
+def save_weights(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """safetensors files of at most about 5 GB and, where there are several, the index; holds one file's tensors at a time."""
+    from safetensors.torch import save_file
+
+    files: list[dict[str, Tensor]] = []
+    sizes: list[int] = []
+    places: dict[str, int] = {}
+    for name, tensor in weights:
+        size = tensor.numel() * tensor.element_size()
+        if not files or sizes[-1] + size > _SHARD_BYTES:
+            if files:
+                save_file(files[-1], _part(folder, len(files)), metadata={"format": "pt"})
+                files[-1] = {}
+            files.append({})
+            sizes.append(0)
+        files[-1][name] = tensor.contiguous()
+        sizes[-1] += size
+        places[name] = len(files)
+    save_file(files[-1], _part(folder, len(files)), metadata={"format": "pt"})
+    if len(files) == 1:
+        _part(folder, 1).rename(folder / WEIGHTS)
+        return
+    final = {number: f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)}
+    for number, name in final.items():
+        _part(folder, number).rename(folder / name)
+    index = {"metadata": {"total_size": sum(sizes)}, "weight_map": {name: final[number] for name, number in places.items()}}
+    (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number}.safetensors"
+
+
+def stored_dtype(base: Path) -> torch.dtype:
+    """The dtype that the base model's config.json declares; fp32 where it declares none."""
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its place when the block ends without an error."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        partial = scratch / "new"
+        partial.mkdir()
+        yield partial
+        if folder.exists():
+            folder.rename(scratch / "old")
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """The same folder under a second name at no cost: hard links where the file system has them."""
+    with replacing(target) as partial:
+        shutil.copytree(source, partial, copy_function=link_or_copy, dirs_exist_ok=True)
+
+
+def card(config: Config, base: Path, step: int) -> str:
+    """A first model card; registration replaces it by one that knows the evaluation."""
+    origin: Any = config.base.repo if config.base.source == "hub" else base.name
+    data: Any = config.download.repo if config.download.source == "hub" else config.download.path or "generated sample"
+    train = config.train
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        f"# {config.name}",
+        "",
+        f"{origin}, fine-tuned on {data} with Talaria for {step} steps of {train.global_batch} conversations.",
+        "",
+        f"Learning rate {train.lr:g} to {train.min_lr:g}, seed {train.seed}, precision {train.precision}.",
+        "Prompts are ChatML, as in `chat_template.jinja`; answers end with `<|im_end|>`.",
+    ]
+    return "\n".join(lines) + "\n"

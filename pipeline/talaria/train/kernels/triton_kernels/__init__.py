@@ -1,0 +1,27 @@
+"""Triton kernels for what surrounds the matrix products of a decoder layer. Each has a plain twin in kernels.py or optim.py.
+
+All of them move each byte once and do their arithmetic in fp32. Row counts are not specialised, so a new micro-batch size
+compiles nothing.
+"""
+
+from talaria.train.kernels.triton_kernels.fp8 import quantize, quantize_transposed
+from talaria.train.kernels.triton_kernels.loss import softmax_nll_
+from talaria.train.kernels.triton_kernels.mlp import swiglu, swiglu_backward_
+from talaria.train.kernels.triton_kernels.norms import norm, norm_backward
+from talaria.train.kernels.triton_kernels.optim import adamw_
+from talaria.train.kernels.triton_kernels.rotary import rope, rope_backward
+from talaria.train.kernels.triton_kernels.sums import add_rows_
+
+__all__ = [
+    "adamw_",
+    "add_rows_",
+    "norm",
+    "norm_backward",
+    "quantize",
+    "quantize_transposed",
+    "rope",
+    "rope_backward",
+    "softmax_nll_",
+    "swiglu",
+    "swiglu_backward_",
+]

@@ -1,0 +1,147 @@
+"""AdamW with fp32 masters and fp32 state, and Megatron's learning-rate schedule.
+
+What is trained is this rank's part of each parameter, whole or a shard, so the arithmetic is the same wherever it runs.
+Where a parameter is bf16 and precision is mixed, its fp32 master is the parameter itself and the 16 bits that rounding cut
+off, kept beside it: exact, at half the memory of a copy. Under precision bf16 there is no master; weights are rounded
+stochastically.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from talaria.train.kernels.elementwise import fused
+from talaria.train.optim.bf16_masters import join_halves, round_stochastically, split_halves
+
+if TYPE_CHECKING:
+    from talaria.config.schema import Train
+
+_CHUNK = 1 << 26
+"""Elements updated at a time: bounds the temporaries of an update in plain PyTorch."""
+
+
+class AdamW:
+    """Decoupled weight decay (Loshchilov & Hutter, 2019) on matrices only.
+
+    params: what is trained; cut_off: per parameter the low 16 bits of its fp32 master, or None where it is its own master.
+    """
+
+    def __init__(self, params: Sequence[nn.Parameter], cut_off: Sequence[Tensor | None], train: Train) -> None:
+        self.train = train
+        self.params = list(params)
+        self.cut_off = list(cut_off)
+        self.decays = [param.ndim >= 2 for param in params]
+        self.steps_done = 0
+        state_dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+        self.exp_avg = [torch.zeros_like(part, dtype=state_dtype) for part in self.parts()]
+        self.exp_avg_sq = [torch.zeros_like(part, dtype=state_dtype) for part in self.parts()]
+        state = zip(self.cut_off, self.exp_avg, self.exp_avg_sq, strict=True)
+        self._flat = [(None if low is None else low.view(-1), m.view(-1), v.view(-1)) for low, m, v in state]
+
+    @torch.no_grad()
+    def step(self, grads: Sequence[Tensor], lr: float, scale: float) -> None:
+        """One update at rate `lr` with `scale` * grads, each this rank's part (fp32, or bf16 under precision bf16)."""
+        self.steps_done += 1
+        params = [part.view(-1) for part in self.parts()]
+        kernels = fused(params[0])
+        # Hundreds of small updates: what is done for each of them here must take less time than the update on a GPU.
+        shared = Numbers.of(self.train, self.steps_done, lr, scale)
+        for index, (param, grad, (low, m, v)) in enumerate(zip(params, grads, self._flat, strict=True)):
+            numbers = shared.of_parameter(self.steps_done, index, self.decays[index])
+            if kernels:
+                kernels.adamw_(param, low, grad.view(-1), m, v, numbers)
+                continue
+            for start in range(0, len(param), _CHUNK):
+                piece = slice(start, start + _CHUNK)
+                update(
+                    param[piece], None if low is None else low[piece], grad.view(-1)[piece], m[piece], v[piece], numbers, start
+                )
+
+    def parts(self) -> list[Tensor]:
+        """This rank's part of each parameter. Looked up anew each time: fully_shard may move it to other memory."""
+        return [local(param.detach()) for param in self.params]
+
+    def master(self, index: int) -> Tensor:
+        """This rank's part of a parameter as the optimiser knows it."""
+        part, low = local(self.params[index].detach()), self.cut_off[index]
+        return part if low is None else join_halves(part, low)
+
+    @torch.no_grad()
+    def set_master(self, index: int, value: Tensor) -> None:
+        part, low = local(self.params[index].detach()), self.cut_off[index]
+        if low is None:
+            part.copy_(value)
+        else:
+            high, cut = split_halves(value.to(low.device))
+            part.copy_(high)
+            low.copy_(cut)
+
+
+class Numbers(NamedTuple):
+    """What an update of one parameter needs beside tensors."""
+
+    scale: float
+    """of the gradient"""
+    keep: float
+    """1 - lr * decay"""
+    step_size: float
+    """lr / (1 - beta1^t)"""
+    root_correction: float
+    """sqrt(1 - beta2^t)"""
+    beta1: float
+    beta2: float
+    eps: float
+    salt: int
+    """Under 2^31; makes the random bits of stochastic rounding this step's and parameter's own."""
+
+    @classmethod
+    def of(cls, train: Train, step: int, lr: float, scale: float) -> Numbers:
+        """Of step `step`, counted from 1, for a parameter that decays."""
+        return cls(
+            scale=scale,
+            keep=1 - lr * train.weight_decay,
+            step_size=lr / (1 - train.beta1**step),
+            root_correction=math.sqrt(1 - train.beta2**step),
+            beta1=train.beta1,
+            beta2=train.beta2,
+            eps=train.eps,
+            salt=0,
+        )
+
+    def of_parameter(self, step: int, index: int, decays: bool) -> Numbers:
+        salt = (step * 0x9E3779B1 ^ index * 0x85EBCA6B) & 0x7FFFFFFF
+        return self._replace(keep=self.keep if decays else 1.0, salt=salt)
+
+
+def update(param: Tensor, low: Tensor | None, grad: Tensor, m: Tensor, v: Tensor, numbers: Numbers, start: int = 0) -> None:
+    """AdamW on a flat piece, in place, in fp32; `start`: where in its parameter the piece begins.
+
+    Its twin on a GPU is kernels_triton/optim.py.
+    """
+    n = numbers
+    master = param.float() if low is None else join_halves(param, low)
+    g = grad.float() * n.scale
+    new_m = torch.lerp(m.float(), g, 1 - n.beta1)
+    new_v = v.float() * n.beta2 + g * g * (1 - n.beta2)
+    master = master * n.keep - n.step_size * new_m / (new_v.sqrt() / n.root_correction + n.eps)
+    m.copy_(new_m)
+    v.copy_(new_v)
+    if low is not None:
+        high, cut = split_halves(master)
+        param.copy_(high)
+        low.copy_(cut)
+    elif param.dtype == torch.bfloat16:
+        param.copy_(round_stochastically(master, n.salt, start))
+    else:
+        param.copy_(master)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a parameter or gradient; changes to it change the whole."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,82 @@
+"""What rank 0 tells the outside while a run goes on: metrics, evaluations, events, status, and lines or a bar on the terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from talaria.runs.folder import RunFolder
+from talaria.train.batching.dataloader import Prepared
+from talaria.train.distributed.process_group import World
+from talaria.train.telemetry import flops as metrics
+from talaria.train.telemetry.console import show_progress
+from talaria.train.telemetry.loss_spikes import SpikeDetector
+from talaria.train.train_step import Outcome
+
+_STATUS_SECONDS = 5.0
+
+
+class Reporter:
+    """Silent on every rank but 0."""
+
+    def __init__(self, folder: RunFolder, world: World) -> None:
+        self.folder, self.world = folder, world
+        self.progress = show_progress(world.leads)
+        self._spikes = SpikeDetector()
+        self._peak = metrics.peak_flops(world.device)
+        self._status_at = time.monotonic()
+
+    def step(self, prepared: Prepared, outcome: Outcome, total: int, flops: float, seconds: float, waited: float) -> None:
+        """`seconds`: the whole step's, of which `waited` for data."""
+        if not self.world.leads:
+            return
+        plan, device = prepared.plan, self.world.device
+        record = {
+            "step": plan.index + 1,
+            "epoch": plan.epoch,
+            "loss": outcome.loss,
+            "supervised_tokens": plan.targets,
+            "tokens": plan.tokens,
+            "lr": outcome.lr,
+            "grad_norm": outcome.grad_norm,
+            "seconds": round(seconds, 6),
+            "data_wait_seconds": round(waited, 6),
+            "tokens_per_second": round(plan.tokens / seconds, 1),
+            "mfu": round(flops / (seconds * self._peak * self.world.size), 5) if self._peak else None,
+            "memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            "rows_checksum": f"{outcome.rows:x}",
+            "time": time.time(),
+        }
+        self.folder.metrics(record)
+        self.progress.step(record, total)
+        if self._spikes.spiked(outcome.loss):
+            self.event(
+                "loss_spike", f"loss {outcome.loss:.4f} at step {plan.index + 1} is far above the last steps'", plan.index + 1
+            )
+        if time.monotonic() - self._status_at > _STATUS_SECONDS:
+            self._status_at = time.monotonic()
+            self.status("running", step=plan.index + 1)
+
+    def evaluation(self, step: int, epoch: float, loss: float, targets: int, seconds: float) -> None:
+        if self.world.leads:
+            record = {"step": step, "epoch": epoch, "loss": loss, "supervised_tokens": targets}
+            self.folder.evaluation({**record, "seconds": round(seconds, 4), "time": time.time()})
+            self.note(f"held-out loss {loss:.4f} at step {step}")
+
+    def event(self, kind: str, message: str, step: int, **more: Any) -> None:
+        if self.world.leads:
+            self.folder.event(kind, message, step, **more)
+            self.note(f"{kind}: {message}")
+
+    def status(self, state: Any, **fields: Any) -> None:
+        if self.world.leads:
+            self.folder.set_status(state, **fields)
+
+    def note(self, text: str) -> None:
+        if self.world.leads:
+            self.progress.note(text)
+
+    def close(self) -> None:
+        self.progress.close()

@@ -1,0 +1,97 @@
+"""One optimiser step: micro-batches in, sums over ranks, checks, an update out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from talaria.train.batching.dataloader import Prepared
+from talaria.train.distributed.gradients import Gradients
+from talaria.train.distributed.process_group import World
+from talaria.train.model.causal_lm import sum_loss
+from talaria.train.optim.adamw import AdamW
+from talaria.train.optim.lr_schedule import learning_rate
+from talaria.train.telemetry.flops import row_checksum
+from talaria.train.telemetry.watchdog import Alive, NotFinite
+
+if TYPE_CHECKING:
+    from talaria.config.schema import Train
+
+
+@dataclass(frozen=True)
+class Outcome:
+    loss: float
+    """Mean over the global batch's supervised targets, or over its conversations (train.reduction)."""
+    grad_norm: float
+    """Before clipping."""
+    lr: float
+    rows: int
+    """Checksum of the rows that were trained."""
+    stop: bool
+    """Whether a rank was told to stop."""
+
+
+class Stepper:
+    def __init__(
+        self, model: nn.Module, optimizer: AdamW, gradients: Gradients, train: Train, world: World, total_steps: int
+    ) -> None:
+        self.model, self.optimizer, self.gradients = model, optimizer, gradients
+        self.train, self.world, self.total_steps = train, world, total_steps
+
+    def run(self, prepared: Prepared, stopping: Callable[[], bool], alive: Alive) -> Outcome:
+        """Raises NotFinite, on every rank and with the parameters untouched, if loss or gradient norm is no finite number."""
+        plan = prepared.plan
+        seed_dropout(self.train.seed, plan.index, self.world.rank)
+        losses = self._accumulate(prepared, alive)
+        parts = self.gradients.reduce()
+        squares = float(torch.nn.utils.get_total_norm(parts).double() ** 2) / self.gradients.copies
+        rows = [batch.rows for batch in prepared.batches]
+        mine = [float(losses.sum()), squares, float(row_checksum(np.concatenate(rows))), float(stopping())]
+        loss, squares, checksum, stop = self.world.sum(mine)
+        norm = squares**0.5
+        if not (np.isfinite(loss) and np.isfinite(norm)):
+            raise self._not_finite(prepared, losses, loss, norm)
+        lr = learning_rate(plan.index, self.total_steps, self.train)
+        self.optimizer.step(parts, lr, min(1.0, self.train.clip / (norm + 1e-6)))
+        self.gradients.clear()
+        return Outcome(loss, norm, lr, int(checksum), bool(stop))
+
+    def _accumulate(self, prepared: Prepared, alive: Alive) -> Tensor:
+        """Forward and backward of each micro-batch; their shares of the loss, float64[micro-batches]."""
+        plan = prepared.plan
+        denominator = max(1, plan.targets if self.train.reduction == "token" else plan.samples)
+        losses = []
+        for number, batch in enumerate(prepared.batches, start=1):
+            alive(f"in step {plan.index + 1}, micro-batch {number} of {len(prepared.batches)}")
+            self.gradients.expect(last=number == len(prepared.batches))
+            loss = sum_loss(self.model, batch, 1 / denominator)
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach().double())
+        return torch.stack(losses)
+
+    def _not_finite(self, prepared: Prepared, losses: Tensor, loss: float, norm: float) -> NotFinite:
+        bad = [
+            rows
+            for rows, value in zip((b.rows.tolist() for b in prepared.batches), losses.tolist(), strict=True)
+            if not np.isfinite(value)
+        ]
+        found = [row for part in self.world.gather(bad) for rows in part for row in rows]
+        step = prepared.plan.index + 1
+        everything = [
+            row for part in self.world.gather([b.rows.tolist() for b in prepared.batches]) for rows in part for row in rows
+        ]
+        named = sorted(found or everything)
+        where = "micro-batches with rows" if found else "batch of rows"
+        return NotFinite(
+            f"step {step}: loss {loss}, gradient norm {norm}; stopped before the update. In the {where} {named}.", named
+        )
+
+
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Random numbers of a step depend on (seed, step, rank) alone, so a resumed run draws the same ones."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1)))

@@ -1,0 +1,161 @@
+"""The server of the page "Training": the page, its data as JSON, and nothing to those whom Airflow shows no DAG.
+
+Endpoints are plain functions: FastAPI runs them in threads, so that reading a file never stalls the api-server's loop.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+from airflow.api_fastapi.common.db.common import SessionDep
+from airflow.api_fastapi.core_api.security import requires_access_dag
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic_core import to_json
+from talaria.runs.catalog import Library, locate, places
+from talaria.runs.history import HELDOUT, Axis
+
+from talaria_airflow.monitor.dag_runs import trained_by
+from talaria_airflow.monitor.mlflow_facts import Registry
+
+DAG_ID = "sft"
+STATIC = Path(__file__).parent / "static"
+LISTED = 60
+FOCUS_BUCKETS, SMALL_BUCKETS = 450, 80
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-cache",  # asked for again each time, and answered 304 while it is the same
+}
+CURVES = (
+    "loss",
+    HELDOUT,
+    "lr",
+    "grad_norm",
+    "tokens_per_second",
+    "mfu",
+    "data_wait_seconds",
+    "memory_bytes",
+)
+
+
+class Json(Response):
+    """JSON with null where a number is not finite, which browsers cannot read."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return to_json(content, inf_nan_mode="null")
+
+
+def store_root() -> Path:
+    """TALARIA_STORE, or where the command line keeps its store."""
+    return Path(os.environ.get("TALARIA_STORE") or ".talaria/store").absolute()
+
+
+def monitor_app() -> FastAPI:
+    app = FastAPI(title="Talaria training monitor", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.library = Library(store_root())
+    app.state.registry = Registry()
+    app.include_router(router)
+    app.mount("/static", StaticFiles(directory=STATIC))
+    app.middleware("http")(_with_headers)
+    return app
+
+
+async def _with_headers(request: Request, respond: Callable[[Request], Awaitable[Response]]) -> Response:
+    response = await respond(request)
+    response.headers.update(HEADERS)
+    return response
+
+
+def _reads_runs_of(dag_id: str | None) -> Any:
+    return Depends(requires_access_dag("GET", DagAccessEntity.RUN, dag_id))
+
+
+router = APIRouter(dependencies=[_reads_runs_of(DAG_ID)])
+Key = str
+
+
+def _library(request: Request) -> Library:
+    library: Library = request.app.state.library
+    return library
+
+
+def _place(request: Request, key: Key) -> Any:
+    place = locate(_library(request).root, key)
+    if place is None:
+        raise HTTPException(404, "There is no such run in this store.")
+    return place
+
+
+Place = Annotated[Any, Depends(_place)]
+
+
+@router.get("/", include_in_schema=False)
+def page() -> FileResponse:
+    return FileResponse(STATIC / "index.html")
+
+
+@router.get("/api/runs", dependencies=[_reads_runs_of(None)])
+def runs(request: Request, session: SessionDep, dag_id: str | None = None, run_id: str | None = None) -> Json:
+    """Cards of the latest runs; of one DAG run's only, where `dag_id` and `run_id` name it."""
+    library, now = _library(request), time.time()
+    everything = places(library.root)
+    if not (dag_id and run_id):
+        cards = [library.glance(place, now) for place in everything[:LISTED]]
+        return Json({"now": now, "runs": cards, "more": len(everything) - len(cards)})
+    keys, itself = trained_by(session, dag_id, run_id), {"dag_id": dag_id, "run_id": run_id}
+    cards = [library.glance(place, now) for place in everything if place.key in keys or not place.finished]
+    return Json({"now": now, "runs": [card for card in cards if card["key"] in keys or card["dag_run"] == itself], "more": 0})
+
+
+@router.get("/api/runs/{key}")
+def run(request: Request, place: Place) -> Json:
+    """A run's card and its history without the curves."""
+    library = _library(request)
+    training = library.open(place)
+    with training.lock:
+        training.refresh()
+        history = training.history()
+    now = time.time()
+    return Json({"now": now, **library.glance(place, now), **history})
+
+
+@router.get("/api/runs/{key}/curves")
+def curves(
+    request: Request,
+    place: Place,
+    names: Annotated[list[str] | None, Query(alias="name")] = None,
+    focus: str = "loss",
+    since: str = "",
+    axis: Axis = "step",
+    start: float | None = None,
+    stop: float | None = None,
+    smooth: Annotated[int, Query(ge=0)] = 0,
+) -> Json:
+    """Curves thinned for drawing, `focus` finer than the others and smoothed too; only what came after the cursor `since`."""
+    buckets = {name: FOCUS_BUCKETS if name == focus else SMALL_BUCKETS for name in names or CURVES}
+    between = None if start is None or stop is None else (start, stop)
+    training = _library(request).open(place)
+    with training.lock:
+        training.refresh()
+        return Json(
+            training.series(buckets, since=since, axis=axis, between=between, smooth=(focus, smooth) if smooth > 1 else None)
+        )
+
+
+@router.get("/api/runs/{key}/registry")
+def registry(request: Request, place: Place) -> Json:
+    """What MLflow knows of the run: links, versions, the gate's decision."""
+    card = _library(request).glance(place, time.time())
+    known: Registry = request.app.state.registry
+    return Json(known.facts(card["mlflow_run_id"]))

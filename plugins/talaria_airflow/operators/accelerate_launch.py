@@ -1,0 +1,132 @@
+"""The training stage as an Airflow task that survives what Airflow does to tasks."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import Context
+from airflow.sdk.exceptions import AirflowException, AirflowRuntimeError
+from talaria.config import load as settings
+from talaria.config.schema import Config
+from talaria.launch import diagnosis as outcome
+from talaria.launch import stage as launch
+from talaria.launch.accelerate_command import Machine
+from talaria.runs.folder import Place
+from talaria.runs.summary import glance, last_activity
+from talaria.stages.run import run_stage
+from talaria.store.store import Output, Store
+from talaria.tracking.run_log import IDENTITY as MLFLOW
+from talaria.tracking.run_log import read_json
+
+from talaria_airflow.operators import links
+from talaria_airflow.operators.stage import StageOperator, lifelines
+
+PROGRESS = "progress"
+"""Key in the task state store (a tab of the task's page): step, loss and time left."""
+SHOW_EVERY = 5.0  # seconds
+
+
+class Preempted(AirflowException):
+    """The training was told to stop; a retry goes on from its last checkpoint."""
+
+
+class Crashed(AirflowException):
+    """The training failed; a retry goes on from its last checkpoint."""
+
+
+class AccelerateLaunchOperator(StageOperator):
+    """Trains beneath a reaper by `accelerate launch` and returns the output of the stage `train`.
+
+    Whatever ends the task (mark failed, clear, a lost heartbeat, SIGKILL of the task's process, its supervisor, the worker or
+    the scheduler), the ranks get `train.stop_grace` seconds to save a checkpoint, and then none is left. A retry waits for
+    that and goes on from the checkpoint. The ranks' lines go to the task's log as they are written.
+
+    Raises AirflowFailException, which is not retried, where settings or data have to change; Preempted or Crashed,
+    which are AirflowExceptions, else.
+
+    Parameters as of StageOperator, and these, which override the settings of the same meaning:
+
+    :param num_processes: ranks on this machine; 0: one a GPU.
+    :param num_machines: machines that train together, each by a task of its own in front of the same store.
+    :param machine_rank: which of them this task is; 0 publishes the output.
+    :param rendezvous: HOST:PORT where machine 0 listens.
+    :param grace: seconds that ranks get to save (train.stop_grace).
+    """
+
+    template_fields = (*StageOperator.template_fields, "num_processes", "num_machines", "machine_rank", "rendezvous")
+    operator_extra_links = (links.MlflowRunLink(), links.TrainingPageLink())
+    ui_color = "#fde7c8"
+
+    def __init__(
+        self,
+        *,
+        num_processes: int | str | None = None,
+        num_machines: int | str | None = None,
+        machine_rank: int | str = 0,
+        rendezvous: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(stage="train", **kwargs)
+        self.num_processes = num_processes
+        self.num_machines = num_machines
+        self.machine_rank = machine_rank
+        self.rendezvous = rendezvous
+        self._next_look = 0.0
+
+    def make(self, context: Context, config: Config, store: Store, upstream: Mapping[str, Output]) -> Output:
+        links.show(context, links.TrainingPageLink, links.training_page(context))
+        config = self._placed(config)
+        machine = Machine(int(self.machine_rank), self.rendezvous, self.interpreter, self.environment(context))
+        options: dict[str, Any] = {"machine": machine, "on_line": self.hear, "stop": self._stop, "lifelines": lifelines()}
+        try:
+            if machine.rank:
+                return launch.follow(config, store, upstream, force=self.forced, **options)
+            look = functools.partial(self._look, context)
+            train = functools.partial(launch.run, on_look=look, **options)
+            output = run_stage("train", config, store, upstream, force=self.forced, function=train)
+        except outcome.Preempted as stopped:
+            raise Preempted(str(stopped)) from None
+        except outcome.TrainingCrashed as crashed:
+            raise Crashed(str(crashed)) from None
+        self._show(context, output.path)
+        return output
+
+    def _placed(self, config: Config) -> Config:
+        """The configuration with this task's own number of ranks, machines and seconds of grace."""
+        given = {"num_processes": self.num_processes, "num_machines": self.num_machines, "stop_grace": self.grace}
+        tree = config.model_dump(mode="json")
+        tree["train"] |= {name: value for name, value in given.items() if value is not None}
+        return settings.parse(tree, f"task {self.task_id}")
+
+    def _look(self, context: Context, folder: Path) -> None:
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + SHOW_EVERY
+            self._show(context, folder)
+
+    def _show(self, context: Context, folder: Path) -> None:
+        """What the task's page shows without its log: progress in the task state store, and the way to the MLflow run."""
+        place = Place("", folder, finished=False)
+        card = glance(place, last_activity(place))  # that it lives is known here, so no clock has to tell
+        try:
+            if url := read_json(folder / MLFLOW).get("url"):
+                links.show(context, links.MlflowRunLink, url)
+            if card["step"]:
+                context["task_state_store"].set(PROGRESS, describe(card))
+        except AirflowRuntimeError as error:  # the API server hiccups; a display must not end a training
+            self.log.warning("cannot show the progress: %s", error)
+
+
+def describe(card: Mapping[str, Any]) -> str:
+    """A training's card in a line: 'step 120 of 600, loss 1.234, held-out loss 1.345, 4 min left'."""
+    parts = [f"step {card['step']} of {card['total_steps']}"]
+    parts += [f"{name} {card[key]:.4f}" for key, name in (("loss", "loss"), ("heldout_loss", "held-out loss")) if card[key]]
+    if card["state"] != "running":
+        parts.append(card["state"])
+    elif card["eta_seconds"]:
+        parts.append(f"{timedelta(seconds=round(card['eta_seconds']))} left")
+    return ", ".join(parts)

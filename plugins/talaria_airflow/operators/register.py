@@ -1,0 +1,45 @@
+"""The registration of a trained model as an Airflow task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from airflow.sdk import BaseOperator, Context
+from talaria.config import load as settings
+
+from talaria_airflow.operators import links
+from talaria_airflow.operators.stage import store_root
+
+
+class RegisterOperator(BaseOperator):
+    """Makes every kept checkpoint a model version and returns what `registry.register` tells.
+
+    :param config: the resolved configuration, a dict.
+    :param inputs: stage -> what that stage's task returned; train, tokenize, evaluate and the rest for lineage.
+    """
+
+    template_fields: Sequence[str] = ("config", "inputs")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"config": "json", "inputs": "json"}
+    operator_extra_links = (links.ModelVersionLink(), links.MlflowRunLink())
+    ui_color = "#e0f2e0"
+
+    def __init__(self, *, config: Mapping[str, Any], inputs: Mapping[str, Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+        self.inputs = inputs
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        from talaria.registry.register import register
+        from talaria.tracking.mlflow_client import tracking_uri
+
+        folders = {name: Path(value["path"]) for name, value in self.inputs.items()}
+        uri = tracking_uri(Path(store_root()))
+        registered = register(settings.parse(self.config, "configuration"), folders, uri=uri)
+        self.log.info("%s: the candidate is version %s", registered["model"], registered["candidate"])
+        links.show(context, links.ModelVersionLink, registered["model_url"] or "")
+        links.show(context, links.MlflowRunLink, registered["run_url"] or "")
+        for asset in self.outlets:
+            context["outlet_events"][asset].extra = {key: registered[key] for key in ("model", "candidate", "train_key")}
+        return registered

@@ -1,0 +1,170 @@
+"""A stage as an Airflow task of its own process, beneath the reaper: it can be killed at any moment and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from airflow.sdk import BaseOperator, Context
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.log import mask_secret
+from talaria.common.errors import Unavailable, UserError
+from talaria.config import load as settings
+from talaria.config.schema import Config
+from talaria.process import reaper
+from talaria.process import supervisor as supervised
+from talaria.store.store import Output, Store
+
+REFUSED = 2
+"""The command line's exit code for what only the user can change."""
+
+
+class StageOperator(BaseOperator):
+    """Runs a stage by `talaria stage` and returns its output (path, key, facts), which an earlier run may have made.
+
+    :param stage: a stage of pipeline/talaria/stages/table.py.
+    :param config: the resolved configuration, a dict.
+    :param inputs: stage -> what that stage's task returned.
+    :param store: folder of all stage outputs; absent: TALARIA_STORE.
+    :param force: make the output again even where it exists.
+    :param python: interpreter of the stage; absent: the worker's.
+    :param env: added to the stage's environment. Values may be templates; rendered ones are neither stored nor shown, so this
+        is the place for secrets: `env={"HF_TOKEN": "{{ conn.hf.password }}"}`.
+    :param grace: seconds between SIGTERM and SIGKILL.
+    """
+
+    template_fields: Sequence[str] = ("config", "inputs", "store", "force", "python", "grace")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"config": "json", "inputs": "json"}
+    ui_color = "#e8f0fe"
+
+    def __init__(
+        self,
+        *,
+        stage: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        store: str | None = None,
+        force: bool | str = False,
+        python: str | None = None,
+        env: Mapping[str, str] | None = None,
+        grace: float | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.stage = stage
+        self.config = config
+        self.inputs = inputs
+        self.store = store
+        self.force = force
+        self.python = python
+        self.env = env
+        self.grace = grace
+        self._stop = supervised.Stop()
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        with _as_task_failure():
+            config = settings.parse(self.config, "configuration")
+            upstream = {name: Output.from_json(value) for name, value in self.inputs.items()}
+            output = self.make(context, config, Store(self.store or store_root()), upstream)
+        self.log.info("%s: %s %s", self.stage, "reused" if output.reused else "made", output.path)
+        for asset in self.outlets:
+            context["outlet_events"][asset].extra = {"key": output.key, "path": str(output.path), "reused": output.reused}
+        return output.as_json()
+
+    def on_kill(self) -> None:
+        """Tell the reaper and return: Airflow kills this process 5 s later, the reaper stays until the last one is gone."""
+        self._stop.request()
+
+    def make(self, context: Context, config: Config, store: Store, upstream: Mapping[str, Output]) -> Output:
+        """The stage's output. Raises UserError for what only the user can change, AirflowException for anything else."""
+        with tempfile.TemporaryDirectory(prefix="talaria-") as scratch:
+            folder = Path(scratch)
+            (folder / "config.yaml").write_text(config.model_dump_json())
+            command = [self.interpreter, "-m", "talaria.cli", "stage", self.stage, str(folder / "config.yaml")]
+            command += ["--inputs", json.dumps({name: output.as_json() for name, output in upstream.items()})]
+            command += ["--store", str(store.root), "--result", str(folder / "result.json")]
+            command += ["--force"] if self.forced else []
+            lines: list[str] = []
+
+            def hear(line: str) -> None:
+                lines[:] = [*lines[-9:], line]
+                self.hear(line)
+
+            code = supervised.run(
+                command,
+                log=folder / "log",
+                grace=30.0 if self.grace is None else float(self.grace),
+                env={**supervised.environment(), **self.environment(context)},
+                stop=self._stop,
+                on_line=hear,
+                lifelines=lifelines(),
+            )
+            last = next((line.removeprefix("talaria: ") for line in reversed(lines) if line), "it said nothing")
+            if code == REFUSED:
+                raise UserError(last)
+            if code == os.EX_TEMPFAIL:
+                raise Unavailable(last)
+            if code:
+                raise AirflowException(f"Stage {self.stage} ended with exit code {code}: {last}")
+            return Output.from_json(json.loads((folder / "result.json").read_text()))
+
+    def hear(self, line: str) -> None:
+        self.log.info("%s", line)
+
+    def environment(self, context: Context) -> dict[str, str]:
+        """`env`, rendered here and not as a template field, whose values Airflow would store and show."""
+        rendered: dict[str, str] = self.render_template(dict(self.env or {}), context)
+        for name, value in rendered.items():
+            mask_secret(value, name)
+        return rendered
+
+    @property
+    def interpreter(self) -> str:
+        return self.python or sys.executable
+
+    @property
+    def forced(self) -> bool:
+        return str(self.force).lower() in ("true", "1")
+
+
+@contextmanager
+def _as_task_failure() -> Iterator[None]:
+    """A user's mistake fails the task for good, with the command line's sentence; anything else may be tried again."""
+    try:
+        yield
+    except Unavailable:
+        raise
+    except UserError as error:
+        raise AirflowFailException(str(error)) from None
+
+
+def store_root() -> str:
+    """TALARIA_STORE, which every worker has to see at the same path."""
+    if not (root := os.environ.get("TALARIA_STORE")):
+        raise UserError("TALARIA_STORE is not set; it names the folder of all stage outputs, shared by the workers.")
+    return root
+
+
+def lifelines() -> Sequence[int]:
+    """The processes above this one without which nobody looks after the task: the supervisor, and what started it.
+
+    The task runner's own end is the reaper's to see. A supervisor's parent counts if it is the scheduler (LocalExecutor) or
+    the worker (Celery): those fork the supervisor within their own process group, which a shell or an init system does not.
+    None for a DAG that is tested in process: above it is whoever runs the test.
+    """
+    from airflow.sdk.execution_time import task_runner
+    from airflow.sdk.execution_time.comms import CommsDecoder
+
+    if not isinstance(getattr(task_runner, "SUPERVISOR_COMMS", None), CommsDecoder):
+        return ()
+    supervisor = os.getppid()
+    found = reaper.alive(supervisor)
+    if found is None or found.parent <= 1 or os.getpgid(found.parent) != os.getpgid(supervisor):
+        return (supervisor,)
+    return (supervisor, found.parent)
