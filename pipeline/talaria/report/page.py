@@ -37,7 +37,7 @@ def page(report: Facts) -> str:
     """HTML of the report.json that measure makes. Everything that comes from the data is escaped."""
     body = "\n".join(
         [
-            f"<h1>Data of {escape(report['name'])}</h1>",
+            f"<h1>Data report: {escape(report['name'])}</h1>",
             f'<p class="soft">{_origin(report["origin"])}</p>',
             _tiles(report),
             "<h2>Lengths</h2>",
@@ -51,7 +51,7 @@ def page(report: Facts) -> str:
             _oddities(report["oddities"]),
         ]
     )
-    title = f"<title>Data of {escape(report['name'])}</title>"
+    title = f"<title>Data report: {escape(report['name'])}</title>"
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width">{title}'
     return f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
 
