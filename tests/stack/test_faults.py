@@ -87,7 +87,7 @@ class Training:
         assert run["info"]["status"] == "FINISHED"
         history = self.deployment.mlflow("metrics/get-history", run_id=version["run_id"], metric_key="loss")
         assert sorted({int(point["step"]) for point in history["metrics"]}) == steps
-        training = "goes on from its last checkpoint" if self.events("resume") else "goes on unaware"
+        training = "resumes from its last checkpoint" if self.events("resume") else "continues"
         for fault in faults:
             assert f"| {fault} | {training} | nothing | one version |" in TABLE.read_text().splitlines()
 
@@ -99,7 +99,7 @@ def test_services_go_away_during_a_training_and_come_back(deployment: Deployment
     faults = []
 
     def is_hit(service: str, seconds: float = 0, others: tuple[str, ...] = ()) -> None:
-        fault = f"{service} killed, and back" + (" after a minute" if seconds else "")
+        fault = f"{service} killed and restarted" + (" after a minute" if seconds else "")
         engine.stop(service, signal.SIGKILL)
         back = time.monotonic() + seconds
         for other in others:
@@ -176,6 +176,6 @@ def test_the_disk_of_the_store_fills_up_during_training(deployment: Deployment) 
     finally:
         filler.unlink()
     training.trigger()
-    training.check_complete("the store's disk full, then room made and the run triggered again")
+    training.check_complete("the store's disk full, then space freed and the run triggered again")
     (resume,) = training.events("resume")
     assert resume["step"] >= SAVE_EVERY
