@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from talaria.tokenization import chatml as chat
 from talaria.tokenization.encoder import encode, flatten
 from talaria.tokenization.tokenizer import Loading, open_hugging_face
+from tokenization.conversations import MESSAGES, Conversation
 from tokenizers import Tokenizer as HuggingFaceTokenizer
-from tokens.conversations import MESSAGES, Conversation
 
 LOADED = Loading(qwen.tokenizer(), "fastokens")
 FAST = LOADED.tokenizer

@@ -12,7 +12,7 @@ from talaria.config.schema import Config
 from talaria.stages.run import run_stage
 from talaria.store.store import Output, Store
 from talaria.workflow import tokenize_parts as spread
-from tokens.conversations import numbered, write_parquet
+from tokenization.conversations import numbered, write_parquet
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from talaria.tokenization.dataset import open_tokens
 from talaria.tokenization.row_filter import EncodingMismatch
 from talaria.tokenization.stage import merge, tokenize, tokenize_range
 from talaria.tokenization.tokenizer import Loading, load
-from tokens.conversations import HANDWRITTEN, MESSAGES, Conversation, assistant, numbered, system, user, write_parquet
+from tokenization.conversations import HANDWRITTEN, MESSAGES, Conversation, assistant, numbered, system, user, write_parquet
 
 LONG = [user("Count"), assistant(" ".join(map(str, range(200))))]
 

@@ -20,8 +20,8 @@ from talaria.config.load import parse
 from talaria.config.schema import Config
 from talaria.tokenization import chatml as chat
 from talaria.tokenization.tokenizer import TEMPLATE_FILE, find, load
-from tokens import hub
-from tokens.conversations import HANDWRITTEN, LINE_BREAK_FIRST, numbered, user, write_parquet
+from tokenization import hub
+from tokenization.conversations import HANDWRITTEN, LINE_BREAK_FIRST, numbered, user, write_parquet
 
 SHAPE = {
     "hidden_size": 32,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from talaria.base_model import random_init as scratch
-from tokens.conversations import HANDWRITTEN, numbered, write_parquet
+from tokenization.conversations import HANDWRITTEN, numbered, write_parquet
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from talaria.config.schema import Tokenize
 from talaria.tokenization import chatml as chat
 from talaria.tokenization.inspection import Folder, show, write_html
 from talaria.tokenization.stage import tokenize
-from tokens.conversations import HANDWRITTEN, assistant, numbered, user, write_parquet
+from tokenization.conversations import HANDWRITTEN, assistant, numbered, user, write_parquet
 
 HOSTILE = [user("<script>alert(1)</script> \x1b[2J & <|im_end|>"), assistant("<b>not bold</b>\x07")]
 

@@ -14,7 +14,7 @@ from talaria.common.errors import DataError
 from talaria.config.schema import Tokenize
 from talaria.tokenization.dataset import Tokens, open_tokens
 from talaria.tokenization.stage import tokenize
-from tokens.conversations import numbered, write_parquet
+from tokenization.conversations import numbered, write_parquet
 
 
 @pytest.fixture(scope="module")

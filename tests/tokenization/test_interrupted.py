@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from talaria.config.schema import Tokenize
 from talaria.tokenization.stage import tokenize
-from tokens.conversations import numbered, write_parquet
+from tokenization.conversations import numbered, write_parquet
 
 # `talaria` in a process that stops where all shards are written and nothing is in place, and says so.
 PAUSED = """

@@ -11,8 +11,8 @@ from talaria.common.errors import DataError
 from talaria.tokenization import chatml as chat
 from talaria.tokenization.encoder import Batch, encode, flatten
 from talaria.tokenization.tokenizer import Tokenizer, load
+from tokenization.conversations import HANDWRITTEN, LINE_BREAK_FIRST, MESSAGES, Conversation, assistant, system, user
 from tokenizers import Tokenizer as HuggingFaceTokenizer
-from tokens.conversations import HANDWRITTEN, LINE_BREAK_FIRST, MESSAGES, Conversation, assistant, system, user
 
 START, END, NEWLINE = 151644, 151645, 198
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokens.conversations import numbered, write_parquet
+from tokenization.conversations import numbered, write_parquet
 
 SCRIPT = """
 import json, os, sys
