@@ -22,7 +22,7 @@ from talaria.runs.history import Training
 from talaria.runs.summary import glance
 from talaria_airflow.monitor.app import CURVES, FOCUS_BUCKETS, SMALL_BUCKETS
 
-from tests.monitor import synthetic
+from tests.support import synthetic_runs as synthetic
 
 BUCKETS = {name: FOCUS_BUCKETS if name == "loss" else SMALL_BUCKETS for name in CURVES}
 SPAN = 200

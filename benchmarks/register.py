@@ -9,15 +9,19 @@ import argparse
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-import small
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from talaria.registry import kept_models as kept
 from talaria.registry.register import register
 from talaria.store.store import Store
 from talaria.tracking.mlflow_client import connect, tracking_uri
+
+from tests.support import tiny_pipeline
 
 
 def used(folder: Path) -> int:
@@ -44,12 +48,12 @@ def main() -> None:
     args = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="talaria-register-", dir=args.folder))
     try:
-        config, store = small.config(), Store(root)
-        outputs = small.prepare(store, config)
+        config, store = tiny_pipeline.config(), Store(root)
+        outputs = tiny_pipeline.prepare(store, config)
         inputs = {name: outputs[name] for name in ("tokenize", "base")}
         size = int(args.gigabytes * 1e9)
         fill = lambda folder: training_folder(folder, outputs["base"].path, size)  # noqa: E731
-        outputs["train"] = small.put(store, "train", fill, inputs)
+        outputs["train"] = tiny_pipeline.put(store, "train", fill, inputs)
         evaluation = root / "evaluation"
         evaluation.mkdir()
         (evaluation / "report.json").write_text(json.dumps({"heldout": None, "exports": []}))

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
-from airflow_env import REPOSITORY
+from tests.support.airflow_env import REPOSITORY
 
 HEAVY = ("torch", "transformers", "accelerate", "polars", "datasets", "mlflow", "tokenizers", "fastokens", "pandas", "pyarrow")
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import yaml
-from airflow_env import Stack, running_stack
 from rich.console import Console
 from talaria.common.errors import ConfigError
 from talaria.config import load as settings
@@ -25,6 +24,7 @@ from talaria.devstack.installation import service_environment
 from talaria.devstack.processes import descendants
 
 from tests.data.hub import REPO, Hub, serve
+from tests.support.airflow_env import Stack, running_stack
 
 CONFIG = {
     "download": {"source": "hub", "repo": REPO},

@@ -51,7 +51,8 @@ def test_the_dag_is_off_until_wanted_only_where_it_has_a_schedule(
     airflow_db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     from airflow.dag_processing.dagbag import DagBag
-    from airflow_env import REPOSITORY
+
+    from tests.support.airflow_env import REPOSITORY
 
     monkeypatch.setenv("TALARIA_CONFIGS", str(tmp_path))
     write(tmp_path, "plain", {})
@@ -70,7 +71,8 @@ def test_a_scheduled_configuration_that_does_not_validate_is_an_import_error(
     airflow_db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from airflow.dag_processing.dagbag import DagBag
-    from airflow_env import REPOSITORY
+
+    from tests.support.airflow_env import REPOSITORY
 
     monkeypatch.setenv("TALARIA_CONFIGS", str(tmp_path))
     write(tmp_path, "broken", {"train": {"lr": -1}})

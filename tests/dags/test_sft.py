@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow_env import REPOSITORY
 from talaria.common.errors import ConfigError
 from talaria.config import load as settings
 from talaria.config.schema import Convert
+
+from tests.support.airflow_env import REPOSITORY
 
 TINY = REPOSITORY / "configs" / "tiny.yaml"
 SMALL = {

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trees
 from talaria.config import load as settings
 from talaria.config.schema import Config
 from talaria.launch.accelerate_command import Machine
 from talaria.launch.stage import launch
 from talaria.process.supervisor import Stop
+
+from tests.support import process_trees
 
 STUB = Path(__file__).parent / "stub"
 
@@ -24,7 +25,7 @@ class Launches:
     """Starts the stub again and again in one folder; `lines` is what was told by the last start."""
 
     root: Path
-    mark: str = field(default_factory=trees.new_mark)
+    mark: str = field(default_factory=process_trees.new_mark)
     lines: list[str] = field(default_factory=list)
 
     @property
@@ -35,7 +36,7 @@ class Launches:
         return settings.parse({"name": "stub", "train": {"num_processes": ranks, "stop_grace": grace}}, "test")
 
     def machine(self, rank: int = 0, rendezvous: str | None = None, **stub: Any) -> Machine:
-        env = {"PYTHONPATH": str(STUB), "STUB": json.dumps(stub), trees.MARK: self.mark}
+        env = {"PYTHONPATH": str(STUB), "STUB": json.dumps(stub), process_trees.MARK: self.mark}
         return Machine(rank, rendezvous, env=env)
 
     def start(self, ranks: int = 1, grace: float = 60.0, stop: Stop | None = None, on_line: Any = None, **stub: Any) -> Any:
@@ -72,4 +73,4 @@ def launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launch
     monkeypatch.chdir(tmp_path)  # `python -m` looks into the working directory first: it must not find the real trainer
     launches = Launches(tmp_path)
     yield launches
-    trees.kill_marked(launches.mark)
+    process_trees.kill_marked(launches.mark)

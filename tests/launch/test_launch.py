@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trees
 from talaria.common.errors import DataError, UserError
 from talaria.common.locks import Busy, locked
 from talaria.config import load as settings
@@ -27,6 +26,8 @@ from talaria.launch.diagnosis import Preempted, TrainingCrashed, likely_cause
 from talaria.process.supervisor import MARK, Stop
 from talaria.stages.run import run_stage
 from talaria.store.store import Store
+
+from tests.support import process_trees
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -42,7 +43,7 @@ def test_a_finished_training_gives_its_facts_and_its_lines(launches, ranks: int)
     assert "step 2 loss 0.500" in launches.lines  # what a terminal shows of 'step 2\rstep 2 loss 0.500'
     assert json.loads((launches.output / "config.json").read_text())["name"] == "stub"
     assert not (launches.output / "lock").exists()
-    assert trees.marked(launches.mark) == {}
+    assert process_trees.marked(launches.mark) == {}
 
 
 def test_what_the_user_has_to_change_is_said_in_the_trainers_sentence(launches) -> None:
@@ -62,7 +63,7 @@ def test_a_crash_names_its_cause_and_the_next_start_goes_on(launches) -> None:
 def test_a_killed_rank_ends_the_launch(launches, ranks: int) -> None:
     with pytest.raises(TrainingCrashed, match="a process was killed by signal 9"):
         launches.start(ranks=ranks, at={2: "kill"}, steps=1000)
-    assert trees.marked(launches.mark) == {}
+    assert process_trees.marked(launches.mark) == {}
     assert launches.status()["state"] == "failed"
 
 
@@ -90,7 +91,7 @@ def test_deaf_ranks_are_gone_when_the_grace_period_is_over(launches) -> None:
             steps=1000,
             ignore_sigterm=True,
         )
-    assert trees.marked(launches.mark) == {}
+    assert process_trees.marked(launches.mark) == {}
     assert launches.status()["reason"] == "stopped before it could save"
 
 
@@ -99,7 +100,7 @@ def test_told_to_stop_before_anything_runs(launches) -> None:
     stop.request()
     with pytest.raises(Preempted):
         launches.start(stop=stop, steps=1000)
-    assert trees.marked(launches.mark) == {}
+    assert process_trees.marked(launches.mark) == {}
 
 
 def test_an_exception_of_the_listener_stops_the_ranks_first(launches) -> None:
@@ -111,19 +112,19 @@ def test_an_exception_of_the_listener_stops_the_ranks_first(launches) -> None:
 
     with pytest.raises(BrokenPipeError):
         launches.start(ranks=2, on_line=fail, steps=1000)
-    assert trees.marked(launches.mark) == {}
+    assert process_trees.marked(launches.mark) == {}
     assert launches.status()["state"] == "preempted"
 
 
 def test_when_reaper_and_ranks_lose_each_other_the_launch_still_clears_up(launches) -> None:
     def shoot(line: str) -> None:
         if "step 2" in line:
-            reaper = next(pid for pid, argv in trees.marked(launches.mark).items() if "reaper.py" in " ".join(argv[:5]))
+            reaper = next(pid for pid, argv in process_trees.marked(launches.mark).items() if "reaper.py" in " ".join(argv[:5]))
             os.kill(reaper, signal.SIGKILL)
 
     with pytest.raises(Preempted):
         launches.start(ranks=2, on_line=shoot, steps=1000)
-    assert trees.marked(launches.mark) == {}
+    assert process_trees.marked(launches.mark) == {}
 
 
 # A launching process of its own, to be shot or interrupted: the command line's way.
@@ -147,7 +148,7 @@ def drive(launches, **stub: object) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, trees.MARK: launches.mark},
+        env={**os.environ, process_trees.MARK: launches.mark},
     )
     assert driver.stdout is not None
     for line in driver.stdout:
@@ -176,16 +177,16 @@ def test_a_signal_to_the_command_line_lets_the_ranks_save(launches, number: sign
     _, errors = driver.communicate(timeout=60)
     assert "Preempted" in errors
     assert launches.status()["state"] == "preempted"
-    assert trees.marked(launches.mark) == {}
+    assert process_trees.marked(launches.mark) == {}
 
 
 def test_a_second_interrupt_does_not_wait_for_the_save(launches) -> None:
     driver = drive(launches, save_seconds=300)
     driver.send_signal(signal.SIGINT)
-    trees.eventually(lambda: "received SIGTERM" in (launches.output / "train.log").read_text())
+    process_trees.eventually(lambda: "received SIGTERM" in (launches.output / "train.log").read_text())
     driver.send_signal(signal.SIGINT)
     driver.communicate(timeout=60)
-    assert trees.marked(launches.mark) == {}
+    assert process_trees.marked(launches.mark) == {}
 
 
 def test_a_folder_in_use_is_refused_after_the_grace_period(launches, monkeypatch: pytest.MonkeyPatch) -> None:

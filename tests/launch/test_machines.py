@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
-import trees
 from talaria.store.store import Output, Store
+
+from tests.support import process_trees, tiny_pipeline
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(400)]
 GRACE = 30
@@ -26,18 +26,18 @@ class Machine:
 
     rank: int
     command: list[str]
-    mark: str = field(default_factory=trees.new_mark)
+    mark: str = field(default_factory=process_trees.new_mark)
 
     def start(self, rendezvous: str) -> subprocess.Popen[str]:
         options = ["--machine-rank", str(self.rank), "--rendezvous", rendezvous]
-        environment = {**os.environ, trees.MARK: self.mark, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, process_trees.MARK: self.mark, "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
             [*self.command, *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
         )
 
     def dies(self) -> None:
         """Everything at once, without a word, as when the power fails."""
-        trees.kill_marked(self.mark)
+        process_trees.kill_marked(self.mark)
 
 
 def rendezvous() -> str:
@@ -57,7 +57,9 @@ def trajectory(folder: Path) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Output]:
-    return small.prepare(Store(tmp_path_factory.mktemp("inputs")), small.config(base={"shape": small.SLOWER}))
+    return tiny_pipeline.prepare(
+        Store(tmp_path_factory.mktemp("inputs")), tiny_pipeline.config(base={"shape": tiny_pipeline.SLOWER})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def command(inputs: dict[str, Output], tmp_path_factory: pytest.TempPathFactory)
     """`talaria train` for two machines of one rank, but for where to and who."""
     tree = {"epochs": 3, "save_every": 4, "stop_grace": GRACE, "num_processes": 1, "num_machines": 2}
     config = tmp_path_factory.mktemp("config") / "config.yaml"
-    config.write_text(small.config(train=tree).model_dump_json())
+    config.write_text(tiny_pipeline.config(train=tree).model_dump_json())
     talaria = str(Path(sys.executable).parent / "talaria")
     return [talaria, "train", str(config), f"--tokens={inputs['tokenize'].path}", f"--model={inputs['base'].path}"]
 
@@ -87,14 +89,14 @@ def test_a_machine_dies_and_the_retry_of_both_goes_on(
     try:
         where = rendezvous()
         running = [machine.start(where) for machine in machines]
-        trees.eventually(lambda: len(steps(tmp_path / "out")) >= 6 or running[0].poll() is not None, within=120)
+        process_trees.eventually(lambda: len(steps(tmp_path / "out")) >= 6 or running[0].poll() is not None, within=120)
         assert running[0].poll() is None, running[0].communicate()[1]
         machines[dead].dies()
         survivor = running[1 - dead]
         _, said = survivor.communicate(timeout=120)
         assert survivor.returncode == 1, said
         assert "talaria: Training failed after step" in said.splitlines()[-1]
-        trees.eventually(lambda: not trees.marked(machines[1 - dead].mark), within=GRACE + 5)
+        process_trees.eventually(lambda: not process_trees.marked(machines[1 - dead].mark), within=GRACE + 5)
         running[dead].communicate()
 
         where = rendezvous()

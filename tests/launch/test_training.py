@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
-import trees
 from talaria.config.schema import Config
 from talaria.store.store import Output, Store
+
+from tests.support import process_trees, tiny_pipeline
 
 SETTINGS = {"num_processes": 2, "epochs": 4, "save_every": 4, "stop_grace": 60}
 DRIVER = """
@@ -34,12 +34,12 @@ class Trainings:
     """Starts the stage `train` of one store in processes of their own, to be shot."""
 
     def __init__(self, root: Path, config: Config, upstream: dict[str, Output]) -> None:
-        self.store, self.config, self.upstream, self.mark = Store(root), config, upstream, trees.new_mark()
+        self.store, self.config, self.upstream, self.mark = Store(root), config, upstream, process_trees.new_mark()
 
     def start(self) -> subprocess.Popen[str]:
         upstream = json.dumps({name: self.upstream[name].as_json() for name in ("tokenize", "base")})
         command = [sys.executable, "-c", DRIVER, str(self.store.root), self.config.model_dump_json(), upstream]
-        environment = {**os.environ, trees.MARK: self.mark, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, process_trees.MARK: self.mark, "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
     def finish(self) -> Output:
@@ -53,13 +53,13 @@ class Trainings:
         return len(logs[0].read_text().splitlines()) if logs else 0
 
     def ranks(self) -> list[int]:
-        return [pid for pid, argv in trees.marked(self.mark).items() if "talaria.train" in argv[1:5]]
+        return [pid for pid, argv in process_trees.marked(self.mark).items() if "talaria.train" in argv[1:5]]
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trainings]:
-    config = small.config(base={"shape": small.SLOWER}, train=SETTINGS)
-    upstream = small.prepare(Store(tmp_path_factory.mktemp("inputs")), config)
+    config = tiny_pipeline.config(base={"shape": tiny_pipeline.SLOWER}, train=SETTINGS)
+    upstream = tiny_pipeline.prepare(Store(tmp_path_factory.mktemp("inputs")), config)
     return lambda name: Trainings(tmp_path_factory.mktemp(name), config, upstream)
 
 
@@ -72,7 +72,7 @@ def undisturbed(prepared: Callable[[str], Trainings]) -> Output:
 def trainings(prepared: Callable[[str], Trainings]) -> Iterator[Trainings]:
     trainings = prepared("storm")
     yield trainings
-    trees.kill_marked(trainings.mark)
+    process_trees.kill_marked(trainings.mark)
 
 
 def curve(output: Output) -> list[Any]:
@@ -94,11 +94,11 @@ def test_a_training_that_is_killed_ends_as_an_undisturbed_one(trainings: Trainin
     for kill in (kill_the_task, kill_a_rank):
         goal = trainings.steps_made() + 3
         driver = trainings.start()
-        trees.eventually(lambda: trainings.steps_made() >= goal or driver.poll() is not None, within=120)  # noqa: B023
+        process_trees.eventually(lambda: trainings.steps_made() >= goal or driver.poll() is not None, within=120)  # noqa: B023
         assert driver.poll() is None, driver.communicate()[1]
         kill(trainings, driver)
         driver.communicate(timeout=120)
-        trees.eventually(lambda: not trees.marked(trainings.mark), within=SETTINGS["stop_grace"] + 5)
+        process_trees.eventually(lambda: not process_trees.marked(trainings.mark), within=SETTINGS["stop_grace"] + 5)
     disturbed = trainings.finish()
     assert disturbed.key == undisturbed.key
     assert curve(disturbed) == curve(undisturbed)

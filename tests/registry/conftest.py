@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import small
-from mlflow_server import MlflowServer
 from talaria.config.schema import Config
 from talaria.store.store import Output
+
+from tests.support import tiny_pipeline
+from tests.support.mlflow_server import MlflowServer
 
 
 @pytest.fixture(autouse=True)
@@ -21,21 +21,18 @@ def _no_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
-    server.start()
-    yield server
-    server.stop()
+def server(mlflow_server: MlflowServer) -> MlflowServer:
+    return mlflow_server
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
+def store(shared_store: Path) -> Path:
+    return shared_store
 
 
 @pytest.fixture(scope="session")
 def outputs(store: Path) -> dict[str, Output]:
-    return small.trained(store)
+    return tiny_pipeline.trained(store)
 
 
 @pytest.fixture
@@ -46,7 +43,7 @@ def folders(outputs: dict[str, Output]) -> dict[str, Path]:
 @pytest.fixture
 def settings() -> Config:
     """A configuration whose registered model no other test has."""
-    return small.config(registry={"model": f"model-{uuid.uuid4().hex[:8]}"})
+    return tiny_pipeline.config(registry={"model": f"model-{uuid.uuid4().hex[:8]}"})
 
 
 @pytest.fixture(scope="session")

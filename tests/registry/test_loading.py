@@ -11,11 +11,12 @@ import time
 import urllib.request
 
 import pytest
-from server_process import free_port
 from talaria.cli.chat import Talk, chat, parse_reference, resolve_model
 from talaria.common.errors import DataError, UserError
 from talaria.registry.promotion import promote
 from talaria.registry.register import register
+
+from tests.support.server_process import free_port
 
 ASK = {"messages": [{"role": "user", "content": "123456 Say green"}]}
 

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mlflow_server import MlflowServer
-from object_storage import SECRET, Bucket, ObjectStorage, use
 from talaria.cli.chat import resolve_model
 from talaria.registry.promotion import promote
 from talaria.registry.register import register
 from talaria.registry.versions import prune
 from talaria.tracking.mlflow_client import connect
+
+from tests.support.mlflow_server import MlflowServer
+from tests.support.object_storage import SECRET, Bucket, ObjectStorage, use
 
 pytestmark = pytest.mark.load
 

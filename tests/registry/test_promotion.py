@@ -8,12 +8,13 @@ import time
 import uuid
 
 import pytest
-import small
 from talaria.common.errors import DataError
 from talaria.registry.promotion import champion, promote, rollback, unchanged
 from talaria.registry.register import register
 from talaria.registry.versions import find_model, prune, search_versions
 from talaria.tracking.mlflow_client import connect
+
+from tests.support import tiny_pipeline
 
 
 class Models:
@@ -206,7 +207,7 @@ def test_the_champion_is_measured_on_the_candidates_conversations(settings, fold
 
     first = register(settings, folders, uri=sqlite_uri)
     promote(first["model"], first["candidate"], uri=sqlite_uri)
-    small.write_messages(tmp_path / "other.parquet", rows=80)
+    tiny_pipeline.write_messages(tmp_path / "other.parquet", rows=80)
     tokens = tmp_path / "tokens"
     tokenize(tmp_path / "other.parquet", folders["base"], tokens, settings.tokenize)
     train = tmp_path / "train"

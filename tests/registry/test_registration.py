@@ -8,11 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import small
 from talaria.common.errors import DataError
 from talaria.registry.register import register
 from talaria.registry.versions import local_folder, search_versions
 from talaria.tracking.mlflow_client import connect
+
+from tests.support import tiny_pipeline
 
 
 def source_of(uri: str, model: str, version: int) -> Path:
@@ -108,7 +109,7 @@ def test_the_run_has_the_configuration_the_data_and_the_files(uri, settings, fol
     client = connect(uri)
     run = client.get_run(facts["run_id"])
     assert run.info.status == "FINISHED"
-    assert run.data.params == {name: str(value) for name, value in small.config().flat().items()} | {
+    assert run.data.params == {name: str(value) for name, value in tiny_pipeline.config().flat().items()} | {
         name: run.data.params[name] for name in ("registry.model",)
     }
     contexts = {tag.value: inputs.dataset for inputs in run.inputs.dataset_inputs for tag in inputs.tags}

@@ -6,12 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
-import small
 from mlflow.entities import LoggedModel, Run
 from mlflow.entities.model_registry import ModelVersion
 from talaria.registry.promotion import promote
 from talaria.registry.register import register
 from talaria.tracking.mlflow_client import connect, tracking_uri
+
+from tests.support import tiny_pipeline
 
 PAGE = (Path(__file__).parents[2] / "docs" / "registry.md").read_text()
 EXAMPLES = re.findall(r"```python\n(# .*?)```", PAGE.partition("## Searching")[2].partition("## Functions")[0], re.DOTALL)
@@ -21,7 +22,7 @@ EXAMPLES = re.findall(r"```python\n(# .*?)```", PAGE.partition("## Searching")[2
 def client(tmp_path_factory, outputs):
     """MLflow with the models of the page: `tiny`, registered and judged by an Airflow run."""
     uri = tracking_uri(tmp_path_factory.mktemp("searches"))
-    config = small.config(registry={"model": "tiny"}, download={"source": "hub"})
+    config = tiny_pipeline.config(registry={"model": "tiny"}, download={"source": "hub"})
     context = {"dag_id": "sft", "run_id": "manual__1"}
     facts = register(config, {name: output.path for name, output in outputs.items()}, uri=uri, context=context)
     promote("tiny", facts["candidate"], uri=uri)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 from talaria.base_model import random_init as scratch
-from tokenization.conversations import HANDWRITTEN, numbered, write_parquet
+
+from tests.support.conversations import HANDWRITTEN, numbered, write_parquet
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer folder: Qwen3's structure and control tokens, 400 tokens in all."""
-    folder = tmp_path_factory.mktemp("small")
+    folder = tmp_path_factory.mktemp("tokenizer")
     parquet = write_parquet(folder / "messages.parquet", [*HANDWRITTEN.values(), *numbered(50)])
     scratch.train_tokenizer(parquet, 400, folder / "tokenizer")
     return folder / "tokenizer"

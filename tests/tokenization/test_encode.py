@@ -22,16 +22,17 @@ from talaria.tokenization.dataset import open_tokens
 from talaria.tokenization.row_filter import EncodingMismatch
 from talaria.tokenization.stage import merge, tokenize, tokenize_range
 from talaria.tokenization.tokenizer import Loading, load
-from tokenization.conversations import HANDWRITTEN, MESSAGES, Conversation, assistant, numbered, system, user, write_parquet
+
+from tests.support.conversations import HANDWRITTEN, MESSAGES, Conversation, assistant, numbered, system, user, write_parquet
 
 LONG = [user("Count"), assistant(" ".join(map(str, range(200))))]
 
 
 def run(
-    tmp_path: Path, small: Path, conversations: Sequence[Conversation | None], name: str = "tokens", **options: Any
+    tmp_path: Path, small_tokenizer: Path, conversations: Sequence[Conversation | None], name: str = "tokens", **options: Any
 ) -> tuple[Path, dict[str, Any]]:
     parquet = write_parquet(tmp_path / f"{name}.parquet", conversations, options.pop("kind", MESSAGES))
-    facts = tokenize(parquet, small, tmp_path / name, Tokenize(**options))
+    facts = tokenize(parquet, small_tokenizer, tmp_path / name, Tokenize(**options))
     return tmp_path / name, facts
 
 
@@ -43,11 +44,11 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def test_the_folder_holds_what_the_rule_says(tmp_path: Path, small: Path) -> None:
+def test_the_folder_holds_what_the_rule_says(tmp_path: Path, small_tokenizer: Path) -> None:
     conversations = list(HANDWRITTEN.values())
-    folder, facts = run(tmp_path, small, conversations)
+    folder, facts = run(tmp_path, small_tokenizer, conversations)
     data = datasets.load_from_disk(str(folder))
-    plain = Loading(small).oracle
+    plain = Loading(small_tokenizer).oracle
     assert data.features == datasets.Features(
         input_ids=datasets.List(datasets.Value("int32")),
         assistant_masks=datasets.List(datasets.Value("bool")),
@@ -63,7 +64,7 @@ def test_the_folder_holds_what_the_rule_says(tmp_path: Path, small: Path) -> Non
     assert json.loads((folder / "manifest.json").read_text())["facts"] == facts
 
 
-def test_every_row_is_kept_or_counted(tmp_path: Path, small: Path) -> None:
+def test_every_row_is_kept_or_counted(tmp_path: Path, small_tokenizer: Path) -> None:
     conversations = [
         [user("Hi"), assistant("Hello")],
         [user("Only a question")],
@@ -74,7 +75,7 @@ def test_every_row_is_kept_or_counted(tmp_path: Path, small: Path) -> None:
         [assistant("begins"), user("?"), assistant("")],
         [system("s"), assistant("\nbegins after a system message"), user("<|im_end|>?")],
     ]
-    _, dropped = run(tmp_path, small, conversations, max_tokens=100)
+    _, dropped = run(tmp_path, small_tokenizer, conversations, max_tokens=100)
     assert dropped["rows"] == 8
     assert dropped["conversations"] == {"train": 3}
     assert dropped["dropped"] == {"too_long": 2, "no_supervised_tokens": 3, "prompt_too_long": 0}
@@ -88,10 +89,10 @@ def test_every_row_is_kept_or_counted(tmp_path: Path, small: Path) -> None:
     }
 
 
-def test_truncation_keeps_a_budget_of_tokens_and_never_a_row_without_an_answer(tmp_path: Path, small: Path) -> None:
+def test_truncation_keeps_a_budget_of_tokens_and_never_a_row_without_an_answer(tmp_path: Path, small_tokenizer: Path) -> None:
     conversations = [[user("Hi"), assistant("Hello")], LONG, [user("x " * 300), assistant("short")]]
-    folder, facts = run(tmp_path, small, conversations, max_tokens=100, on_long="truncate")
-    whole, _ = load(small).ids(chat.segments(LONG))
+    folder, facts = run(tmp_path, small_tokenizer, conversations, max_tokens=100, on_long="truncate")
+    whole, _ = load(small_tokenizer).ids(chat.segments(LONG))
     tokens = open_tokens(folder)["train"]
     assert tokens is not None
     assert tokens.rows.tolist() == [0, 1]
@@ -103,20 +104,20 @@ def test_truncation_keeps_a_budget_of_tokens_and_never_a_row_without_an_answer(t
     assert facts["truncated"] == 1
 
 
-def test_a_conversation_of_exactly_max_tokens_is_whole(tmp_path: Path, small: Path) -> None:
-    ids, _ = load(small).ids(chat.segments(LONG))
-    _, kept = run(tmp_path, small, [LONG], max_tokens=len(ids))
+def test_a_conversation_of_exactly_max_tokens_is_whole(tmp_path: Path, small_tokenizer: Path) -> None:
+    ids, _ = load(small_tokenizer).ids(chat.segments(LONG))
+    _, kept = run(tmp_path, small_tokenizer, [LONG], max_tokens=len(ids))
     assert kept["conversations"] == {"train": 1}
     with pytest.raises(DataError, match=r"none of 1 conversations is left to train on; dropped: \{'too_long': 1"):
-        run(tmp_path, small, [LONG], name="less", max_tokens=len(ids) - 1)
+        run(tmp_path, small_tokenizer, [LONG], name="less", max_tokens=len(ids) - 1)
 
 
-def test_the_held_out_split_depends_on_content_alone(tmp_path: Path, small: Path) -> None:
+def test_the_held_out_split_depends_on_content_alone(tmp_path: Path, small_tokenizer: Path) -> None:
     conversations = numbered(400)
     doubled = [*conversations, *reversed(conversations), *numbered(600)[400:]]
 
     def held_out(name: str, rows: list[Conversation], **options: Any) -> set[str]:
-        folder, _ = run(tmp_path, small, rows, name=name, **options)
+        folder, _ = run(tmp_path, small_tokenizer, rows, name=name, **options)
         data = datasets.load_from_disk(str(folder))
         split = {part: {rows[row][0]["content"] for row in data[part]["row"]} for part in data}
         assert not split["train"] & split["validation"]
@@ -129,8 +130,8 @@ def test_the_held_out_split_depends_on_content_alone(tmp_path: Path, small: Path
     assert first == held_out("shorter", conversations, validation_fraction=0.1, max_tokens=200)
 
 
-def test_no_row_held_out_leaves_a_folder_that_opens(tmp_path: Path, small: Path) -> None:
-    folder, facts = run(tmp_path, small, numbered(3), validation_fraction=1e-9)
+def test_no_row_held_out_leaves_a_folder_that_opens(tmp_path: Path, small_tokenizer: Path) -> None:
+    folder, facts = run(tmp_path, small_tokenizer, numbered(3), validation_fraction=1e-9)
     assert facts["conversations"] == {"train": 3, "validation": 0}
     assert {name: len(split) for name, split in datasets.load_from_disk(str(folder)).items()} == {"train": 3, "validation": 0}
     assert open_tokens(folder)["validation"] is None
@@ -145,8 +146,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference(large: Path, small: Path) -> dict[str, str]:
-    tokenize(large, small, large.parent / "reference", OPTIONS)
+def reference(large: Path, small_tokenizer: Path) -> dict[str, str]:
+    tokenize(large, small_tokenizer, large.parent / "reference", OPTIONS)
     return digests(large.parent / "reference")
 
 
@@ -155,38 +156,40 @@ OPTIONS = Tokenize(shard_rows=4500, validation_fraction=0.05, max_tokens=120, wo
 
 @pytest.mark.parametrize("workers", [2, 8])
 def test_bytes_are_the_same_for_any_number_of_workers(
-    large: Path, reference: dict[str, str], workers: int, tmp_path: Path, small: Path
+    large: Path, reference: dict[str, str], workers: int, tmp_path: Path, small_tokenizer: Path
 ) -> None:
-    tokenize(large, small, tmp_path / "tokens", OPTIONS.model_copy(update={"workers": workers}))
+    tokenize(large, small_tokenizer, tmp_path / "tokens", OPTIONS.model_copy(update={"workers": workers}))
     assert digests(tmp_path / "tokens") == reference
     assert len([name for name in reference if name.startswith("train/data-")]) == 3
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 5])
 def test_bytes_are_the_same_for_any_number_of_parts(
-    large: Path, reference: dict[str, str], parts: int, tmp_path: Path, small: Path
+    large: Path, reference: dict[str, str], parts: int, tmp_path: Path, small_tokenizer: Path
 ) -> None:
     folders = [tmp_path / f"part-{number}" for number in range(parts)]
     for number, folder in enumerate(folders):
-        tokenize_range(large, small, folder, OPTIONS, number, parts)
+        tokenize_range(large, small_tokenizer, folder, OPTIONS, number, parts)
     (tmp_path / "tokens").mkdir()
-    facts = merge(folders[::-1], small, tmp_path / "tokens", OPTIONS)
+    facts = merge(folders[::-1], small_tokenizer, tmp_path / "tokens", OPTIONS)
     assert digests(tmp_path / "tokens") == {name: value for name, value in reference.items() if name != "manifest.json"}
     assert facts == json.loads((large.parent / "reference" / "manifest.json").read_text())["facts"]
 
 
 def test_bytes_do_not_depend_on_how_the_parquet_is_stored(
-    large: Path, reference: dict[str, str], tmp_path: Path, small: Path
+    large: Path, reference: dict[str, str], tmp_path: Path, small_tokenizer: Path
 ) -> None:
     import polars as pl
 
     pl.read_parquet(large).write_parquet(tmp_path / "large.parquet", row_group_size=9500, compression="uncompressed")
-    tokenize(tmp_path / "large.parquet", small, tmp_path / "tokens", OPTIONS)
+    tokenize(tmp_path / "large.parquet", small_tokenizer, tmp_path / "tokens", OPTIONS)
     assert digests(tmp_path / "tokens") == reference
 
 
-def test_both_encoders_write_the_same_bytes(large: Path, reference: dict[str, str], tmp_path: Path, small: Path) -> None:
-    facts = tokenize(large, small, tmp_path / "tokens", OPTIONS.model_copy(update={"backend": "tokenizers"}))
+def test_both_encoders_write_the_same_bytes(
+    large: Path, reference: dict[str, str], tmp_path: Path, small_tokenizer: Path
+) -> None:
+    facts = tokenize(large, small_tokenizer, tmp_path / "tokens", OPTIONS.model_copy(update={"backend": "tokenizers"}))
     assert facts["backend"] == "tokenizers"
     assert {name: value for name, value in digests(tmp_path / "tokens").items() if name != "manifest.json"} == {
         name: value for name, value in reference.items() if name != "manifest.json"
@@ -204,7 +207,7 @@ def test_the_parts_of_a_large_parquet_hold_it_all(large: Path, reference: dict[s
     assert len(set(rows.tolist())) == len(rows)
 
 
-def test_a_wrong_id_or_mask_stops_the_run(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_id_or_mask_stops_the_run(tmp_path: Path, small_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     true = select.encode
 
     def wrong(*arguments: Any) -> Any:
@@ -215,7 +218,7 @@ def test_a_wrong_id_or_mask_stops_the_run(tmp_path: Path, small: Path, monkeypat
 
     monkeypatch.setattr(select, "encode", wrong)
     with pytest.raises(EncodingMismatch, match=r"tokens.parquet, row \d+: the encoder's ids differ from Hugging Face's"):
-        run(tmp_path, small, numbered(50))
+        run(tmp_path, small_tokenizer, numbered(50))
     assert [path.name for path in tmp_path.iterdir()] == ["tokens.parquet"]
 
 
@@ -227,24 +230,24 @@ def test_a_wrong_id_or_mask_stops_the_run(tmp_path: Path, small: Path, monkeypat
     ],
 )
 def test_a_parquet_of_another_shape_is_refused(
-    kind: pa.DataType, values: list[Any], sentence: str, tmp_path: Path, small: Path
+    kind: pa.DataType, values: list[Any], sentence: str, tmp_path: Path, small_tokenizer: Path
 ) -> None:
     with pytest.raises(DataError, match=re.escape(sentence)):
-        run(tmp_path, small, values, kind=kind)
+        run(tmp_path, small_tokenizer, values, kind=kind)
     assert not (tmp_path / "tokens").exists()
 
 
-def test_an_input_that_is_not_there_or_no_parquet(tmp_path: Path, small: Path) -> None:
+def test_an_input_that_is_not_there_or_no_parquet(tmp_path: Path, small_tokenizer: Path) -> None:
     with pytest.raises(DataError, match="no such file; make it with `talaria convert`"):
-        tokenize(tmp_path / "none.parquet", small, tmp_path / "tokens", Tokenize())
+        tokenize(tmp_path / "none.parquet", small_tokenizer, tmp_path / "tokens", Tokenize())
     (tmp_path / "text.parquet").write_text("not a parquet")
     with pytest.raises(DataError, match="not a parquet file that can be read"):
-        tokenize(tmp_path / "text.parquet", small, tmp_path / "tokens", Tokenize())
+        tokenize(tmp_path / "text.parquet", small_tokenizer, tmp_path / "tokens", Tokenize())
 
 
-def test_only_an_output_of_ours_is_replaced(tmp_path: Path, small: Path) -> None:
-    folder, _ = run(tmp_path, small, numbered(3))
-    again, facts = run(tmp_path, small, numbered(5))
+def test_only_an_output_of_ours_is_replaced(tmp_path: Path, small_tokenizer: Path) -> None:
+    folder, _ = run(tmp_path, small_tokenizer, numbered(3))
+    again, facts = run(tmp_path, small_tokenizer, numbered(5))
     assert again == folder
     assert facts["rows"] == 5
     assert len(datasets.load_from_disk(str(folder))) == 5
@@ -252,7 +255,7 @@ def test_only_an_output_of_ours_is_replaced(tmp_path: Path, small: Path) -> None
     (tmp_path / "precious" / "thesis.txt").write_text("mine")
     (tmp_path / "precious" / "manifest.json").write_text("[not ours")
     with pytest.raises(UserError, match="there is something there that `talaria tokenize` did not make"):
-        run(tmp_path, small, numbered(3), name="precious")
+        run(tmp_path, small_tokenizer, numbered(3), name="precious")
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "mine"
 
 

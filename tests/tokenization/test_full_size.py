@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import qwen
 from talaria.config.schema import Convert, Tokenize
 from talaria.data.convert import convert
 from talaria.tokenization import chatml as chat
 from talaria.tokenization.dataset import open_tokens
 from talaria.tokenization.stage import tokenize
 from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+from tests.support import qwen_tokenizer
 
 FOLDER = os.environ.get("TALARIA_TEST_DATA")
 FILES = sorted(Path(FOLDER).glob("*.json*")) if FOLDER else []
@@ -33,10 +34,12 @@ LINE_BREAK = re.compile(r"\s*[\r\n]")
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_every_row(file: Path, tmp_path: Path) -> None:
     convert(file, tmp_path / "messages.parquet", Convert())
-    facts = tokenize(tmp_path / "messages.parquet", qwen.tokenizer(), tmp_path / "tokens", Tokenize(max_tokens=1_000_000))
+    facts = tokenize(
+        tmp_path / "messages.parquet", qwen_tokenizer.tokenizer(), tmp_path / "tokens", Tokenize(max_tokens=1_000_000)
+    )
     tokens = open_tokens(tmp_path / "tokens")["train"]
     assert tokens is not None
-    hugging_face = HuggingFaceTokenizer.from_file(str(qwen.tokenizer() / "tokenizer.json"))
+    hugging_face = HuggingFaceTokenizer.from_file(str(qwen_tokenizer.tokenizer() / "tokenizer.json"))
     index = control_rows = line_breaks = equal = 0
     row = 0
     for batch in pq.ParquetFile(tmp_path / "messages.parquet", pre_buffer=False).iter_batches(2000, columns=["messages"]):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenization.conversations import numbered, write_parquet
+
+from tests.support.conversations import numbered, write_parquet
 
 SCRIPT = """
 import json, os, sys
@@ -24,10 +25,10 @@ print(json.dumps({"modules": list(sys.modules), "threads": threads}))
 
 
 @pytest.fixture(scope="module")
-def process(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def process(small_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("process")
     parquet = write_parquet(folder / "messages.parquet", numbered(5000))
-    command = [sys.executable, "-c", SCRIPT, str(parquet), str(small), str(folder / "tokens")]
+    command = [sys.executable, "-c", SCRIPT, str(parquet), str(small_tokenizer), str(folder / "tokens")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -5,20 +5,21 @@ from __future__ import annotations
 import re
 
 import pyarrow as pa
-import qwen
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from talaria.tokenization import chatml as chat
 from talaria.tokenization.encoder import encode, flatten
 from talaria.tokenization.tokenizer import Loading, open_hugging_face
-from tokenization.conversations import MESSAGES, Conversation
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
-LOADED = Loading(qwen.tokenizer(), "fastokens")
+from tests.support import qwen_tokenizer
+from tests.support.conversations import MESSAGES, Conversation
+
+LOADED = Loading(qwen_tokenizer.tokenizer(), "fastokens")
 FAST = LOADED.tokenizer
 PLAIN = LOADED.oracle
-HUGGING_FACE = open_hugging_face(qwen.tokenizer() / "tokenizer.json")
-AS_LOADED = HuggingFaceTokenizer.from_file(str(qwen.tokenizer() / "tokenizer.json"))
+HUGGING_FACE = open_hugging_face(qwen_tokenizer.tokenizer() / "tokenizer.json")
+AS_LOADED = HuggingFaceTokenizer.from_file(str(qwen_tokenizer.tokenizer() / "tokenizer.json"))
 CONTROL_TOKENS = [token.content for token in AS_LOADED.get_added_tokens_decoder().values() if token.special]
 
 awkward = st.sampled_from(

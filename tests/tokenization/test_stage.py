@@ -12,14 +12,18 @@ from talaria.config.schema import Config
 from talaria.stages.run import run_stage
 from talaria.store.store import Output, Store
 from talaria.workflow import tokenize_parts as spread
-from tokenization.conversations import numbered, write_parquet
+
+from tests.support.conversations import numbered, write_parquet
 
 
 @pytest.fixture
-def upstream(tmp_path: Path, small: Path) -> dict[str, Output]:
+def upstream(tmp_path: Path, small_tokenizer: Path) -> dict[str, Output]:
     (tmp_path / "convert").mkdir()
     write_parquet(tmp_path / "convert" / "messages.parquet", numbered(700))
-    return {"convert": Output(tmp_path / "convert", "key of convert", {}, 0), "base": Output(small, "key of base", {}, 0)}
+    return {
+        "convert": Output(tmp_path / "convert", "key of convert", {}, 0),
+        "base": Output(small_tokenizer, "key of base", {}, 0),
+    }
 
 
 def config(shards: int) -> Config:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import small
 from talaria.config.schema import Train
 from talaria.store.store import Store
 from talaria.train.model.causal_lm import load_model
 from talaria.train.train_state import Job
+
+from tests.support import tiny_pipeline
 
 torch.set_num_threads(1)
 
@@ -24,7 +21,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """tokenize and base: 200 small conversations, a Qwen3 of two layers with fp32 random weights."""
-    outputs = small.prepare(Store(tmp_path_factory.mktemp("store")), small.config())
+    outputs = tiny_pipeline.prepare(Store(tmp_path_factory.mktemp("store")), tiny_pipeline.config())
     # What this imports, 12 seconds of transformers, every rank that is forked later has then.
     load_model(outputs["base"].path, Train(precision="fp32"), "cpu")
     return {name: output.path for name, output in outputs.items()}
@@ -35,7 +32,7 @@ def job(folders: dict[str, Path], tmp_path: Path) -> Callable[..., Job]:
     """job(name, tokens=..., base=..., **train settings) -> Job with the output folder `name`."""
 
     def make(name: str = "run", *, tokens: Path | None = None, base: Path | None = None, **train: Any) -> Job:
-        config = small.config(train={"hang_timeout": 45} | train)
+        config = tiny_pipeline.config(train={"hang_timeout": 45} | train)
         return Job(config, tokens or folders["tokenize"], base or folders["base"], tmp_path / name)
 
     return make

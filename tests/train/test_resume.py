@@ -20,10 +20,10 @@ SETTINGS: dict[str, Any] = {"epochs": 3, "save_every": 4, "max_tokens_per_device
 
 @pytest.fixture(scope="module")
 def uninterrupted(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import small
+    from tests.support import tiny_pipeline
 
     output = tmp_path_factory.mktemp("uninterrupted")
-    ranks.run(Job(small.config(train=SETTINGS), folders["tokenize"], folders["base"], output), 2)
+    ranks.run(Job(tiny_pipeline.config(train=SETTINGS), folders["tokenize"], folders["base"], output), 2)
     return output
 
 

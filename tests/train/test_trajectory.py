@@ -19,9 +19,9 @@ LAYOUTS = [(1, "replicate"), (2, "replicate"), (2, "shard"), (4, "replicate"), (
 
 @pytest.fixture(scope="module")
 def reference(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    import small
+    from tests.support import tiny_pipeline
 
-    config = small.config(train={"epochs": 3, "max_steps": STEPS, "max_tokens_per_device": 2048})
+    config = tiny_pipeline.config(train={"epochs": 3, "max_steps": STEPS, "max_tokens_per_device": 2048})
     output = tmp_path_factory.mktemp("reference")
     ranks.run(Job(config, folders["tokenize"], folders["base"], output))
     return ranks.steps(output)

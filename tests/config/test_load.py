@@ -1,0 +1,87 @@
+"""What a person who edits a configuration, or types an override, gets."""
+
+from pathlib import Path
+
+import pytest
+from talaria.common.errors import ConfigError
+from talaria.config import load as settings
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configurations_are_valid(path: Path) -> None:
+    assert settings.load(path).name == path.stem
+
+
+def test_the_real_configuration_has_the_reference_arguments() -> None:
+    train = settings.load(CONFIGS / "qwen3-4b-base.yaml").train
+    assert (train.epochs, train.global_batch, train.max_tokens_per_device) == (3, 128, 9216)
+    assert (train.lr, train.min_lr, train.warmup_fraction) == (1e-5, 1e-6, 0.1)
+    assert (train.weight_decay, train.beta1, train.beta2, train.clip) == (0.1, 0.9, 0.95, 1.0)
+    assert (train.seed, train.save_every, train.reduction, train.precision) == (42, 1000, "token", "mixed")
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("train.epoch=1", "tiny.yaml: unknown setting train.epoch; did you mean train.epochs?"),
+        ("train.lr=-1", "tiny.yaml: train.lr: should be greater than 0, got -1."),
+        ("train.lora.rank=four", "train.lora.rank: should be a valid integer"),
+        ("train=3", "tiny.yaml: train: should be"),
+        ("train.lr.x=3", "train.lr.x: lr holds a value, not settings."),
+        ("convert.on_bad_row=skip", "convert.on_bad_row: should be 'error' or 'drop', got 'skip'."),
+        ("download.source=local", "download.path is needed when download.source is local."),
+        ("name=../up", "tiny.yaml: name: should"),
+        ("nonsense", "override 'nonsense': expected KEY=VALUE"),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_the_setting(override: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        settings.load(CONFIGS / "tiny.yaml", [override])
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_overrides_from_a_form_and_from_the_command_line_mean_the_same() -> None:
+    typed = settings.load(CONFIGS / "tiny.yaml", ["train.lr=1e-4", "train.max_steps=7", "convert.function=my.module:step"])
+    form = settings.load(CONFIGS / "tiny.yaml", {"train.lr": 1e-4, "train.max_steps": 7, "convert.function": "my.module:step"})
+    assert typed == form
+    assert typed.train.lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("train: [1, 2", "not valid YAML at line"),
+        ("- a\n- b\n", "expected settings like 'name: my-run', found list."),
+        ("", "expected settings like 'name: my-run', found NoneType."),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "broken.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"broken\.yaml: ") as refused:
+        settings.load(tmp_path / "broken.yaml")
+    assert sentence in str(refused.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.yaml: cannot read the configuration: No such file"):
+        settings.load(tmp_path / "gone.yaml")
+
+
+def test_settings_that_only_change_speed_take_no_part_in_the_key() -> None:
+    slow = settings.load(CONFIGS / "tiny.yaml")
+    fast = settings.load(CONFIGS / "tiny.yaml", ["train.num_processes=8", "train.prefetch=4", "tokenize.workers=2"])
+    assert slow.train.key_fields() == fast.train.key_fields()
+    assert slow.tokenize.key_fields() == fast.tokenize.key_fields()
+    other = settings.load(CONFIGS / "tiny.yaml", ["train.lr=0.1"])
+    assert slow.train.key_fields() != other.train.key_fields()
+
+
+def test_every_setting_is_documented() -> None:
+    page = (CONFIGS.parent / "docs" / "configuration.md").read_text()
+    for name, default, meaning in settings.documentation():
+        shown = "–" if default is None else default
+        assert meaning, f"{name} has no description"
+        assert f"| `{name}` | `{shown}` | {meaning} |" in page, "run `talaria config --markdown`"

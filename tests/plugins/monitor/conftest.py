@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.plugins.monitor.server import Airflow, ApiServer, environment, prepare
+from tests.support import synthetic_runs as synthetic
+from tests.support.mlflow_server import MlflowServer
+
+PATIENCE_MS = 60_000  # a busy machine may be slow; nothing is decided by how fast it is
+SCREENSHOTS = Path(__file__).resolve().parents[3] / "build" / "screenshots"
+
+
+@pytest.fixture(scope="session")
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def registered(mlflow: MlflowServer) -> str:
+    """Id of an MLflow run with two model versions: one that the gate let through, one that it refused."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(mlflow.uri)
+    experiment = client.create_experiment("talaria")
+    run = client.create_run(experiment, run_name="qwen3-4b-base")
+    client.create_registered_model("qwen3-4b-base")
+    for step, verdict in ((100, "promoted"), (200, "refused")):
+        version = client.create_model_version("qwen3-4b-base", f"s3://nowhere/{step}", run.info.run_id)
+        client.set_model_version_tag("qwen3-4b-base", version.version, "talaria.gate", verdict)
+        client.set_model_version_tag(
+            "qwen3-4b-base", version.version, "talaria.gate.reason", f"Held-out loss after {step} steps."
+        )
+    client.set_registered_model_alias("qwen3-4b-base", "champion", "1")
+    return str(run.info.run_id)
+
+
+@pytest.fixture(scope="session")
+def airflow(tmp_path_factory: pytest.TempPathFactory, mlflow: MlflowServer) -> Iterator[Airflow]:
+    home, store = tmp_path_factory.mktemp("airflow"), tmp_path_factory.mktemp("store")
+    env = environment(home, store, mlflow.uri)
+    dag_run = prepare(home, env)
+    server = ApiServer(home, env)
+    try:
+        server.wait()
+        yield Airflow(server.url, store, dag_run)
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def store(airflow: Airflow) -> Iterator[Path]:
+    """The api-server's store, emptied after the test."""
+    yield airflow.store
+    for folder in airflow.store.iterdir():
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def grow() -> Callable[[Path, int, int], None]:
+    """Append steps to a training that runs now."""
+
+    def append(folder: Path, first: int, last: int) -> None:
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(synthetic.lines(synthetic.rows(first, last, total=400)))
+
+    return append
+
+
+def chromium() -> str:
+    """The browser; its absence fails the tests where CI is set, and skips them elsewhere."""
+    found = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    if found is None:
+        reason = "no chromium on PATH (Debian: apt-get install chromium)"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    return found
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    executable = chromium()
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=PATIENCE_MS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield browser
+        browser.close()

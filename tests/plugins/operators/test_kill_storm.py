@@ -1,0 +1,225 @@
+"""Training in a real Airflow (LocalExecutor), ended in every way that Airflow and the kernel know, again and again.
+
+After each, what ran is gone within the grace period, and the retry goes on from what was saved; the curve that it all ends
+with is an undisturbed run's, number by number, and every kept model is registered once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from rich.console import Console
+from talaria.config.schema import Config
+from talaria.devstack.services import up
+from talaria.process import reaper
+from talaria.stages.run import run_stage
+from talaria.store.store import Output, Store
+
+from tests.support import process_trees, tiny_pipeline
+
+GRACE = 60
+SETTINGS = {"num_processes": 2, "save_every": 10, "keep_epochs": True, "stop_grace": GRACE}
+EPOCHS = {"squall": 12, "storm": 40}
+DAG_FILE = """
+import json, os
+from datetime import timedelta
+from airflow.sdk import DAG
+from talaria_airflow.operators.accelerate_launch import AccelerateLaunchOperator
+from talaria_airflow.operators.register import RegisterOperator
+from talaria_airflow.operators.stage import StageOperator
+
+told = json.loads(open(os.environ["STORM"]).read())
+inputs = told["inputs"]
+ready = {name: inputs[name] for name in ("tokenize", "base")}
+for name, config in told["configs"].items():
+    with DAG(name, schedule=None, default_args={"retries": 20, "retry_delay": timedelta(0)}):
+        train = AccelerateLaunchOperator(task_id="train", config=config, inputs=ready, pool="gpu")
+        evaluate = StageOperator(task_id="evaluate", stage="evaluate", config=config, inputs={**ready, "train": train.output})
+        RegisterOperator(task_id="register", config=config, inputs={**inputs, "train": train.output, "evaluate": evaluate.output})
+"""
+
+
+@dataclass
+class Storm:
+    """One run of a DAG, and the processes of its training task."""
+
+    stack: Any
+    mark: str
+    dag_id: str
+    run_id: str = ""
+    seen: set[int] = field(default_factory=set)
+    """Every process that trained so far."""
+
+    def api(self, method: str, path: str, **body: Any) -> Any:
+        return self.stack.api.call(method, f"/api/v2/dags/{self.dag_id}{path}", json=body or None)
+
+    def trigger(self) -> None:
+        process_trees.eventually(lambda: self.stack.api.has_dag(self.dag_id), within=120)
+        self.stack.api.unpause(self.dag_id)
+        self.run_id = self.api("POST", "/dagRuns", logical_date=None, conf={})["dag_run_id"]
+
+    def task(self, name: str = "train") -> dict[str, Any]:
+        return next(task for task in self.stack.api.tasks(self.dag_id, self.run_id) if task["task_id"] == name)
+
+    def training(self) -> dict[int, str]:
+        """Processes that train now: pid -> reaper, launcher or rank."""
+        told = {"reaper.py": "reaper", "accelerate.commands.launch": "launcher", "talaria.train": "rank"}
+        found = {}
+        for pid, argv in process_trees.marked(self.mark).items():
+            roles = [role for text in argv[1:5] for ending, role in told.items() if text.endswith(ending)]
+            if roles:
+                found[pid] = roles[0]
+        return found
+
+    def one(self, role: str) -> int:
+        """A process above or in the training that makes steps now: the newest of its role."""
+        if role in ("launcher", "rank", "reaper"):
+            return max(pid for pid, its in self.training().items() if its == role and pid not in self.seen)
+        above = {"runner": 1, "supervisor": 2, "scheduler": 3}[role]
+        pid = self.one("reaper")
+        for _ in range(above):
+            process = reaper.alive(pid)
+            assert process is not None
+            pid = process.parent
+        return pid
+
+    def steps_made(self) -> int:
+        logs = list((self.stack.home.store / ".work").glob("train-*/metrics.jsonl"))
+        return len(logs[0].read_text().splitlines()) if logs else 0
+
+    def survives(self, end: Callable[[], None], draw: random.Random) -> None:
+        """Let it train some steps, end it, and see that all that trained is gone in time."""
+        goal = self.steps_made() + draw.randint(2, 6)
+        process_trees.eventually(lambda: self.steps_made() >= goal and "rank" in self.fresh().values(), within=240)
+        ended = set(self.fresh())
+        end()
+        deadline = 5 + GRACE + 5  # a supervisor asks every 5 s whether its task should still run
+        process_trees.eventually(lambda: not ended & set(self.training()), within=deadline)
+        self.seen |= ended
+
+    def fresh(self) -> dict[int, str]:
+        return {pid: role for pid, role in self.training().items() if pid not in self.seen}
+
+    def finished(self) -> bool:
+        return self.stack.api.run(self.dag_id, self.run_id)["state"] in ("success", "failed")
+
+    def progress(self) -> str:
+        """What the task's page shows in its tab Task State Store."""
+        path = f"/dagRuns/{self.run_id}/taskInstances/train/state-store"
+        return str({entry["key"]: entry["value"] for entry in self.api("GET", path)["task_state_store"]}.get("progress", ""))
+
+    def log(self, attempt: int) -> str:
+        return "\n".join(str(line.get("event")) for line in self.stack.api.log(self.dag_id, self.run_id, "train", attempt))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """What the DAG reads, and an environment in which `up` starts an Airflow that has only this DAG."""
+    root = tmp_path_factory.mktemp("storm")
+    configs = {name: configuration(name) for name in EPOCHS}
+    inputs = tiny_pipeline.prepare(Store(root / "inputs"), configs["storm"])
+    told = {
+        "configs": {name: config.model_dump(mode="json") for name, config in configs.items()},
+        "inputs": {name: output.as_json() for name, output in inputs.items()},
+    }
+    (root / "storm.json").write_text(json.dumps(told))
+    (root / "dags").mkdir()
+    (root / "dags" / "storm.py").write_text(DAG_FILE)
+    bundle = {
+        "name": "storm",
+        "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
+        "kwargs": {"path": str(root / "dags")},
+    }
+    mark = process_trees.new_mark()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORM", str(root / "storm.json"))
+        patch.setenv(process_trees.MARK, mark)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps([bundle]))
+        patch.setenv("AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT", "30")
+        patch.setenv("AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL", "2")
+        yield {"inputs": inputs, "mark": mark, "root": root}
+    process_trees.kill_marked(mark)
+
+
+@pytest.fixture(scope="module")
+def airflow(prepared: dict[str, Any], request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue("stack")  # only now: `up` reads the environment that `prepared` has set
+
+
+def configuration(name: str) -> Config:
+    return tiny_pipeline.config(name=name, base={"shape": tiny_pipeline.SLOWER}, train={**SETTINGS, "epochs": EPOCHS[name]})
+
+
+def curve(folder: Path) -> list[Any]:
+    """Everything of a run that time does not decide."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [[row[name] for name in ("step", "epoch", "loss", "lr", "grad_norm", "tokens", "supervised_tokens")] for row in rows]
+
+
+def ends_as_if_undisturbed(storm: Storm, prepared: dict[str, Any]) -> None:
+    process_trees.eventually(storm.finished, within=600)
+    states = {task["task_id"]: task["state"] for task in storm.stack.api.tasks(storm.dag_id, storm.run_id)}
+    assert states == {"train": "success", "evaluate": "success", "register": "success"}
+    trained = Output.from_json(storm.stack.api.xcom(storm.dag_id, storm.run_id, "train"))
+    undisturbed = run_stage("train", configuration(storm.dag_id), Store(prepared["root"] / "undisturbed"), prepared["inputs"])
+    assert trained.key == undisturbed.key
+    assert curve(trained.path) == curve(undisturbed.path)
+    exports = sorted(path.name for path in (trained.path / "exports").iterdir())
+    assert len(exports) == EPOCHS[storm.dag_id]
+    versions = storm.stack.api.xcom(storm.dag_id, storm.run_id, "register")["versions"]
+    assert sorted(version["step"] for version in versions) == [int(name.removeprefix("step-")) for name in exports]
+    told = MlflowClient(storm.stack.ports.mlflow_url).search_model_versions(f"name='{storm.dag_id}'")
+    assert len(told) == len(exports)
+
+
+@pytest.mark.timeout(900)
+def test_the_task_is_killed_and_its_retry_goes_on(airflow: Any, prepared: dict[str, Any]) -> None:
+    storm = Storm(airflow, prepared["mark"], "squall")
+    storm.trigger()
+    # Killed as soon as it has made a few of its steps; nothing is asked of Airflow before, or a quick machine is done by then.
+    storm.survives(lambda: os.kill(storm.one("runner"), signal.SIGKILL), random.Random(0))
+    process_trees.eventually(lambda: "of" in storm.progress() or storm.finished(), within=240)  # seen without opening the log
+    process_trees.eventually(storm.finished, within=600)
+    assert storm.progress().endswith("done")
+    assert "step 1/" in storm.log(1)
+    assert "resume: from step-" in storm.log(2)
+    ends_as_if_undisturbed(storm, prepared)
+
+
+@pytest.mark.storm
+@pytest.mark.timeout(1800)
+def test_a_training_that_is_ended_in_every_way_ends_as_an_undisturbed_one(airflow: Any, prepared: dict[str, Any]) -> None:
+    draw = random.Random(int(os.environ.get("STORM_SEED", "0")))
+    storm = Storm(airflow, prepared["mark"], "storm")
+
+    def kill(role: str) -> Callable[[], None]:
+        return lambda: os.kill(storm.one(role), signal.SIGKILL)
+
+    def mark_failed() -> None:
+        storm.api("PATCH", f"/dagRuns/{storm.run_id}/taskInstances/train", new_state="failed")
+
+    def clear() -> None:
+        body = {"dry_run": False, "dag_run_id": storm.run_id, "task_ids": ["train"], "only_failed": False}
+        storm.api("POST", "/clearTaskInstances", **body, reset_dag_runs=True, include_downstream=True)
+
+    storm.trigger()
+    for role in draw.sample(["rank", "launcher", "runner", "reaper"], 4):
+        storm.survives(kill(role), draw)
+    storm.survives(clear, draw)
+    storm.survives(mark_failed, draw)
+    process_trees.eventually(lambda: storm.task()["state"] == "failed")
+    clear()
+    storm.survives(kill("supervisor"), draw)
+    storm.survives(kill("scheduler"), draw)
+    up(airflow.home, Console(quiet=True))
+    ends_as_if_undisturbed(storm, prepared)
