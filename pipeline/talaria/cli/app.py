@@ -17,6 +17,7 @@ import typer
 from typer._click.exceptions import ClickException, NoArgsIsHelpError
 
 from talaria.common.errors import TrainingStopped, UserError
+from talaria.common.printable import printable
 
 if TYPE_CHECKING:
     from talaria.config.schema import Config
@@ -65,7 +66,7 @@ def _leave(code: int) -> NoReturn:
 
 
 def _refuse(sentence: str, code: int = 2) -> int:
-    print(f"talaria: {sentence}", file=sys.stderr)
+    print(f"talaria: {printable(sentence)}", file=sys.stderr)
     return code
 
 

@@ -85,7 +85,13 @@ class Talk:
 
         model = open_for_answers(folder, best_device())
         messages = [{"role": "system", "content": system}] if system else []
-        return cls(model, AutoTokenizer.from_pretrained(folder), load(folder, "tokenizers"), max_new_tokens, messages)
+        return cls(
+            model,
+            AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+            load(folder, "tokenizers"),
+            max_new_tokens,
+            messages,
+        )
 
     def say(self, text: str, write: Callable[[str], None]) -> str:
         """Send a message; `write` gets the answer piece by piece. Greedy, up to <|im_end|> or `max_new_tokens`."""

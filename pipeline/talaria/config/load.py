@@ -1,20 +1,27 @@
-"""A configuration from a YAML file, overrides and the trigger form, and every mistake in it as one sentence.
+"""Make a configuration from a YAML file, overrides and the trigger form; every mistake in it is one sentence.
 
-The settings themselves and their defaults are in config.py.
+The settings themselves and their defaults are in schema.py.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from talaria.common.errors import ConfigError
+from talaria.common.printable import printable
 from talaria.config.schema import Config, Section
+from talaria.config.yaml_reader import read_yaml
+
+_SHOWN = reprlib.Repr()
+"""Shows the value that a sentence quotes, of any size and depth, in a few words."""
+_SHOWN.maxstring = 80
 
 
 def load(path: str | Path, overrides: Mapping[str, Any] | Iterable[str] = ()) -> Config:
@@ -24,13 +31,12 @@ def load(path: str | Path, overrides: Mapping[str, Any] | Iterable[str] = ()) ->
     """
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" at line {where.line + 1}" if where else ""
-        raise ConfigError(f"{path}: not valid YAML{line}: {getattr(error, 'problem', None) or error}.") from None
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text in UTF-8.") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ConfigError(f"{path}: cannot read the configuration: {getattr(error, 'strerror', None) or error}.") from None
+    tree = read_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected settings like 'name: my-run', found {type(tree).__name__}.")
     tree.setdefault("name", path.stem)
@@ -49,7 +55,7 @@ def parse(tree: Any, origin: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {_sentence(error)}") from None
+        raise ConfigError(printable(f"{origin}: {_sentence(error)}")) from None
 
 
 def _pairs(overrides: Mapping[str, Any] | Iterable[str]) -> Iterator[tuple[str, Any]]:
@@ -64,10 +70,10 @@ def _pairs(overrides: Mapping[str, Any] | Iterable[str]) -> Iterator[tuple[str, 
 
 
 def _scalar(text: str) -> Any:
-    """A value as YAML reads it; pydantic turns '1e-5' into the number everybody means."""
+    """Return a value as YAML reads it; what is no YAML (`*.json`) is the text that was typed."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return read_yaml(text, "override")
+    except ConfigError:
         return text
 
 
@@ -84,17 +90,24 @@ def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _sentence(error: ValidationError) -> str:
-    first = error.errors()[0]
+    first, *others = error.errors(include_url=False)
     dotted = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "invalid_key":
+        return f"{_SHOWN.repr(first['input'])}: a setting's name is text."
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(dotted, [name for name, _, _ in documentation()], n=1)
         return f"unknown setting {dotted}" + (f"; did you mean {near[0]}?" if near else "; see docs/configuration.md.")
-    reason = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").rstrip(".")
-    if first["type"] == "value_error":
-        return f"{reason}."
-    more = len(error.errors()) - 1
-    also = f" (and {more} more)" if more else ""
-    return f"{dotted}: should be {reason}, got {first['input']!r}{also}."
+    reason = re.sub(r"^(Input|String|URL) should", "should", first["msg"].removeprefix("Value error, ").rstrip("."))
+    also = f" (and {len(others)} more)" if others else ""
+    if first["type"] == "missing":
+        return f"{dotted} is not given{also}."
+    if first["type"] == "model_type":
+        reason = "should be a group of settings"
+    if first["type"] == "path_type":
+        reason = "should be a path"
+    if first["type"] == "value_error":  # a sentence of ours, which quotes what it needs
+        return f"{dotted}: {reason}{also}." if reason.startswith("should") else f"{reason}{also}."
+    return f"{dotted}: {reason}, got {_SHOWN.repr(first['input'])}{also}."
 
 
 def documentation(model: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:

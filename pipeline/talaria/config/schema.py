@@ -2,7 +2,7 @@
 
 A field's description is its documentation: `docs/configuration.md` and the trigger form are made from it.
 `NotInKey` marks a setting that changes how fast or where a stage runs but not what it produces, so it takes no
-part in the store's key (see store.py). Files and overrides are read in settings.py.
+part in the store's key (see store/store.py). Files and overrides are read in load.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from talaria.common.printable import printable
 
 
 class _NotInKey:
@@ -21,8 +23,37 @@ class _NotInKey:
 NotInKey = _NotInKey()
 
 
+LARGEST_INT = 2**53 - 1
+"""Up to here JSON, the trigger form's JavaScript and Arrow hold a whole number exactly."""
+YEAR_SECONDS = 366 * 86400
+
+
+Int = Annotated[int, Field(le=LARGEST_INT)]
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, str_max_length=4096, hide_input_in_errors=True
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Raise ValueError for true and false where Python would count them as 1 and 0."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and kind is not bool:
+            raise ValueError(f"should not be true or false, got {str(value).lower()}")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _can_be_shown_and_opened(cls, value: Any) -> Any:
+        """Raise ValueError for text that no log can show, and for a path that no file system can hold."""
+        if isinstance(value, str | Path) and printable(str(value)) != str(value):
+            raise ValueError("should be text without control characters")
+        if isinstance(value, Path) and (len(str(value)) > 4095 or any(len(part.encode()) > 255 for part in value.parts)):
+            raise ValueError("should be a path that a file system can hold: at most 255 bytes a name, 4,095 in all")
+        return value
 
     def key_fields(self) -> dict[str, Any]:
         """The settings that decide the output, as JSON values."""
@@ -40,8 +71,8 @@ class Download(Section):
     files: str = Field("*", description="Glob of the data files to take from the repository or folder.")
     sha256: str | None = Field(None, description="Expected digest of the one data file; a mismatch stops the run.")
     path: Annotated[Path | None, NotInKey] = Field(None, description="File or folder to read (source: local).")
-    rows: int = Field(6000, ge=1, description="Conversations to generate (source: sample).")
-    seed: int = Field(0, description="Seed of the generator (source: sample).")
+    rows: Int = Field(6000, ge=1, description="Conversations to generate (source: sample).")
+    seed: Int = Field(0, ge=0, description="Seed of the generator (source: sample).")
 
     @model_validator(mode="after")
     def _local_needs_path(self) -> Download:
@@ -55,18 +86,24 @@ class Convert(Section):
     function: str | None = Field(None, description="'module:name' of your own LazyFrame -> LazyFrame step, run first.")
     drop_duplicates: bool = Field(False, description="Drop rows whose messages equal an earlier row's. Off, as in the reference.")
     drop_empty_answers: bool = Field(False, description="Drop rows with an empty assistant message. Off, as in the reference.")
-    rows: int | None = Field(None, ge=1, description="Take only the first N rows.")
+    rows: Int | None = Field(None, ge=1, description="Take only the first N rows.")
 
 
 class Shape(Section):
     """Size of a Qwen3 model made from random weights (base.source: random)."""
 
-    hidden_size: int = Field(128, ge=8, description="Width of the residual stream.")
-    intermediate_size: int = Field(384, ge=8, description="Width of the MLP.")
-    num_hidden_layers: int = Field(4, ge=1, description="Decoder layers.")
-    num_attention_heads: int = Field(4, ge=1, description="Query heads.")
-    num_key_value_heads: int = Field(2, ge=1, description="Key and value heads; divides the query heads.")
-    head_dim: int = Field(32, ge=2, description="Width of a head.")
+    hidden_size: int = Field(128, ge=8, le=1_000_000, description="Width of the residual stream.")
+    intermediate_size: int = Field(384, ge=8, le=10_000_000, description="Width of the MLP.")
+    num_hidden_layers: int = Field(4, ge=1, le=10_000, description="Decoder layers.")
+    num_attention_heads: int = Field(4, ge=1, le=10_000, description="Query heads.")
+    num_key_value_heads: int = Field(2, ge=1, le=10_000, description="Key and value heads; divides the query heads.")
+    head_dim: int = Field(32, ge=2, le=100_000, multiple_of=2, description="Width of a head.")
+
+    @model_validator(mode="after")
+    def _heads_share_keys_evenly(self) -> Shape:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError("base.shape.num_key_value_heads has to divide base.shape.num_attention_heads")
+        return self
 
 
 class Base(Section):
@@ -75,9 +112,9 @@ class Base(Section):
     revision: str = Field("main", description="Branch, tag or commit; the commit it resolves to is recorded.")
     path: Path | None = Field(None, description="Folder of the model (source: local).")
     tokenizer: Path | None = Field(None, description="Tokenizer folder (source: random); absent: one is trained on the messages.")
-    vocab_size: int = Field(2048, ge=300, description="Size of the tokenizer that is trained (source: random).")
+    vocab_size: int = Field(2048, ge=300, le=10_000_000, description="Size of the tokenizer that is trained (source: random).")
     shape: Shape = Field(Shape(), description="Size of the model (source: random).")
-    seed: int = Field(0, description="Seed of the random weights (source: random).")
+    seed: Int = Field(0, ge=0, description="Seed of the random weights (source: random).")
 
     @model_validator(mode="after")
     def _local_needs_path(self) -> Base:
@@ -87,7 +124,7 @@ class Base(Section):
 
 
 class Tokenize(Section):
-    max_tokens: int = Field(9216, ge=8, description="Longest conversation kept, in tokens.")
+    max_tokens: int = Field(9216, ge=8, le=1_000_000_000, description="Longest conversation kept, in tokens.")
     on_long: Literal["drop", "truncate"] = Field("drop", description="What to do with a longer conversation.")
     validation_fraction: float = Field(
         0.0, ge=0, lt=1, description="Share held out, chosen by a hash of the content: stable, no duplicate in both."
@@ -96,23 +133,25 @@ class Tokenize(Section):
     backend: Annotated[Literal["auto", "fastokens", "tokenizers"], NotInKey] = Field(
         "auto", description="Encoder; both give the same ids, fastokens is about 50 times faster."
     )
-    workers: Annotated[int, NotInKey] = Field(0, ge=0, description="Encoder threads; 0: one a core.")
-    shards: Annotated[int, NotInKey] = Field(1, ge=1, description="Row ranges that Airflow spreads over its workers.")
-    shard_rows: int = Field(100_000, ge=1, description="Rows of the parquet per Arrow file.")
+    workers: Annotated[int, NotInKey] = Field(0, ge=0, le=1_024, description="Encoder threads; 0: one a core.")
+    shards: Annotated[int, NotInKey] = Field(1, ge=1, le=10_000, description="Row ranges that Airflow spreads over its workers.")
+    shard_rows: Int = Field(100_000, ge=1, description="Rows of the parquet per Arrow file.")
 
 
 class Lora(Section):
-    rank: int = Field(0, ge=0, description="0: full-parameter training.")
+    rank: int = Field(0, ge=0, le=100_000, description="0: full-parameter training.")
     alpha: float = Field(32.0, gt=0, description="The adapter's output is scaled by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter.")
     targets: str = Field("all-linear", description="Modules that get an adapter, as peft names them.")
 
 
 class Train(Section):
-    epochs: int = Field(3, ge=1, description="Times every conversation is trained.")
-    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimiser steps, whatever epochs says.")
-    global_batch: int = Field(128, ge=1, description="Conversations per optimiser step.")
-    max_tokens_per_device: Annotated[int, NotInKey] = Field(9216, ge=8, description="Most tokens in a micro-batch on one rank.")
+    epochs: int = Field(3, ge=1, le=100_000, description="Times every conversation is trained.")
+    max_steps: Int | None = Field(None, ge=1, description="Stop after this many optimiser steps, whatever epochs says.")
+    global_batch: int = Field(128, ge=1, le=1_000_000_000, description="Conversations per optimiser step.")
+    max_tokens_per_device: Annotated[int, NotInKey] = Field(
+        9216, ge=8, le=1_000_000_000, description="Most tokens in a micro-batch on one rank."
+    )
     lr: float = Field(1e-5, gt=0, description="Peak learning rate, reached at the end of warm-up.")
     min_lr: float = Field(1e-6, ge=0, description="Learning rate at the end of the cosine.")
     warmup_fraction: float = Field(0.1, ge=0, le=1, description="Share of the steps with a linearly rising learning rate.")
@@ -122,7 +161,7 @@ class Train(Section):
     eps: float = Field(1e-8, gt=0, description="Adam: added to the denominator.")
     clip: float = Field(1.0, gt=0, description="Largest global gradient norm.")
     reduction: Literal["token", "sample"] = Field("token", description="Mean over supervised tokens, or over conversations.")
-    seed: int = Field(42, ge=0, description="Epoch e's order is a permutation from (seed, e) alone.")
+    seed: Int = Field(42, ge=0, description="Epoch e's order is a permutation from (seed, e) alone.")
     precision: Literal["mixed", "fp32", "bf16"] = Field(
         "mixed",
         description="mixed: fp32 masters and Adam state, bf16 compute; bf16: those in bf16 too, weights rounded stochastically.",
@@ -131,21 +170,25 @@ class Train(Section):
         False, description="Products of activations with weights in 8 bits, under mixed or bf16: faster, less exact."
     )
     lora: Lora = Lora()
-    patience: int | None = Field(None, ge=1, description="Stop after this many evaluations without a better held-out loss.")
-    eval_every: int | None = Field(None, ge=1, description="Steps between held-out losses; absent: each epoch's end only.")
-    save_every: Annotated[int, NotInKey] = Field(
+    patience: Int | None = Field(None, ge=1, description="Stop after this many evaluations without a better held-out loss.")
+    eval_every: Int | None = Field(None, ge=1, description="Steps between held-out losses; absent: each epoch's end only.")
+    save_every: Annotated[Int, NotInKey] = Field(
         1000, ge=1, description="Steps between checkpoints; one is also saved at each epoch's end."
     )
-    keep_last: Annotated[int, NotInKey] = Field(2, ge=1, description="Checkpoints kept for resuming.")
+    keep_last: Annotated[int, NotInKey] = Field(2, ge=1, le=10_000, description="Checkpoints kept for resuming.")
     keep_epochs: bool = Field(False, description="Export a model at each epoch's end, each a version of its own.")
     keep_best: bool = Field(False, description="Export the model with the lowest held-out loss.")
-    prefetch: Annotated[int, NotInKey] = Field(2, ge=1, description="Steps prepared ahead by the background thread.")
-    num_processes: Annotated[int, NotInKey] = Field(0, ge=0, description="Ranks on this machine; 0: one a GPU, or 1 on CPU.")
-    num_machines: Annotated[int, NotInKey] = Field(1, ge=1, description="Machines that train together.")
+    prefetch: Annotated[int, NotInKey] = Field(2, ge=1, le=1_000, description="Steps prepared ahead by the background thread.")
+    num_processes: Annotated[int, NotInKey] = Field(
+        0, ge=0, le=1_024, description="Ranks on this machine; 0: one a GPU, or 1 on CPU."
+    )
+    num_machines: Annotated[int, NotInKey] = Field(1, ge=1, le=100_000, description="Machines that train together.")
     sharding: Annotated[Literal["auto", "replicate", "shard", "hybrid"], NotInKey] = Field(
         "auto", description="auto: replicate where a rank has room for the whole model, else shard, hybrid over several nodes."
     )
-    shard_size: Annotated[int, NotInKey] = Field(0, ge=0, description="Ranks per shard group (hybrid); 0: a node's ranks.")
+    shard_size: Annotated[int, NotInKey] = Field(
+        0, ge=0, le=102_400_000, description="Ranks per shard group (hybrid); 0: a node's ranks."
+    )
     activation_checkpointing: Annotated[Literal["auto", "off", "selective", "full"], NotInKey] = Field(
         "auto", description="Recompute activations in the backward pass; auto: as little as fits in memory."
     )
@@ -155,8 +198,12 @@ class Train(Section):
     deterministic: Annotated[bool, NotInKey] = Field(
         False, description="On a GPU, repeat a run to the bit, as it is on the CPU always; costs 6% of the speed."
     )
-    hang_timeout: Annotated[float, NotInKey] = Field(600.0, gt=0, description="Seconds without progress until all ranks stop.")
-    stop_grace: Annotated[float, NotInKey] = Field(300.0, gt=0, description="Seconds that ranks get to save after SIGTERM.")
+    hang_timeout: Annotated[float, NotInKey] = Field(
+        600.0, gt=0, le=YEAR_SECONDS, description="Seconds without progress until all ranks stop."
+    )
+    stop_grace: Annotated[float, NotInKey] = Field(
+        300.0, gt=0, le=YEAR_SECONDS, description="Seconds that ranks get to save after SIGTERM."
+    )
 
     @model_validator(mode="after")
     def _fp8_needs_bf16_compute(self) -> Train:
@@ -166,9 +213,9 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    prompts: int = Field(64, ge=0, description="Held-out prompts to answer; exact match is reported.")
-    max_new_tokens: int = Field(128, ge=1, description="Longest answer, in tokens.")
-    batch_tokens: Annotated[int, NotInKey] = Field(9216, ge=8, description="Most tokens in a held-out batch.")
+    prompts: int = Field(64, ge=0, le=1_000_000, description="Held-out prompts to answer; exact match is reported.")
+    max_new_tokens: int = Field(128, ge=1, le=1_000_000, description="Longest answer, in tokens.")
+    batch_tokens: Annotated[int, NotInKey] = Field(9216, ge=8, le=1_000_000_000, description="Most tokens in a held-out batch.")
 
 
 class Registry(Section):
@@ -188,11 +235,13 @@ class Promote(Section):
 class Schedule(Section):
     cron: str | None = Field(None, description="Cron expression for scheduled retraining (UTC).")
     on_new_revision: bool = Field(False, description="Start a run when the data set's revision on the hub changes.")
-    poll_seconds: float = Field(300.0, gt=0, description="Seconds between looks at the hub.")
+    poll_seconds: float = Field(300.0, ge=1, le=86_400, description="Seconds between looks at the hub.")
     skip_unchanged: bool = Field(
         True, description="Skip a scheduled run whose data, model and settings the champion already has."
     )
-    deadline_hours: float | None = Field(None, gt=0, description="Report a run that is not done this long after it was queued.")
+    deadline_hours: float | None = Field(
+        None, gt=0, le=YEAR_SECONDS / 3600, description="Report a run that is not done this long after it was queued."
+    )
 
 
 class Config(Section):

@@ -72,7 +72,7 @@ def open_for_answers(folder: str | Path, device: torch.device) -> Any:
 
     logging.disable_progress_bar()  # redraws its line, which a log file keeps
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False).to(device).eval()
 
 
 def answer_all(

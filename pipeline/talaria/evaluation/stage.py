@@ -139,7 +139,7 @@ class Exam:
 
         from talaria.evaluation.greedy_answers import choose_prompts
 
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         end, end_of_text = (tokenizer.convert_tokens_to_ids(token) for token in (chat.END, chat.END_OF_TEXT))
         ends = [end] if end_of_text in (None, tokenizer.unk_token_id) else [end, end_of_text]
         prompts = choose_prompts(tokens, settings.prompts, end)

@@ -161,10 +161,12 @@ def load_model(folder: str | Path, train: Train, device: torch.device | str) -> 
     """Load a Hugging Face folder for training. Raises ConfigError for a family that has not been checked."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     check_supported(config, str(folder))
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
-    hf = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention.register())
+    hf = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation=attention.register(), trust_remote_code=False
+    )
     hf.config.use_cache = False
     if train.lora.rank:
         hf = add_adapters(hf, train)
