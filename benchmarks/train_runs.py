@@ -18,8 +18,8 @@ from talaria.train.kernels import cudnn_attention as attention_cudnn
 from talaria.train.model.causal_lm import describe
 from talaria.train.telemetry import flops as metrics
 from talaria.train.telemetry.watchdog import StopSignal, Watchdog
-from talaria.train.train_state import Job
-from talaria.train.train_step import Stepper
+from talaria.train.train_state import TrainJob
+from talaria.train.train_step import TrainStep
 from talaria.train.trainer import Trainer
 
 from benchmarks.train_measure import Result, Sensors, memory, profiled
@@ -30,11 +30,11 @@ def run_ours(model: Path, tokens: Path, output: Path, settings: dict[str, Any], 
     config = parse({"name": "benchmark", "train": {"save_every": 10**6, "max_steps": steps + 2, **settings}}, "benchmark")
     output.mkdir(parents=True, exist_ok=True)  # of all ranks
     watch = Watch(steps, profile)
-    Stepper.run = lambda stepper, *args: watch(stepper, *args)  # type: ignore[method-assign]
-    trainer = Trainer(Job(config, tokens, model, output), world.join(600), StopSignal(), Watchdog(3600.0, print))
+    TrainStep.run = lambda stepper, *args: watch(stepper, *args)  # type: ignore[method-assign]
+    trainer = Trainer(TrainJob(config, tokens, model, output), world.join(600), StopSignal(), Watchdog(3600.0, print))
     with Sensors() as sensors, contextlib.suppress(Enough):
         trainer.run()
-    if not trainer.world.leads:
+    if not trainer.group.is_main:
         return {}
     everything = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     records = everything[warm:steps]
@@ -63,9 +63,9 @@ class Enough(Exception):
 
 
 class Watch:
-    """Stands in for Stepper.run: counts what is compiled, profiles the step after the last, and then ends the loop."""
+    """Stands in for TrainStep.run: counts what is compiled, profiles the step after the last, and then ends the loop."""
 
-    run = Stepper.run
+    run = TrainStep.run
 
     def __init__(self, steps: int, profile: bool) -> None:
         self.steps, self.ends = steps, steps + profile
@@ -82,7 +82,7 @@ class Watch:
     def _count(self, **_: Any) -> None:
         self._triton += 1
 
-    def __call__(self, stepper: Stepper, prepared: Any, *args: Any) -> Any:
+    def __call__(self, stepper: TrainStep, prepared: Any, *args: Any) -> Any:
         step = prepared.plan.index + 1
         if step > self.ends:
             raise Enough

@@ -19,7 +19,7 @@ from talaria.runs.identity import run_identity
 from talaria.store.remote import Remote
 from talaria.store.store import Output, Store
 from talaria.tracking.run_log import read_json
-from talaria.train.train_state import Job
+from talaria.train.train_state import TrainJob
 
 from tests.support import process_trees, tiny_pipeline
 from tests.support.object_storage import Bucket, use
@@ -32,34 +32,33 @@ PLACE = ".work/train-0123"
 
 @pytest.fixture(scope="session")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Output]:
-    from talaria.config.schema import Train
-    from talaria.train.model.causal_lm import load_model
+    from talaria.train.model.causal_lm import ModelOptions, load_model
 
     outputs = tiny_pipeline.prepare(Store(tmp_path_factory.mktemp("store")), tiny_pipeline.config())
-    load_model(outputs["base"].path, Train(precision="fp32"), "cpu")  # what this imports, forked ranks have
+    load_model(outputs["base"].path, ModelOptions("fp32"), "cpu")  # what this imports, forked ranks have
     return outputs
 
 
 @pytest.fixture
-def job(upstream: dict[str, Output], tmp_path: Path) -> Callable[[str], Job]:
+def job(upstream: dict[str, Output], tmp_path: Path) -> Callable[[str], TrainJob]:
     """The same training in the store of a machine."""
 
-    def make(machine: str) -> Job:
+    def make(machine: str) -> TrainJob:
         folder = tmp_path / machine / PLACE
         folder.mkdir(parents=True, exist_ok=True)
-        return Job(tiny_pipeline.config(train=SETTINGS), upstream["tokenize"].path, upstream["base"].path, folder)
+        return TrainJob(tiny_pipeline.config(train=SETTINGS), upstream["tokenize"].path, upstream["base"].path, folder)
 
     return make
 
 
-def mirrored(job: Job, told: list[str], **options: Any) -> mirror.Mirror:
+def mirrored(job: TrainJob, told: list[str], **options: Any) -> mirror.Mirror:
     identity = run_identity(job.config, job.tokens, job.base)
     found = mirror.of_store(job.output, identity, on_line=told.append, patience=60.0, **options)
     assert found is not None
     return found
 
 
-def train(job: Job, *, kill_at: int | None = None) -> list[str]:
+def train(job: TrainJob, *, kill_at: int | None = None) -> list[str]:
     """As the launcher does it; returns what it told."""
     told: list[str] = []
     copy = mirrored(job, told)
@@ -84,7 +83,7 @@ def complete(folder: Path) -> list[Path]:
 
 
 def test_another_machine_goes_on_as_if_nothing_had_been(
-    job: Callable[[str], Job], bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    job: Callable[[str], TrainJob], bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, third, undisturbed = (job(name) for name in ("one", "two", "three", "four"))
     train(first, kill_at=10)
@@ -104,7 +103,7 @@ def test_another_machine_goes_on_as_if_nothing_had_been(
         assert (third.output / path).read_bytes() == (undisturbed.output / path).read_bytes()
 
 
-def test_a_snapshot_replaces_the_one_before_and_never_a_later_one(job: Callable[[str], Job], bucket: Bucket) -> None:
+def test_a_snapshot_replaces_the_one_before_and_never_a_later_one(job: Callable[[str], TrainJob], bucket: Bucket) -> None:
     source, copied = job("source"), job("copied")
     started = ranks.Ranks(source, 1, ranks.at_step(9, 0, signal.SIGTERM))
     assert started.codes() == [0], started.log()
@@ -123,7 +122,7 @@ def test_a_snapshot_replaces_the_one_before_and_never_a_later_one(job: Callable[
     assert snapshot(bucket)["step"] == int(later.name[-8:])
 
 
-def test_a_damaged_snapshot_is_told_and_not_used(job: Callable[[str], Job], bucket: Bucket) -> None:
+def test_a_damaged_snapshot_is_told_and_not_used(job: Callable[[str], TrainJob], bucket: Bucket) -> None:
     first, second = job("one"), job("two")
     train(first, kill_at=10)
     listed = snapshot(bucket)["files"]
@@ -138,7 +137,7 @@ def test_a_damaged_snapshot_is_told_and_not_used(job: Callable[[str], Job], buck
     assert train(job("three"))[0].startswith("step "), "the second machine's is there now"
 
 
-def test_the_snapshot_of_another_training_is_not_used(job: Callable[[str], Job], bucket: Bucket) -> None:
+def test_the_snapshot_of_another_training_is_not_used(job: Callable[[str], TrainJob], bucket: Bucket) -> None:
     train(job("one"), kill_at=10)
     other = job("two")
     mirror.Mirror(Remote(bucket.address), PLACE, other.output, "another", on_line=pytest.fail, patience=1.0).fetch()
@@ -146,7 +145,7 @@ def test_the_snapshot_of_another_training_is_not_used(job: Callable[[str], Job],
 
 
 def test_with_the_storage_away_training_goes_on_and_it_is_told_once(
-    job: Callable[[str], Job], bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    job: Callable[[str], TrainJob], bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(f"http://127.0.0.1:{free_port()}", monkeypatch)
     away = job("one")
@@ -210,7 +209,7 @@ def test_the_stage_goes_on_in_another_store_and_its_output_takes_the_place_of_th
     assert second.returncode == 0, errors
     assert "is fetched from" in errors
     output = Output.from_json(json.loads(told))
-    undisturbed = Job(config, upstream["tokenize"].path, upstream["base"].path, tmp_path / "undisturbed")
+    undisturbed = TrainJob(config, upstream["tokenize"].path, upstream["base"].path, tmp_path / "undisturbed")
     ranks.run(undisturbed)
     assert ranks.steps(output.path) == ranks.steps(undisturbed.output)
     assert output.facts["starts"] == 2

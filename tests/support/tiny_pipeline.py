@@ -71,16 +71,15 @@ def train(model: Path, tokens: Path, out: Path, steps: int, lr: float = 1e-2, lo
     """A plain loop over whole batches; saves a Hugging Face folder at `out`, and a line a step to `log`."""
     import numpy as np
     import torch
-    from talaria.config.schema import Train
     from talaria.tokenization.dataset import open_tokens
     from talaria.train.batching.packing import pack
-    from talaria.train.model.causal_lm import load_model, sum_loss
+    from talaria.train.model.causal_lm import ModelOptions, load_model, sum_loss
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
     data = open_tokens(tokens)["train"]
     assert data is not None
-    network = load_model(model, Train(precision="fp32"), "cpu")
+    network = load_model(model, ModelOptions("fp32"), "cpu")
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr)
     order = np.random.default_rng(0)
     for step in range(1, steps + 1):

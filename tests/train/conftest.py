@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from talaria.config.schema import Train
 from talaria.store.store import Store
-from talaria.train.model.causal_lm import load_model
-from talaria.train.train_state import Job
+from talaria.train.model.causal_lm import ModelOptions, load_model
+from talaria.train.train_state import TrainJob
 
 from tests.support import tiny_pipeline
 
@@ -23,16 +22,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """tokenize and base: 200 small conversations, a Qwen3 of two layers with fp32 random weights."""
     outputs = tiny_pipeline.prepare(Store(tmp_path_factory.mktemp("store")), tiny_pipeline.config())
     # What this imports, 12 seconds of transformers, every rank that is forked later has then.
-    load_model(outputs["base"].path, Train(precision="fp32"), "cpu")
+    load_model(outputs["base"].path, ModelOptions("fp32"), "cpu")
     return {name: output.path for name, output in outputs.items()}
 
 
 @pytest.fixture
-def job(folders: dict[str, Path], tmp_path: Path) -> Callable[..., Job]:
-    """job(name, tokens=..., base=..., **train settings) -> Job with the output folder `name`."""
+def job(folders: dict[str, Path], tmp_path: Path) -> Callable[..., TrainJob]:
+    """job(name, tokens=..., base=..., **train settings) -> TrainJob with the output folder `name`."""
 
-    def make(name: str = "run", *, tokens: Path | None = None, base: Path | None = None, **train: Any) -> Job:
+    def make(name: str = "run", *, tokens: Path | None = None, base: Path | None = None, **train: Any) -> TrainJob:
         config = tiny_pipeline.config(train={"hang_timeout": 45} | train)
-        return Job(config, tokens or folders["tokenize"], base or folders["base"], tmp_path / name)
+        return TrainJob(config, tokens or folders["tokenize"], base or folders["base"], tmp_path / name)
 
     return make

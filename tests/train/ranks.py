@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from talaria.train.__main__ import train
 from talaria.train.batching.dataloader import Prepared
-from talaria.train.train_state import Job
-from talaria.train.train_step import Outcome, Stepper
+from talaria.train.train_state import TrainJob
+from talaria.train.train_step import StepResult, TrainStep
 
 
 class Ranks:
     """A started run; `codes` waits for its end."""
 
-    def __init__(self, job: Job, size: int, before: Callable[[int], None] | None = None) -> None:
+    def __init__(self, job: TrainJob, size: int, before: Callable[[int], None] | None = None) -> None:
         job.output.mkdir(parents=True, exist_ok=True)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -56,7 +56,7 @@ class Ranks:
         return "".join(path.read_text() for path in sorted(self.job.output.glob("rank-*.log")))
 
 
-def run(job: Job, size: int = 1, before: Callable[[int], None] | None = None) -> Ranks:
+def run(job: TrainJob, size: int = 1, before: Callable[[int], None] | None = None) -> Ranks:
     """Train to the end; every rank must exit with 0."""
     ranks = Ranks(job, size, before)
     codes = ranks.codes()
@@ -70,20 +70,20 @@ def at_step(step: int, rank: int, number: signal.Signals) -> Callable[[int], Non
     def before(me: int) -> None:
         if me != rank:
             return
-        original = Stepper.run
+        original = TrainStep.run
 
-        def run(self: Stepper, prepared: Prepared, *args: Any) -> Outcome:
+        def run(self: TrainStep, prepared: Prepared, *args: Any) -> StepResult:
             outcome = original(self, prepared, *args)
             if prepared.plan.index + 1 == step:
                 os.kill(os.getpid(), number)
             return outcome
 
-        Stepper.run = run  # type: ignore[method-assign]
+        TrainStep.run = run  # type: ignore[method-assign]
 
     return before
 
 
-def _rank(job: Job, rank: int, size: int, port: int, before: Callable[[int], None] | None) -> None:
+def _rank(job: TrainJob, rank: int, size: int, port: int, before: Callable[[int], None] | None) -> None:
     log = os.open(job.output / f"rank-{rank}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

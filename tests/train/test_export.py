@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from talaria.train import export
-from talaria.train.train_state import Job
+from talaria.train.train_state import TrainJob
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.train import ranks
@@ -24,7 +24,7 @@ def newest_state(output: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix("param.hf."): tensor for name, tensor in tensors.items() if name.startswith("param.")}
 
 
-def test_the_model_loads_as_it_is_and_stops(job: Callable[..., Job], folders: dict[str, Path]) -> None:
+def test_the_model_loads_as_it_is_and_stops(job: Callable[..., TrainJob], folders: dict[str, Path]) -> None:
     done = job(epochs=1)
     ranks.run(done)
     model = AutoModelForCausalLM.from_pretrained(done.output / "model")
@@ -43,7 +43,7 @@ def test_the_model_loads_as_it_is_and_stops(job: Callable[..., Job], folders: di
 
 @pytest.mark.parametrize(("size", "sharding"), [(1, "auto"), (2, "replicate"), (2, "shard"), (4, "hybrid")])
 def test_mixed_precision_keeps_fp32_where_it_matters(
-    job: Callable[..., Job], folders: dict[str, Path], tmp_path: Path, size: int, sharding: str
+    job: Callable[..., TrainJob], folders: dict[str, Path], tmp_path: Path, size: int, sharding: str
 ) -> None:
     base = tmp_path / "bf16"
     AutoModelForCausalLM.from_pretrained(folders["base"], dtype=torch.bfloat16).save_pretrained(base)
@@ -63,7 +63,7 @@ def test_mixed_precision_keeps_fp32_where_it_matters(
 
 
 @pytest.mark.parametrize("sharding", ["replicate", "shard"])
-def test_a_mixed_run_goes_on_to_the_bit(job: Callable[..., Job], sharding: str) -> None:
+def test_a_mixed_run_goes_on_to_the_bit(job: Callable[..., TrainJob], sharding: str) -> None:
     settings: dict[str, Any] = {"precision": "mixed", "sharding": sharding, "max_steps": 8, "save_every": 3}
     whole, halves = job("whole", **settings), job("halves", **settings)
     ranks.run(whole, 2)
@@ -76,7 +76,7 @@ def test_a_mixed_run_goes_on_to_the_bit(job: Callable[..., Job], sharding: str) 
     assert (halves.output / weights).read_bytes() == (whole.output / weights).read_bytes()
 
 
-def test_kept_models(job: Callable[..., Job]) -> None:
+def test_kept_models(job: Callable[..., TrainJob]) -> None:
     kept = job(epochs=2, keep_epochs=True, keep_best=True, eval_every=3)
     ranks.run(kept)
     exports = ranks.events(kept.output, "export")
@@ -90,7 +90,7 @@ def test_kept_models(job: Callable[..., Job]) -> None:
     assert final.samefile(kept.output / "exports" / f"step-{ends[-1]:08d}" / "model.safetensors"), "a second name, no second copy"
 
 
-def test_it_stops_when_it_gets_no_better(job: Callable[..., Job]) -> None:
+def test_it_stops_when_it_gets_no_better(job: Callable[..., TrainJob]) -> None:
     hopeless = job(epochs=3, lr=1e-12, min_lr=0, eval_every=2, patience=2)
     ranks.run(hopeless, 2)
     status = ranks.status(hopeless.output)
@@ -105,7 +105,7 @@ def test_it_stops_when_it_gets_no_better(job: Callable[..., Job]) -> None:
 
 @pytest.mark.parametrize(("size", "sharding"), [(1, "auto"), (2, "shard")])
 def test_lora_trains_the_adapter_only_and_merges(
-    job: Callable[..., Job], folders: dict[str, Path], size: int, sharding: str
+    job: Callable[..., TrainJob], folders: dict[str, Path], size: int, sharding: str
 ) -> None:
     from peft import PeftModel
 

@@ -19,13 +19,13 @@ from talaria.tokenization import stage as encode
 from talaria.tokenization.dataset import open_tokens
 from talaria.train.telemetry.loss_spikes import SpikeDetector
 from talaria.train.telemetry.watchdog import EXIT_HANG
-from talaria.train.train_state import Job
-from talaria.train.train_step import Stepper
+from talaria.train.train_state import TrainJob
+from talaria.train.train_step import TrainStep
 
 from tests.train import ranks
 
 
-def test_a_stop_signal_to_one_rank_stops_all_at_one_step(job: Callable[..., Job]) -> None:
+def test_a_stop_signal_to_one_rank_stops_all_at_one_step(job: Callable[..., TrainJob]) -> None:
     stopped = job(epochs=3, num_processes=2)
     started = ranks.Ranks(stopped, 2, ranks.at_step(5, 1, signal.SIGTERM))
     assert started.codes() == [0, 0], started.log()
@@ -71,7 +71,7 @@ def poisoned(folders: dict[str, Path], tokens: Path, tmp_path: Path) -> Path:
     return base
 
 
-def test_a_nan_stops_all_ranks_before_the_update(job: Callable[..., Job], tokens: Path, poisoned: Path) -> None:
+def test_a_nan_stops_all_ranks_before_the_update(job: Callable[..., TrainJob], tokens: Path, poisoned: Path) -> None:
     sick = job(tokens=tokens, base=poisoned, save_every=1, global_batch=8, max_tokens_per_device=48)
     started = ranks.Ranks(sick, 2)
     assert started.codes() == [1, 1], started.log()
@@ -89,7 +89,7 @@ def test_a_nan_stops_all_ranks_before_the_update(job: Callable[..., Job], tokens
         assert [name for name in bad if "param.hf.model.embed_tokens" not in name] == []
 
 
-def test_a_rank_that_stands_still_ends_the_run_with_stacks(job: Callable[..., Job]) -> None:
+def test_a_rank_that_stands_still_ends_the_run_with_stacks(job: Callable[..., TrainJob]) -> None:
     stuck = job(epochs=3, hang_timeout=5)
     started = ranks.Ranks(stuck, 2, ranks.at_step(3, 1, signal.SIGSTOP))
     started.processes[0].join(30)
@@ -102,7 +102,7 @@ def test_a_rank_that_stands_still_ends_the_run_with_stacks(job: Callable[..., Jo
     assert (status["state"], status["kind"]) == ("failed", "crash")
 
 
-def test_the_others_end_when_a_rank_dies(job: Callable[..., Job]) -> None:
+def test_the_others_end_when_a_rank_dies(job: Callable[..., TrainJob]) -> None:
     orphaned = job(epochs=3)
     started = ranks.Ranks(orphaned, 2, ranks.at_step(3, 1, signal.SIGKILL))
     started.processes[0].join(30)
@@ -110,7 +110,7 @@ def test_the_others_end_when_a_rank_dies(job: Callable[..., Job]) -> None:
     assert ranks.status(orphaned.output)["kind"] == "crash"
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(job: Callable[..., Job]) -> None:
+def test_a_full_disk_keeps_the_last_good_checkpoint(job: Callable[..., TrainJob]) -> None:
     def small_files(rank: int) -> None:
         # Checkpoint files are larger than this, everything else is smaller: writing one fails as on a full disk.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -140,12 +140,12 @@ def complete(output: Path) -> list[str]:
     return sorted(marker.parent.name for marker in output.glob("checkpoints/*/complete.json"))
 
 
-def test_too_large_a_step_says_what_to_lower(job: Callable[..., Job]) -> None:
+def test_too_large_a_step_says_what_to_lower(job: Callable[..., TrainJob]) -> None:
     def full_memory(rank: int) -> None:
         def run(*_: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free.")
 
-        Stepper.run = run  # type: ignore[assignment,method-assign]
+        TrainStep.run = run  # type: ignore[assignment,method-assign]
 
     large = job(activation_checkpointing="selective")
     started = ranks.Ranks(large, 1, full_memory)
@@ -164,7 +164,9 @@ def test_too_large_a_step_says_what_to_lower(job: Callable[..., Job]) -> None:
         ({"sharding": "hybrid", "shard_size": 3}, 2, "cannot be split into groups of 3"),
     ],
 )
-def test_bad_settings_end_with_a_sentence(job: Callable[..., Job], settings: dict[str, object], size: int, message: str) -> None:
+def test_bad_settings_end_with_a_sentence(
+    job: Callable[..., TrainJob], settings: dict[str, object], size: int, message: str
+) -> None:
     bad = job(**settings)
     started = ranks.Ranks(bad, size)
     codes = started.codes()

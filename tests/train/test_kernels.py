@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from talaria.config.schema import Train
 from talaria.train.distributed import sharding as parallel
-from talaria.train.distributed.process_group import World
+from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.distributed.sharding import Layout
 from talaria.train.kernels import attention
 from talaria.train.kernels import elementwise as kernels
@@ -17,16 +16,17 @@ from talaria.train.kernels.matmul import (
     side_by_side,
     weight_gradients,
 )
-from talaria.train.model.causal_lm import lay_out, layers, load_model, sum_loss
-from talaria.train.optim.adamw import AdamW, Numbers, update
+from talaria.train.model.causal_lm import ModelOptions, lay_out, layers, load_model, sum_loss
+from talaria.train.optim.adamw import AdamW, AdamWScalars, AdamWSettings, update
 from talaria.train.optim.bf16_masters import join_halves, round_stochastically, split_halves
-from talaria.train.optim.lr_schedule import learning_rate
+from talaria.train.optim.lr_schedule import LRSchedule
 from torch.nn.functional import rms_norm, silu
 
 from tests.train.tiny_models import batch_of, conversations, save_tiny
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6
+ADAMW = AdamWSettings(0.9, 0.95, 1e-8, 0.1)
 HEADS, KV_HEADS, HALF = 4, 2, 8
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
 DTYPES = list(TOLERANCE)
@@ -142,7 +142,7 @@ def test_fused_attention_equals_the_plain_one(kernel):
     if kernel is attention.CUDNN and attention.choose("cuda", torch.bfloat16, 128)[0] is not kernel:
         pytest.skip("nvidia-cudnn-frontend is not installed or not for this GPU")
     cu = torch.tensor([0, 1, 200, 200, 777, 1000], dtype=torch.int32, device=DEVICE)
-    packed = attention.Packed(cu, 577, kernel)
+    packed = attention.PackedSequences(cu, 577, kernel)
     q, k, both, grad = (draw(1000, heads, 128, dtype=torch.bfloat16, seed=heads) for heads in (8, 2, 3, 8))
     v = both[:, 1:]
     out, lse = packed.forward(q, k, v, 0.1)
@@ -179,7 +179,7 @@ def gradients(model, batch):
 
 def test_fused_layers_equal_hugging_faces(folder):
     batch = batch_of(conversations([8, 13, 1, 21]))
-    plain, fused = (load_model(folder, Train(precision="fp32", kernels=kind), DEVICE) for kind in ("plain", "auto"))
+    plain, fused = (load_model(folder, ModelOptions("fp32", kernels=kind), DEVICE) for kind in ("plain", "auto"))
     assert fused.fused
     assert not plain.fused
     torch.testing.assert_close(fused.logits(batch.to(DEVICE)), plain.logits(batch.to(DEVICE)), rtol=1e-4, atol=1e-5)
@@ -195,7 +195,7 @@ def test_gradients_go_straight_to_their_totals(folder, laid_out, total_dtype):
     """Two micro-batches into totals equal the sum of what autograd gives for each."""
     batches = [batch_of(conversations(lengths, seed=seed)) for seed, lengths in enumerate(([8, 13], [21]))]
     precision = "bf16" if total_dtype == torch.bfloat16 else "fp32"
-    plain, model = (load_model(folder, Train(precision=precision), DEVICE) for _ in range(2))
+    plain, model = (load_model(folder, ModelOptions(precision), DEVICE) for _ in range(2))
     if laid_out:
         lay_out(model)
     named = dict(model.named_parameters())
@@ -214,7 +214,7 @@ def test_gradients_go_straight_to_their_totals(folder, laid_out, total_dtype):
 
 
 def test_a_gradient_in_its_total_cannot_be_scaled_afterwards(folder):
-    model = load_model(folder, Train(precision="fp32"), "cpu")
+    model = load_model(folder, ModelOptions("fp32"), "cpu")
     head = model.core.lm_head.weight
     accumulate_into(head, torch.zeros_like(head))
     with pytest.raises(RuntimeError):
@@ -222,7 +222,7 @@ def test_a_gradient_in_its_total_cannot_be_scaled_afterwards(folder):
 
 
 def test_evaluation_leaves_totals_alone(folder):
-    model = load_model(folder, Train(precision="fp32"), DEVICE)
+    model = load_model(folder, ModelOptions("fp32"), DEVICE)
     totals = []
     for param in model.parameters():
         totals.append(torch.zeros_like(param))
@@ -234,7 +234,7 @@ def test_evaluation_leaves_totals_alone(folder):
 
 def test_fused_layers_in_bf16_stay_near_fp32(folder):
     batch = batch_of(conversations([30, 50, 20]))
-    exact_model, low = (load_model(folder, Train(precision=precision), DEVICE) for precision in ("fp32", "bf16"))
+    exact_model, low = (load_model(folder, ModelOptions(precision), DEVICE) for precision in ("fp32", "bf16"))
     with torch.no_grad():
         for p, q in zip(exact_model.parameters(), low.parameters(), strict=True):
             p.copy_(q)
@@ -250,7 +250,7 @@ def test_fused_layers_in_bf16_stay_near_fp32(folder):
 
 
 def test_generation_still_goes_through_hugging_faces_layers(folder):
-    model = load_model(folder, Train(precision="fp32"), "cpu")
+    model = load_model(folder, ModelOptions("fp32"), "cpu")
     text = torch.from_numpy(conversations([9])[0]).long()
     with torch.no_grad():
         ours = model.logits(batch_of([text.numpy()]))
@@ -289,12 +289,13 @@ def test_eight_bit_products_are_near_exact_ones():
 
 def train(folder, precision, steps, **settings):
     """Losses of `steps` optimiser steps of two micro-batches, through the trainer's own parts."""
-    how = Train(precision=precision, lr=3e-3, min_lr=1e-3, **settings)
-    world = World(0, 1, 0, 1, torch.device(DEVICE))
-    model = load_model(folder, how, DEVICE)
-    trained = parallel.distribute(model, layers(model), how, Layout(1, 1), world, memory=0)
+    world = ProcessGroup(0, 1, 0, 1, torch.device(DEVICE))
+    model = load_model(folder, ModelOptions(precision, **settings), DEVICE)
+    trained = parallel.distribute(model, layers(model), precision, Layout(1, 1), world, memory=0)
     lay_out(model)
-    optimizer = AdamW([param for _, param in trained.named], trained.cut_off, how)
+    state_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    optimizer = AdamW([param for _, param in trained.named], trained.low_bits, ADAMW, state_dtype)
+    schedule = LRSchedule(3e-3, 1e-3, 0.1, steps)
     losses = []
     for step in range(steps):
         batches = [batch_of(repeating(step * 2 + part)).to(DEVICE) for part in range(2)]
@@ -306,7 +307,7 @@ def train(folder, precision, steps, **settings):
             parts.append(loss.item())
         grads = trained.gradients.reduce()
         norm = float(torch.nn.utils.get_total_norm(grads))
-        optimizer.step(grads, learning_rate(step, steps, how), min(1.0, how.clip / norm))
+        optimizer.step(grads, schedule(step), min(1.0, 1.0 / norm))
         trained.gradients.clear()
         losses.append(sum(parts))
     return losses
@@ -344,12 +345,12 @@ def test_the_optimisers_kernel_equals_its_plain_twin(kind):
     high, low = split_halves(master)
     param = high if half else master
     grad, m, v = draw(5000, seed=1), draw(5000, seed=2) * 0.1, draw(5000, seed=3).square()
-    numbers = Numbers.of(Train(lr=1e-3), 3, 1e-3, 0.5).of_parameter(3, 7, decays=True)
+    scalars = AdamWScalars.of(ADAMW, 3, 1e-3, 0.5).of_parameter(3, 7, decays=True)
     states = []
     for step in (update, getattr(kernels.fused(param), "adamw_", update)):
         copies = [t.clone() for t in (param, low, grad, m.to(state_dtype), v.to(state_dtype))]
         copies[1] = copies[1] if kind == "halves" else None
-        step(*copies, numbers)
+        step(*copies, scalars)
         states.append([copies[0] if kind != "halves" else join_halves(copies[0], copies[1]), *copies[3:]])
     for name, got, want in zip(("weight", "m", "v"), states[1], states[0], strict=True):
         assert_near(got, want, torch.bfloat16 if kind == "stochastic" else torch.float32)

@@ -1,17 +1,16 @@
-"""Packed conversations through real (tiny) Hugging Face models: exact, isolated, complete."""
+"""PackedSequences conversations through real (tiny) Hugging Face models: exact, isolated, complete."""
 
 import pytest
 import torch
 from talaria.common.errors import ConfigError
-from talaria.config.schema import Lora, Train
-from talaria.train.kernels.decoder_layer import Keep
-from talaria.train.model.activation_memory import Footprint
-from talaria.train.model.causal_lm import describe, layers, load_model, sum_loss
+from talaria.train.kernels.decoder_layer import Saved
+from talaria.train.model.activation_memory import ActivationMemory
+from talaria.train.model.causal_lm import LoraOptions, ModelOptions, describe, layers, load_model, sum_loss
 from talaria.train.model.loss import CHUNK
 
 from tests.train.tiny_models import VOCAB, batch_of, conversations, save_tiny
 
-FP32 = Train(precision="fp32")
+FP32 = ModelOptions("fp32")
 
 
 @pytest.fixture(params=["qwen3", "llama", "qwen2"])
@@ -78,7 +77,7 @@ def test_recomputing_activations_changes_nothing(folder, mode):
     batch = batch_of(conversations([8, 13]))
     grads = []
     for setting in ("off", mode):
-        model = load_model(folder, Train(precision="fp32", activation_checkpointing=setting), "cpu")
+        model = load_model(folder, ModelOptions("fp32", activation_checkpointing=setting), "cpu")
         sum_loss(model, batch).backward()
         grads.append([p.grad for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
@@ -87,27 +86,29 @@ def test_recomputing_activations_changes_nothing(folder, mode):
 @pytest.mark.parametrize("room", [0, 1, 35, 36, 99, 100, 101, 219, 220, 500])
 def test_layers_keep_as_much_as_fits(room):
     """Ten layers of 1, 10 or 22 bytes: nothing better would fit."""
-    keeps = Footprint(layers=10, least=1, most=10, everything=22, logits=0).keeps(room + 2 * 22, tokens=1, targets=1)
-    bytes_of = {Keep.INPUT: 1, Keep.MOST: 10, Keep.ALL: 22}
-    used = sum(bytes_of[keep] for keep in keeps)
-    assert len(keeps) == 10
+    saved_per_layer = ActivationMemory(layers=10, saved_min=1, saved_default=10, saved_all=22, logits=0).saved_per_layer(
+        room + 2 * 22, tokens=1, targets=1
+    )
+    bytes_of = {Saved.INPUT: 1, Saved.DEFAULT: 10, Saved.ALL: 22}
+    used = sum(bytes_of[keep] for keep in saved_per_layer)
+    assert len(saved_per_layer) == 10
     assert used <= max(room, 10)
-    if Keep.INPUT in keeps:
-        assert Keep.ALL not in keeps
+    if Saved.INPUT in saved_per_layer:
+        assert Saved.ALL not in saved_per_layer
         assert used + 9 > room
-    elif Keep.MOST in keeps:
+    elif Saved.DEFAULT in saved_per_layer:
         assert used + 12 > room
 
 
-QWEN3_4B = Footprint(layers=36, least=5_120, most=69_632, everything=99_328, logits=303_872)
+QWEN3_4B = ActivationMemory(layers=36, saved_min=5_120, saved_default=69_632, saved_all=99_328, logits=303_872)
 
 
 def test_a_micro_batch_is_as_large_as_can_be_without_computing_a_layer_twice():
     room = 11_700_000_000  # what fp32 masters leave of 80 GB
     tokens = QWEN3_4B.packed_tokens(9216, room)
     assert 3584 < tokens < 9216
-    assert Keep.INPUT not in QWEN3_4B.keeps(room, tokens, CHUNK)
-    assert Keep.INPUT in QWEN3_4B.keeps(room, tokens + 1, CHUNK)
+    assert Saved.INPUT not in QWEN3_4B.saved_per_layer(room, tokens, CHUNK)
+    assert Saved.INPUT in QWEN3_4B.saved_per_layer(room, tokens + 1, CHUNK)
 
 
 @pytest.mark.parametrize(("room", "tokens"), [(-(10**9), 3584), (0, 3584), (4 * 10**9, 3584), (40 * 10**9, 9216)])
@@ -135,7 +136,7 @@ def test_tied_weights_stay_one_parameter(tmp_path):
 
 
 def test_adapters_train_and_the_base_stays(folder):
-    model = load_model(folder, Train(precision="fp32", lora=Lora(rank=4)), "cpu")
+    model = load_model(folder, ModelOptions("fp32", lora=LoraOptions(4, 32.0, 0.0, "all-linear")), "cpu")
     sum_loss(model, batch_of(conversations([8, 13]))).backward()
     trained = {name for name, p in model.named_parameters() if p.grad is not None}
     assert trained
@@ -158,5 +159,5 @@ def test_start_up_says_which_kernels_run(tmp_path):
     assert "attention: plain PyTorch (no GPU)" in line
     biased = describe(load_model(save_tiny(tmp_path / "b", "qwen2"), FP32, "cpu"))
     assert "transformers' own, as its linear layers have biases" in biased
-    chosen = describe(load_model(tmp_path / "a", Train(precision="fp32", kernels="plain"), "cpu"))
+    chosen = describe(load_model(tmp_path / "a", ModelOptions("fp32", kernels="plain"), "cpu"))
     assert "as train.kernels is plain" in chosen

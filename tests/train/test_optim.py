@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from talaria.config.schema import Train
-from talaria.train.optim.adamw import AdamW
+from talaria.train.optim.adamw import AdamW, AdamWSettings
 from talaria.train.optim.bf16_masters import join_halves, split_halves
-from talaria.train.optim.lr_schedule import learning_rate
+from talaria.train.optim.lr_schedule import LRSchedule
+
+ADAMW = AdamWSettings(0.9, 0.95, 1e-8, 0.1)
+
+
+def cosine(steps: int, warmup: float = 0.1) -> LRSchedule:
+    return LRSchedule(1e-5, 1e-6, warmup, steps)
 
 
 @pytest.mark.parametrize(
@@ -27,15 +33,15 @@ from talaria.train.optim.lr_schedule import learning_rate
     ],
 )
 def test_megatrons_schedule(step: int, expected: float) -> None:
-    assert learning_rate(step, 1000, Train()) == pytest.approx(expected, rel=1e-12, abs=1e-18)
+    assert cosine(1000)(step) == pytest.approx(expected, rel=1e-12, abs=1e-18)
 
 
 def test_schedule_without_warmup_and_with_a_fractional_one() -> None:
-    assert learning_rate(0, 10, Train(warmup_fraction=0)) == 1e-5
+    assert cosine(10, warmup=0.0)(0) == 1e-5
     # 2.5 steps of warm-up: not rounded, as in Megatron, where it is a float.
-    assert learning_rate(2, 25, Train()) == pytest.approx(1e-5 * 2 / 2.5, rel=1e-12)
-    assert learning_rate(3, 25, Train()) == pytest.approx(1e-6 + 4.5e-6 * (1 + math.cos(math.pi * 0.5 / 22.5)), rel=1e-12)
-    assert learning_rate(7, 7, Train(warmup_fraction=1)) == 1e-5
+    assert cosine(25)(2) == pytest.approx(1e-5 * 2 / 2.5, rel=1e-12)
+    assert cosine(25)(3) == pytest.approx(1e-6 + 4.5e-6 * (1 + math.cos(math.pi * 0.5 / 22.5)), rel=1e-12)
+    assert cosine(7, warmup=1.0)(7) == 1e-5
 
 
 def parameters(dtype: torch.dtype = torch.float32) -> list[torch.nn.Parameter]:
@@ -49,9 +55,8 @@ def gradients(step: int) -> list[torch.Tensor]:
 
 
 def test_it_is_pytorchs_adamw_with_decay_on_matrices_only() -> None:
-    train = Train(weight_decay=0.1)
     mine, theirs = parameters(), parameters()
-    ours = AdamW(mine, [None] * 3, train)
+    ours = AdamW(mine, [None] * 3, ADAMW, torch.float32)
     groups = [{"params": [theirs[0], theirs[2]], "weight_decay": 0.1}, {"params": [theirs[1]], "weight_decay": 0.0}]
     reference = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
     for step in range(20):
@@ -69,12 +74,12 @@ def test_it_is_pytorchs_adamw_with_decay_on_matrices_only() -> None:
 def test_split_masters_are_fp32_masters() -> None:
     """bf16 parameters with their cut-off bits follow the same trajectory as fp32 parameters, bit for bit."""
     whole, halves = parameters(), parameters()
-    cut_off = []
+    low_bits = []
     for param in halves:
         high, low = split_halves(param.detach())
         param.data = high
-        cut_off.append(low)
-    one, other = AdamW(whole, [None] * 3, Train()), AdamW(halves, cut_off, Train())
+        low_bits.append(low)
+    one, other = AdamW(whole, [None] * 3, ADAMW, torch.float32), AdamW(halves, low_bits, ADAMW, torch.float32)
     for step in range(30):
         one.step(gradients(step), 1e-4, 1.0)
         other.step(gradients(step), 1e-4, 1.0)
@@ -98,7 +103,7 @@ def test_halves_join_to_what_was_split(bits: list[int]) -> None:
 def test_small_updates_are_not_lost() -> None:
     """A step of 1e-5 on a weight of 1 is far below bf16's resolution; a hundred of them are not, if masters are fp32."""
     param = torch.nn.Parameter(torch.ones(4, 4, dtype=torch.bfloat16))
-    optimizer = AdamW([param], [torch.zeros(4, 4, dtype=torch.int16)], Train(weight_decay=0))
+    optimizer = AdamW([param], [torch.zeros(4, 4, dtype=torch.int16)], replace(ADAMW, weight_decay=0.0), torch.float32)
     for _ in range(1000):
         optimizer.step([torch.ones(4, 4)], 1e-5, 1.0)
     assert float(optimizer.master(0)[0, 0]) == pytest.approx(0.99, rel=1e-4)

@@ -14,7 +14,7 @@ from talaria.config.schema import Tokenize
 from talaria.tokenization import stage as encode
 from talaria.tokenization.dataset import Tokens, open_tokens
 from talaria.train.batching.plan import Plan
-from talaria.train.train_state import Job
+from talaria.train.train_state import TrainJob
 from transformers import AutoModelForCausalLM
 
 from tests.train import ranks
@@ -22,7 +22,7 @@ from tests.train import ranks
 STEPS = 20
 
 
-def train_split(job: Job) -> Tokens:
+def train_split(job: TrainJob) -> Tokens:
     found = open_tokens(job.tokens)["train"]
     assert found is not None
     return found
@@ -44,7 +44,7 @@ def padded(tokens: Tokens, indices: np.ndarray) -> dict[str, torch.Tensor]:
     return batch
 
 
-def plain_loop(job: Job) -> list[float]:
+def plain_loop(job: TrainJob) -> list[float]:
     """Losses of the first steps, the way one would write it first."""
     train = job.config.train
     tokens = train_split(job)
@@ -74,13 +74,13 @@ def plain_loop(job: Job) -> list[float]:
     return losses
 
 
-def test_the_losses_are_those_of_a_plain_padded_loop(job: Callable[..., Job]) -> None:
+def test_the_losses_are_those_of_a_plain_padded_loop(job: Callable[..., TrainJob]) -> None:
     ours = job(epochs=2, max_tokens_per_device=160, min_lr=1e-3, clip=0.5)
     ranks.run(ours, 2)
     assert [step["loss"] for step in ranks.steps(ours.output)[:STEPS]] == pytest.approx(plain_loop(ours), rel=1e-6)
 
 
-def test_trl_reports_the_same_first_loss(job: Callable[..., Job], tmp_path: Path) -> None:
+def test_trl_reports_the_same_first_loss(job: Callable[..., TrainJob], tmp_path: Path) -> None:
     trl = pytest.importorskip("trl", reason="TRL is in the bench extra")
     import datasets
 
@@ -115,7 +115,7 @@ def test_trl_reports_the_same_first_loss(job: Callable[..., Job], tmp_path: Path
     assert ranks.steps(ours.output)[0]["loss"] == pytest.approx(logged, rel=1e-4)
 
 
-def test_a_mean_over_samples_weighs_conversations_alike(job: Callable[..., Job]) -> None:
+def test_a_mean_over_samples_weighs_conversations_alike(job: Callable[..., TrainJob]) -> None:
     ours = job(max_steps=1, reduction="sample", max_tokens_per_device=160)
     ranks.run(ours, 2)
     tokens = train_split(ours)
@@ -149,7 +149,7 @@ def silence(tokens: Path) -> None:
     quiet.save_to_disk(str(tokens) + "-quiet")
 
 
-def test_a_batch_without_supervised_tokens_is_harmless(job: Callable[..., Job], some_unsupervised: Path) -> None:
+def test_a_batch_without_supervised_tokens_is_harmless(job: Callable[..., TrainJob], some_unsupervised: Path) -> None:
     silence(some_unsupervised)
     quiet = job(tokens=Path(f"{some_unsupervised}-quiet"), global_batch=5, epochs=1)
     ranks.run(quiet, 2)
@@ -157,7 +157,7 @@ def test_a_batch_without_supervised_tokens_is_harmless(job: Callable[..., Job], 
         assert (step["loss"], step["grad_norm"], step["supervised_tokens"]) == (0, 0, 0)
 
 
-def test_more_ranks_than_conversations(job: Callable[..., Job], some_unsupervised: Path) -> None:
+def test_more_ranks_than_conversations(job: Callable[..., TrainJob], some_unsupervised: Path) -> None:
     one, four = (job(name, tokens=some_unsupervised, global_batch=3, epochs=1) for name in ("one", "four"))
     ranks.run(one, 1)
     ranks.run(four, 4)

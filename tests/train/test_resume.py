@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from talaria.train.train_state import Job
+from talaria.train.train_state import TrainJob
 
 from tests.train import ranks
 
@@ -23,7 +23,7 @@ def uninterrupted(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFac
     from tests.support import tiny_pipeline
 
     output = tmp_path_factory.mktemp("uninterrupted")
-    ranks.run(Job(tiny_pipeline.config(train=SETTINGS), folders["tokenize"], folders["base"], output), 2)
+    ranks.run(TrainJob(tiny_pipeline.config(train=SETTINGS), folders["tokenize"], folders["base"], output), 2)
     return output
 
 
@@ -31,7 +31,7 @@ def without_times(path: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in record.items() if k not in ranks.TIMING} for record in ranks.read_lines(path)]
 
 
-def test_killed_again_and_again_it_writes_the_same_metrics(job: Callable[..., Job], uninterrupted: Path) -> None:
+def test_killed_again_and_again_it_writes_the_same_metrics(job: Callable[..., TrainJob], uninterrupted: Path) -> None:
     draw = random.Random(7)
     broken = job(**SETTINGS)
     for step in (1, 6, 12, 13, 22, 27):
@@ -47,7 +47,7 @@ def test_killed_again_and_again_it_writes_the_same_metrics(job: Callable[..., Jo
     assert (broken.output / weights).read_bytes() == (uninterrupted / weights).read_bytes()
 
 
-def test_it_goes_on_with_fewer_and_more_ranks(job: Callable[..., Job], uninterrupted: Path) -> None:
+def test_it_goes_on_with_fewer_and_more_ranks(job: Callable[..., TrainJob], uninterrupted: Path) -> None:
     settings = {**SETTINGS, "num_processes": 0}
     for size, sharding, stop_at in ((2, "shard", 9), (1, "replicate", 18), (4, "hybrid", None)):
         moved = job(**settings, sharding=sharding, shard_size=2 if sharding == "hybrid" else 0)
@@ -60,7 +60,7 @@ def test_it_goes_on_with_fewer_and_more_ranks(job: Callable[..., Job], uninterru
     assert [event["world_size"] for event in ranks.events(moved.output, "resume")] == [1, 4]
 
 
-def test_a_finished_run_is_left_as_it_is(job: Callable[..., Job]) -> None:
+def test_a_finished_run_is_left_as_it_is(job: Callable[..., TrainJob]) -> None:
     done = job(max_steps=2)
     ranks.run(done)
     before = {path: path.stat().st_mtime_ns for path in done.output.rglob("*") if path.suffix != ".log"}
@@ -68,7 +68,7 @@ def test_a_finished_run_is_left_as_it_is(job: Callable[..., Job]) -> None:
     assert {path: path.stat().st_mtime_ns for path in done.output.rglob("*") if path.suffix != ".log"} == before
 
 
-def test_another_run_in_the_folder_is_refused(job: Callable[..., Job]) -> None:
+def test_another_run_in_the_folder_is_refused(job: Callable[..., TrainJob]) -> None:
     ranks.run(job(max_steps=2))
     other = ranks.Ranks(job(max_steps=2, lr=1e-3), 1)
     assert other.codes() == [2]
@@ -114,7 +114,7 @@ HARMS = [
 ]
 
 
-def test_bad_checkpoints_are_passed_over(job: Callable[..., Job], uninterrupted: Path) -> None:
+def test_bad_checkpoints_are_passed_over(job: Callable[..., TrainJob], uninterrupted: Path) -> None:
     broken = job(**SETTINGS | {"save_every": 1, "keep_last": 7})
     started = ranks.Ranks(broken, 2, ranks.at_step(8, 1, signal.SIGTERM))
     assert started.codes() == [0, 0], started.log()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from talaria.train.distributed import sharding as parallel
-from talaria.train.train_state import Job
+from talaria.train.train_state import TrainJob
 
 from tests.train import ranks
 
@@ -23,7 +23,7 @@ def reference(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 
     config = tiny_pipeline.config(train={"epochs": 3, "max_steps": STEPS, "max_tokens_per_device": 2048})
     output = tmp_path_factory.mktemp("reference")
-    ranks.run(Job(config, folders["tokenize"], folders["base"], output))
+    ranks.run(TrainJob(config, folders["tokenize"], folders["base"], output))
     return ranks.steps(output)
 
 
@@ -46,7 +46,13 @@ def test_cases_cover_every_pair() -> None:
 
 @pytest.mark.parametrize(("size", "sharding", "budget", "recompute", "prefetch"), CASES)
 def test_losses_do_not_depend_on_how_the_work_is_divided(
-    job: Callable[..., Job], reference: list[dict[str, Any]], size: int, sharding: str, budget: int, recompute: str, prefetch: int
+    job: Callable[..., TrainJob],
+    reference: list[dict[str, Any]],
+    size: int,
+    sharding: str,
+    budget: int,
+    recompute: str,
+    prefetch: int,
 ) -> None:
     settings = {"max_tokens_per_device": budget, "activation_checkpointing": recompute, "prefetch": prefetch}
     divided = job(sharding=sharding, shard_size=2 if sharding == "hybrid" else 0, epochs=3, max_steps=STEPS, **settings)
@@ -54,7 +60,7 @@ def test_losses_do_not_depend_on_how_the_work_is_divided(
     assert_same(ranks.steps(divided.output), reference)
 
 
-def test_a_model_that_no_rank_has_room_for_is_sharded(job: Callable[..., Job], reference: list[dict[str, Any]]) -> None:
+def test_a_model_that_no_rank_has_room_for_is_sharded(job: Callable[..., TrainJob], reference: list[dict[str, Any]]) -> None:
     """And its weights are fetched for each micro-batch anew, where else they stay until the step's last one."""
     divided = job(epochs=3, max_steps=STEPS, max_tokens_per_device=192)
     memory = {0: 10**9, 1: 1000}  # the ranks must agree, whatever their devices

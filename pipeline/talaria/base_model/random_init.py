@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talaria.config.schema import Shape
+from talaria.config.schema import ModelShape
 from talaria.data.messages_parquet import open_parquet
 from talaria.tokenization import chatml as chat
 
@@ -77,7 +77,7 @@ def texts(parquet: Path) -> Iterator[str]:
         row += len(batch)
 
 
-def write_model(folder: Path, shape: Shape, vocab_size: int, end_of_text: int, seed: int) -> None:
+def write_model(folder: Path, shape: ModelShape, vocab_size: int, end_of_text: int, seed: int) -> None:
     """config.json and model.safetensors of a Qwen3 model with tied embeddings and random float32 weights."""
     from safetensors.numpy import save_file
 

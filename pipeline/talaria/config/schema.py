@@ -89,7 +89,7 @@ class Convert(Section):
     rows: Int | None = Field(None, ge=1, description="Take only the first N rows.")
 
 
-class Shape(Section):
+class ModelShape(Section):
     """Size of a Qwen3 model made from random weights (base.source: random)."""
 
     hidden_size: int = Field(128, ge=8, le=1_000_000, description="Width of the residual stream.")
@@ -100,7 +100,7 @@ class Shape(Section):
     head_dim: int = Field(32, ge=2, le=100_000, multiple_of=2, description="Width of a head.")
 
     @model_validator(mode="after")
-    def _heads_share_keys_evenly(self) -> Shape:
+    def _heads_share_keys_evenly(self) -> ModelShape:
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError("base.shape.num_key_value_heads has to divide base.shape.num_attention_heads")
         return self
@@ -113,7 +113,7 @@ class Base(Section):
     path: Path | None = Field(None, description="Folder of the model (source: local).")
     tokenizer: Path | None = Field(None, description="Tokenizer folder (source: random); absent: one is trained on the messages.")
     vocab_size: int = Field(2048, ge=300, le=10_000_000, description="Size of the tokenizer that is trained (source: random).")
-    shape: Shape = Field(Shape(), description="Size of the model (source: random).")
+    shape: ModelShape = Field(ModelShape(), description="Size of the model (source: random).")
     seed: Int = Field(0, ge=0, description="Seed of the random weights (source: random).")
 
     @model_validator(mode="after")

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from talaria.config.schema import Train
 from talaria.tokenization.dataset import Tokens
 
 if TYPE_CHECKING:
@@ -36,11 +35,12 @@ def open_model(folder: str | Path, device: torch.device) -> CausalLM:
     """A model to look at, not to train: in bf16 on a GPU, in fp32 on the CPU, where bf16 is slow."""
     from transformers.utils import logging
 
-    from talaria.train.model.causal_lm import load_model
+    from talaria.train.model.causal_lm import ModelOptions, load_model
 
     logging.disable_progress_bar()  # redraws its line, which a log file keeps
-    precision = "bf16" if device.type == "cuda" else "fp32"
-    return load_model(folder, Train(precision=precision, activation_checkpointing="off"), device).eval()
+    return load_model(
+        folder, ModelOptions("bf16" if device.type == "cuda" else "fp32", activation_checkpointing="off"), device
+    ).eval()
 
 
 def heldout_loss(model: CausalLM, tokens: Tokens, max_tokens: int) -> HeldOut:

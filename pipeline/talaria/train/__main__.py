@@ -29,7 +29,7 @@ from talaria.runs.folder import RunFolder
 from talaria.train.distributed import process_group as ranks
 from talaria.train.telemetry.console import say
 from talaria.train.telemetry.watchdog import NotFinite, OutOfMemory, StopSignal, Watchdog
-from talaria.train.train_state import Job
+from talaria.train.train_state import TrainJob
 from talaria.train.trainer import Trainer
 
 
@@ -40,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=Path, required=True)
     args = parser.parse_args(arguments)
     config = parse(json.loads(args.config.read_text()), str(args.config))
-    return train(Job(config, args.tokens, args.model, args.output))
+    return train(TrainJob(config, args.tokens, args.model, args.output))
 
 
-def train(job: Job) -> int:
+def train(job: TrainJob) -> int:
     """Run this process's rank (RANK, WORLD_SIZE and so on in the environment); returns the exit code."""
     stop = StopSignal().listen()
     if MARK in os.environ:  # launched beneath a reaper: should it and the launcher be killed, this rank saves and leaves too
@@ -54,8 +54,8 @@ def train(job: Job) -> int:
     watchdog = Watchdog(timeout, lambda reason: _fail(folder, f"rank {rank}: {reason}", "crash")).start()
     try:
         # The watchdog is the one that ends a hang; the collectives' own limit is only there should it fail.
-        world = ranks.join(max(120.0, 4 * timeout))
-        Trainer(job, world, stop, watchdog).run()
+        group = ranks.join(max(120.0, 4 * timeout))
+        Trainer(job, group, stop, watchdog).run()
     except UserError as error:
         _fail(folder, str(error), "user")
         say(f"rank {rank}: {error}", sys.stderr)

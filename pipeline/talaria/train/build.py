@@ -5,22 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from talaria.common.errors import ConfigError, DataError
 from talaria.tokenization.dataset import TRAIN, VALIDATION, open_tokens
 from talaria.train.batching.plan import Plan
-from talaria.train.checkpoint.manager import Checkpoints
+from talaria.train.checkpoint.manager import CheckpointManager
 from talaria.train.checkpoint.staging import Staging
 from talaria.train.distributed import sharding as parallel
-from talaria.train.distributed.process_group import World
+from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.export import Exporter
 from talaria.train.model.activation_memory import USABLE
-from talaria.train.model.causal_lm import CausalLM, lay_out, layers, load_model
-from talaria.train.optim.adamw import AdamW
+from talaria.train.model.causal_lm import CausalLM, LoraOptions, ModelOptions, lay_out, layers, load_model
+from talaria.train.optim.adamw import AdamW, AdamWSettings
+from talaria.train.optim.lr_schedule import LRSchedule
 from talaria.train.telemetry import flops as metrics
 from talaria.train.telemetry.watchdog import Alive
-from talaria.train.train_state import Job
-from talaria.train.train_step import Stepper
-from talaria.train.validation import HeldOut
+from talaria.train.train_state import TrainJob
+from talaria.train.train_step import TrainStep
+from talaria.train.validation import Validation
 
 if TYPE_CHECKING:
     from talaria.config.schema import Train
@@ -28,20 +31,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     tokens: Tokens
-    held_out: HeldOut | None
+    held_out: Validation | None
     plan: Plan
     flops: metrics.FlopCount
     model: CausalLM
     layout: parallel.Layout
     optimizer: AdamW
-    stepper: Stepper
-    checkpoints: Checkpoints
+    stepper: TrainStep
+    checkpoints: CheckpointManager
     exporter: Exporter
 
 
-def set_up(job: Job, world: World, identity: str, alive: Alive) -> Parts:
+def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Components:
     """Collective. Raises ConfigError or DataError for what cannot be trained, before any step is made."""
     train = job.config.train
     splits = open_tokens(job.tokens)
@@ -49,31 +52,32 @@ def set_up(job: Job, world: World, identity: str, alive: Alive) -> Parts:
     if tokens is None or not len(tokens):
         raise DataError(f"{job.tokens}: no conversation is left to train on; its manifest.json counts what was dropped and why.")
     alive("loading the model")
-    model = load_model(job.base, train, world.device)
+    model = load_model(job.base, model_options(train), group.device)
     flops = metrics.flop_count(model)
-    memory = min(world.gather(parallel.device_memory(world.device)))  # all ranks must decide the same by it
-    layout = parallel.choose_layout(train, world, parallel.state_bytes(model, train), memory)
-    trained = parallel.distribute(model, layers(model), train, layout, world, memory)
+    memory = min(group.gather(parallel.device_memory(group.device)))  # all ranks must decide the same by it
+    layout = parallel.choose_layout(train.sharding, train.shard_size, group, parallel.state_bytes(model, train.precision), memory)
+    trained = parallel.distribute(model, layers(model), train.precision, layout, group, memory)
     if not layout.sharded:
         lay_out(model)
-    model.later = trained.later
+    model.transient_bytes = trained.transient
     plan = Plan(
         tokens.lengths,
         tokens.targets,
         global_batch=train.global_batch,
         max_tokens=train.max_tokens_per_device,
         packed_tokens=_packed_tokens(model, train, trained, memory),
-        ranks=world.size,
+        ranks=group.size,
         epochs=train.epochs,
         seed=train.seed,
         quadratic=flops.quadratic,
         max_steps=train.max_steps,
     )
     plan.require_fitting(tokens.rows, job.config.tokenize.max_tokens)
-    held_out = _held_out(splits[VALIDATION], train, world.size, flops.quadratic)
-    optimizer = AdamW([param for _, param in trained.named], trained.cut_off, train)
-    staging = Staging(trained.named, optimizer, layout, world.device)
-    return Parts(
+    held_out = _held_out(splits[VALIDATION], train, group.size, flops.quadratic)
+    state_dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+    optimizer = AdamW([param for _, param in trained.named], trained.low_bits, adamw_settings(train), state_dtype)
+    staging = Staging(trained.named, optimizer, layout, group.device)
+    return Components(
         tokens=tokens,
         held_out=held_out,
         plan=plan,
@@ -81,21 +85,41 @@ def set_up(job: Job, world: World, identity: str, alive: Alive) -> Parts:
         model=model.train(),
         layout=layout,
         optimizer=optimizer,
-        stepper=Stepper(model, optimizer, trained.gradients, train, world, len(plan)),
-        checkpoints=Checkpoints(job.output / "checkpoints", world, staging, identity=identity, keep=train.keep_last, alive=alive),
-        exporter=Exporter(model, optimizer, job, world),
+        stepper=TrainStep(
+            model,
+            optimizer,
+            trained.gradients,
+            LRSchedule(train.lr, train.min_lr, train.warmup_fraction, len(plan)),
+            group,
+            clip=train.clip,
+            reduction=train.reduction,
+            seed=train.seed,
+        ),
+        checkpoints=CheckpointManager(
+            job.output / "checkpoints", group, staging, identity=identity, keep=train.keep_last, alive=alive
+        ),
+        exporter=Exporter(model, optimizer, job, group),
     )
 
 
-def _packed_tokens(model: CausalLM, train: Train, trained: parallel.Trained, memory: int) -> int:
+def model_options(train: Train) -> ModelOptions:
+    lora = LoraOptions(train.lora.rank, train.lora.alpha, train.lora.dropout, train.lora.targets) if train.lora.rank else None
+    return ModelOptions(train.precision, train.activation_checkpointing, train.kernels, train.deterministic, train.fp8, lora)
+
+
+def adamw_settings(train: Train) -> AdamWSettings:
+    return AdamWSettings(train.beta1, train.beta2, train.eps, train.weight_decay)
+
+
+def _packed_tokens(model: CausalLM, train: Train, trained: parallel.TrainedParameters, memory: int) -> int:
     """Most tokens of a micro-batch of several conversations."""
     on_gpu = model.core.lm_head.weight.is_cuda
     if not on_gpu or train.activation_checkpointing != "auto" or trained.fetched_anew:
         return train.max_tokens_per_device
-    return model.footprint.packed_tokens(train.max_tokens_per_device, USABLE * memory - trained.state)
+    return model.activations.packed_tokens(train.max_tokens_per_device, USABLE * memory - trained.state)
 
 
-def _held_out(tokens: Tokens | None, train: Train, ranks: int, quadratic: float) -> HeldOut | None:
+def _held_out(tokens: Tokens | None, train: Train, ranks: int, quadratic: float) -> Validation | None:
     if tokens is None:
         for name, wanted in (("keep_best", train.keep_best), ("patience", train.patience), ("eval_every", train.eval_every)):
             if wanted:
@@ -103,4 +127,4 @@ def _held_out(tokens: Tokens | None, train: Train, ranks: int, quadratic: float)
         return None
     # Without gradients there is room for a held-out conversation longer than those that are trained.
     limit = max(train.max_tokens_per_device, int(tokens.lengths.max()))
-    return HeldOut.of(tokens, max_tokens=limit, ranks=ranks, quadratic=quadratic)
+    return Validation.of(tokens, max_tokens=limit, ranks=ranks, quadratic=quadratic)

@@ -17,9 +17,9 @@ from torch.distributed.tensor import DTensor
 from talaria.base_model import hf_folder as hf_folder_module
 from talaria.common.files import link_or_copy
 from talaria.tokenization import tokenizer as tokenizers
-from talaria.train.distributed.process_group import World
+from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.optim.adamw import AdamW
-from talaria.train.train_state import Job
+from talaria.train.train_state import TrainJob
 
 if TYPE_CHECKING:
     from talaria.config.schema import Config
@@ -32,14 +32,14 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 class Exporter:
     """Writes the model as it is now. Collective: all ranks hold parts, rank 0 writes."""
 
-    def __init__(self, model: CausalLM, optimizer: AdamW, job: Job, world: World) -> None:
-        self.model, self.optimizer, self.job, self.world = model, optimizer, job, world
+    def __init__(self, model: CausalLM, optimizer: AdamW, job: TrainJob, group: ProcessGroup) -> None:
+        self.model, self.optimizer, self.job, self.group = model, optimizer, job, group
         self.dtype = stored_dtype(job.base)
 
     def write(self, folder: Path, step: int) -> None:
         """Fill `folder` in one rename; an older one is replaced. LoRA's adapter goes, by itself too, into `folder`/adapter."""
         weights = self._weights()
-        if not self.world.leads:
+        if not self.group.is_main:
             for _ in weights:
                 pass
             self._adapter()
@@ -71,7 +71,7 @@ class Exporter:
             if name.endswith(".base_layer.weight"):
                 down, up = (self._whole(part["default"].weight).float() for part in (module.lora_A, module.lora_B))
                 whole = whole.float() + module.scaling["default"] * (up @ down)
-            yield name.replace(".base_layer.", "."), whole.to(self.dtype).cpu() if self.world.leads else torch.empty(0)
+            yield name.replace(".base_layer.", "."), whole.to(self.dtype).cpu() if self.group.is_main else torch.empty(0)
 
     def _adapter(self) -> dict[str, Tensor]:
         """The adapter's tensors in fp32, by their names in the peft model; empty without one. Collective."""

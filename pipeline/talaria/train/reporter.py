@@ -9,11 +9,11 @@ import torch
 
 from talaria.runs.folder import RunFolder
 from talaria.train.batching.dataloader import Prepared
-from talaria.train.distributed.process_group import World
+from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.telemetry import flops as metrics
 from talaria.train.telemetry.console import show_progress
 from talaria.train.telemetry.loss_spikes import SpikeDetector
-from talaria.train.train_step import Outcome
+from talaria.train.train_step import StepResult
 
 _STATUS_SECONDS = 5.0
 
@@ -21,18 +21,18 @@ _STATUS_SECONDS = 5.0
 class Reporter:
     """Silent on every rank but 0."""
 
-    def __init__(self, folder: RunFolder, world: World) -> None:
-        self.folder, self.world = folder, world
-        self.progress = show_progress(world.leads)
+    def __init__(self, folder: RunFolder, group: ProcessGroup) -> None:
+        self.folder, self.group = folder, group
+        self.progress = show_progress(group.is_main)
         self._spikes = SpikeDetector()
-        self._peak = metrics.peak_flops(world.device)
+        self._peak = metrics.peak_flops(group.device)
         self._status_at = time.monotonic()
 
-    def step(self, prepared: Prepared, outcome: Outcome, total: int, flops: float, seconds: float, waited: float) -> None:
+    def step(self, prepared: Prepared, outcome: StepResult, total: int, flops: float, seconds: float, waited: float) -> None:
         """`seconds`: the whole step's, of which `waited` for data."""
-        if not self.world.leads:
+        if not self.group.is_main:
             return
-        plan, device = prepared.plan, self.world.device
+        plan, device = prepared.plan, self.group.device
         record = {
             "step": plan.index + 1,
             "epoch": plan.epoch,
@@ -44,7 +44,7 @@ class Reporter:
             "seconds": round(seconds, 6),
             "data_wait_seconds": round(waited, 6),
             "tokens_per_second": round(plan.tokens / seconds, 1),
-            "mfu": round(flops / (seconds * self._peak * self.world.size), 5) if self._peak else None,
+            "mfu": round(flops / (seconds * self._peak * self.group.size), 5) if self._peak else None,
             "memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
             "rows_checksum": f"{outcome.rows:x}",
             "time": time.time(),
@@ -60,22 +60,22 @@ class Reporter:
             self.status("running", step=plan.index + 1)
 
     def evaluation(self, step: int, epoch: float, loss: float, targets: int, seconds: float) -> None:
-        if self.world.leads:
+        if self.group.is_main:
             record = {"step": step, "epoch": epoch, "loss": loss, "supervised_tokens": targets}
             self.folder.evaluation({**record, "seconds": round(seconds, 4), "time": time.time()})
             self.note(f"held-out loss {loss:.4f} at step {step}")
 
     def event(self, kind: str, message: str, step: int, **more: Any) -> None:
-        if self.world.leads:
+        if self.group.is_main:
             self.folder.event(kind, message, step, **more)
             self.note(f"{kind}: {message}")
 
     def status(self, state: Any, **fields: Any) -> None:
-        if self.world.leads:
+        if self.group.is_main:
             self.folder.set_status(state, **fields)
 
     def note(self, text: str) -> None:
-        if self.world.leads:
+        if self.group.is_main:
             self.progress.note(text)
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainJob:
     """What to train, from what, and where to."""
 
     config: Config
@@ -30,7 +30,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Position:
+class TrainState:
     """Where a run is: all that a checkpoint holds beside tensors."""
 
     step: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,19 +12,16 @@ from torch import Tensor, nn
 
 from talaria.train.batching.dataloader import Prepared
 from talaria.train.distributed.gradients import Gradients
-from talaria.train.distributed.process_group import World
+from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.model.causal_lm import sum_loss
 from talaria.train.optim.adamw import AdamW
-from talaria.train.optim.lr_schedule import learning_rate
+from talaria.train.optim.lr_schedule import LRSchedule
 from talaria.train.telemetry.flops import row_checksum
 from talaria.train.telemetry.watchdog import Alive, NotFinite
 
-if TYPE_CHECKING:
-    from talaria.config.schema import Train
-
 
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     loss: float
     """Mean over the global batch's supervised targets, or over its conversations (train.reduction)."""
     grad_norm: float
@@ -36,35 +33,44 @@ class Outcome:
     """Whether a rank was told to stop."""
 
 
-class Stepper:
+class TrainStep:
     def __init__(
-        self, model: nn.Module, optimizer: AdamW, gradients: Gradients, train: Train, world: World, total_steps: int
+        self,
+        model: nn.Module,
+        optimizer: AdamW,
+        gradients: Gradients,
+        schedule: LRSchedule,
+        group: ProcessGroup,
+        *,
+        clip: float,
+        reduction: Literal["token", "sample"],
+        seed: int,
     ) -> None:
         self.model, self.optimizer, self.gradients = model, optimizer, gradients
-        self.train, self.world, self.total_steps = train, world, total_steps
+        self.schedule, self.group, self.clip, self.reduction, self.seed = schedule, group, clip, reduction, seed
 
-    def run(self, prepared: Prepared, stopping: Callable[[], bool], alive: Alive) -> Outcome:
+    def run(self, prepared: Prepared, stopping: Callable[[], bool], alive: Alive) -> StepResult:
         """Raises NotFinite, on every rank and with the parameters untouched, if loss or gradient norm is no finite number."""
         plan = prepared.plan
-        seed_dropout(self.train.seed, plan.index, self.world.rank)
+        seed_dropout(self.seed, plan.index, self.group.rank)
         losses = self._accumulate(prepared, alive)
         parts = self.gradients.reduce()
         squares = float(torch.nn.utils.get_total_norm(parts).double() ** 2) / self.gradients.copies
         rows = [batch.rows for batch in prepared.batches]
         mine = [float(losses.sum()), squares, float(row_checksum(np.concatenate(rows))), float(stopping())]
-        loss, squares, checksum, stop = self.world.sum(mine)
+        loss, squares, checksum, stop = self.group.sum(mine)
         norm = squares**0.5
         if not (np.isfinite(loss) and np.isfinite(norm)):
             raise self._not_finite(prepared, losses, loss, norm)
-        lr = learning_rate(plan.index, self.total_steps, self.train)
-        self.optimizer.step(parts, lr, min(1.0, self.train.clip / (norm + 1e-6)))
+        lr = self.schedule(plan.index)
+        self.optimizer.step(parts, lr, min(1.0, self.clip / (norm + 1e-6)))
         self.gradients.clear()
-        return Outcome(loss, norm, lr, int(checksum), bool(stop))
+        return StepResult(loss, norm, lr, int(checksum), bool(stop))
 
     def _accumulate(self, prepared: Prepared, alive: Alive) -> Tensor:
         """Forward and backward of each micro-batch; their shares of the loss, float64[micro-batches]."""
         plan = prepared.plan
-        denominator = max(1, plan.targets if self.train.reduction == "token" else plan.samples)
+        denominator = max(1, plan.targets if self.reduction == "token" else plan.samples)
         losses = []
         for number, batch in enumerate(prepared.batches, start=1):
             alive(f"in step {plan.index + 1}, micro-batch {number} of {len(prepared.batches)}")
@@ -80,10 +86,10 @@ class Stepper:
             for rows, value in zip((b.rows.tolist() for b in prepared.batches), losses.tolist(), strict=True)
             if not np.isfinite(value)
         ]
-        found = [row for part in self.world.gather(bad) for rows in part for row in rows]
+        found = [row for part in self.group.gather(bad) for rows in part for row in rows]
         step = prepared.plan.index + 1
         everything = [
-            row for part in self.world.gather([b.rows.tolist() for b in prepared.batches]) for rows in part for row in rows
+            row for part in self.group.gather([b.rows.tolist() for b in prepared.batches]) for rows in part for row in rows
         ]
         named = sorted(found or everything)
         where = "micro-batches with rows" if found else "batch of rows"

@@ -10,34 +10,34 @@ from talaria.common.errors import ConfigError
 from talaria.runs.folder import RunFolder
 from talaria.runs.identity import run_identity
 from talaria.train.batching.dataloader import Loader
-from talaria.train.build import Parts, set_up
+from talaria.train.build import Components, build
 from talaria.train.checkpoint.manager import CheckpointError
-from talaria.train.distributed.process_group import World, require_size
+from talaria.train.distributed.process_group import ProcessGroup, require_size
 from talaria.train.export import link_folder
 from talaria.train.model.causal_lm import describe
 from talaria.train.reporter import Reporter
 from talaria.train.telemetry.watchdog import StopSignal, Watchdog
-from talaria.train.train_state import Job, Position
-from talaria.train.validation import HeldOut
+from talaria.train.train_state import TrainJob, TrainState
+from talaria.train.validation import Validation
 
 
 class Trainer:
     """One rank's side of a run. Every method that talks to other ranks is called by all."""
 
-    parts: Parts
+    components: Components
 
-    def __init__(self, job: Job, world: World, stop: StopSignal, watchdog: Watchdog) -> None:
-        self.job, self.world, self.stop, self.watchdog, self.alive = job, world, stop, watchdog, watchdog.alive
+    def __init__(self, job: TrainJob, group: ProcessGroup, stop: StopSignal, watchdog: Watchdog) -> None:
+        self.job, self.group, self.stop, self.watchdog, self.alive = job, group, stop, watchdog, watchdog.alive
         self.train = job.config.train
         self.folder = RunFolder(job.output)
-        self.report = Reporter(self.folder, world)
-        self.position = Position()
+        self.report = Reporter(self.folder, group)
+        self.state = TrainState()
 
     def run(self) -> None:
         """Train to the end, or to the step at which a rank was told to stop; the status says which."""
-        require_size(self.world, self.train.num_processes, self.train.num_machines)
+        require_size(self.group, self.train.num_processes, self.train.num_machines)
         identity = run_identity(self.job.config, self.job.tokens, self.job.base)
-        status = self.world.from_leader(self.folder.status() or {})
+        status = self.group.broadcast(self.folder.status() or {})
         if status.get("identity", identity) != identity:
             raise ConfigError(
                 f"{self.job.output}: holds a run with other data, another base model or other settings; choose another --output."
@@ -45,163 +45,163 @@ class Trainer:
         if status.get("state") == "done":
             self.report.note(f"already done after {status['step']} steps: {self.job.output / 'model'}")
             return
-        self.parts = set_up(self.job, self.world, identity, self.alive)
+        self.components = build(self.job, self.group, identity, self.alive)
         self._resume(identity)
         if self._steps():
             self._finish()
         else:
             self._preempted()
-        self.parts.checkpoints.close()
+        self.components.checkpoints.close()
         self.report.close()
 
     def _resume(self, identity: str) -> None:
-        parts = self.parts
-        found = parts.checkpoints.newest(lambda text: self._event("warning", text))
+        components = self.components
+        found = components.checkpoints.newest(lambda text: self._event("warning", text))
         if found:
             self.alive(f"loading {found.folder.name}")
-            parts.checkpoints.load(found)
-            self.position = Position(**{name: value for name, value in found.progress.items() if name != "world_size"})
-            parts.optimizer.steps_done = self.position.step
-        if self.world.leads:
+            components.checkpoints.load(found)
+            self.state = TrainState(**{name: value for name, value in found.progress.items() if name != "world_size"})
+            components.optimizer.steps_done = self.state.step
+        if self.group.is_main:
             self._forget_later_steps()
-        total = len(parts.plan)
-        running = {"step": self.position.step, "total_steps": total, "world_size": self.world.size, "identity": identity}
+        total = len(components.plan)
+        running = {"step": self.state.step, "total_steps": total, "world_size": self.group.size, "identity": identity}
         self.report.status("running", reason=None, kind=None, **running)
-        balance, density = parts.plan.sampled_quality()
-        quality = {"balance": round(balance, 4), "density": round(density, 4), "world_size": self.world.size}
-        shape = f"{self.world.size} ranks on {self.world.device.type}, {parts.layout}, balance {balance:.3f}, "
-        shape += f"packing {density:.1%} of {parts.plan.packed_tokens:,} tokens"
+        balance, density = components.plan.sampled_quality()
+        quality = {"balance": round(balance, 4), "density": round(density, 4), "world_size": self.group.size}
+        shape = f"{self.group.size} ranks on {self.group.device.type}, {components.layout}, balance {balance:.3f}, "
+        shape += f"packing {density:.1%} of {components.plan.packed_tokens:,} tokens"
         if found:
             self._event("resume", f"from {found.folder.name}, saved on {found.progress['world_size']} ranks: {shape}", **quality)
         else:
             self._event("start", f"{total} steps on {shape}", **quality)
-        self.report.note(describe(parts.model))
+        self.report.note(describe(components.model))
 
     def _forget_later_steps(self) -> None:
         """What came after the checkpoint comes again, on other ranks perhaps with other last bits."""
-        self.folder.rewind(self.position.step)
+        self.folder.rewind(self.state.step)
         for export in self.job.output.glob("exports/step-*"):
-            if export > self.job.export(self.position.step):
+            if export > self.job.export(self.state.step):
                 shutil.rmtree(export)
 
     def _steps(self) -> bool:
         """Train until the end (True) or until told to stop (False)."""
-        parts = self.parts
-        if not self._settle():
+        components = self.components
+        if not self._run_due_evaluation_and_export():
             return False
         if self._out_of_patience():
             return True
         loader = Loader(
-            parts.tokens,
-            parts.plan,
-            rank=self.world.rank,
-            device=self.world.device,
-            start=self.position.step,
+            components.tokens,
+            components.plan,
+            rank=self.group.rank,
+            device=self.group.device,
+            start=self.state.step,
             depth=self.train.prefetch,
             per_sample=self.train.reduction == "sample",
         )
         with loader:
             before = time.perf_counter()
             for prepared in loader:
-                outcome = parts.stepper.run(prepared, self._stopping, self.alive)
+                outcome = components.stepper.run(prepared, self._stopping, self.alive)
                 seconds = time.perf_counter() - before
                 self.watchdog.stepping()
-                self.position = replace(self.position, step=prepared.plan.index + 1, last_loss=outcome.loss)
-                flops = parts.flops.of(parts.plan.lengths[prepared.plan.indices])
-                self.report.step(prepared, outcome, len(parts.plan), flops, seconds, loader.wait_seconds)
-                if outcome.stop or not self._settle():
+                self.state = replace(self.state, step=prepared.plan.index + 1, last_loss=outcome.loss)
+                flops = components.flops.of(components.plan.lengths[prepared.plan.indices])
+                self.report.step(prepared, outcome, len(components.plan), flops, seconds, loader.wait_seconds)
+                if outcome.stop or not self._run_due_evaluation_and_export():
                     return False
-                if self._every(self.train.save_every) or parts.plan.ends_epoch(self.position.step):
+                if self._every(self.train.save_every) or components.plan.ends_epoch(self.state.step):
                     self._save()
                 if self._out_of_patience():
                     break
                 before = time.perf_counter()
         return True
 
-    def _settle(self) -> bool:
-        """Do what the step just done owes: an evaluation, an export. False when told to stop meanwhile."""
-        step = self.position.step
-        ends_epoch = step > 0 and self.parts.plan.ends_epoch(step)
+    def _run_due_evaluation_and_export(self) -> bool:
+        """Evaluate and export where the step just done calls for it. Returns False when told to stop meanwhile."""
+        step = self.state.step
+        ends_epoch = step > 0 and self.components.plan.ends_epoch(step)
         if self.train.keep_epochs and ends_epoch and not self._exported(step):
             self._export("epoch")
-        due = step > self.position.evaluated and (ends_epoch or self._every(self.train.eval_every))
-        return not (due and self.parts.held_out) or self._evaluate(self.parts.held_out)
+        due = step > self.state.evaluated and (ends_epoch or self._every(self.train.eval_every))
+        return not (due and self.components.held_out) or self._evaluate(self.components.held_out)
 
-    def _evaluate(self, held_out: HeldOut) -> bool:
-        start, step, former = time.perf_counter(), self.position.step, self.position
-        loss = held_out.loss(self.parts.model, self.world, self._stopping, self.alive)
+    def _evaluate(self, held_out: Validation) -> bool:
+        start, step, former = time.perf_counter(), self.state.step, self.state
+        loss = held_out.loss(self.components.model, self.group, self._stopping, self.alive)
         if loss is None:
             return False
-        seen = min(step * self.train.global_batch, self.parts.plan.stream) / len(self.parts.tokens)
+        seen = min(step * self.train.global_batch, self.components.plan.stream) / len(self.components.tokens)
         self.report.evaluation(step, seen, loss, held_out.targets, time.perf_counter() - start)
         if former.best_loss is not None and loss >= former.best_loss:
-            self.position = replace(former, evaluated=step, without_gain=former.without_gain + 1)
+            self.state = replace(former, evaluated=step, without_gain=former.without_gain + 1)
             return True
-        self.position = replace(former, evaluated=step, without_gain=0, best_loss=loss, best_step=step)
+        self.state = replace(former, evaluated=step, without_gain=0, best_loss=loss, best_step=step)
         if self.train.keep_best:
             self._export("best")
-            if self.world.leads and former.best_step and not self._kept_for_its_epoch(former.best_step):
+            if self.group.is_main and former.best_step and not self._kept_for_its_epoch(former.best_step):
                 shutil.rmtree(self.job.export(former.best_step), ignore_errors=True)
         return True
 
     def _save(self) -> None:
         """Start a checkpoint. One that failed, on a full disk say, is reported and leaves those before it as they are."""
         self.alive("saving a checkpoint")
-        progress = {**asdict(self.position), "world_size": self.world.size}
+        progress = {**asdict(self.state), "world_size": self.group.size}
         try:
-            self.parts.checkpoints.save(progress)
+            self.components.checkpoints.save(progress)
         except CheckpointError as error:
             self._event("warning", f"{error}; training goes on, and earlier checkpoints are kept")
-            self.parts.checkpoints.save(progress)
-        self._event("checkpoint", f"saving step {self.position.step}")
+            self.components.checkpoints.save(progress)
+        self._event("checkpoint", f"saving step {self.state.step}")
 
     def _preempted(self) -> None:
         self._save()
-        self.parts.checkpoints.finish()
-        reason = f"told to stop ({self.stop.name or 'by another rank'}); the next start goes on from step {self.position.step}"
-        self.report.status("preempted", step=self.position.step, reason=reason)
+        self.components.checkpoints.finish()
+        reason = f"told to stop ({self.stop.name or 'by another rank'}); the next start goes on from step {self.state.step}"
+        self.report.status("preempted", step=self.state.step, reason=reason)
         self._event("preempted", reason)
 
     def _finish(self) -> None:
         """Export. The run is done even if its last checkpoint could not be written."""
-        step, target = self.position.step, self.job.output / "model"
+        step, target = self.state.step, self.job.output / "model"
         self.alive("exporting the model")
         if not self._exported(step):
-            self.parts.exporter.write(target, step)
-        elif self.world.leads:
+            self.components.exporter.write(target, step)
+        elif self.group.is_main:
             link_folder(self.job.export(step), target)
-        self.world.from_leader(None)  # others wait: a rank that ended well must mean that the model is written
+        self.group.broadcast(None)  # others wait: a rank that ended well must mean that the model is written
         try:
-            self.parts.checkpoints.finish()
+            self.components.checkpoints.finish()
         except CheckpointError as error:
             self._event("warning", str(error))
-        early = f"stopped early: {self.position.without_gain} evaluations without a better held-out loss"
-        reason = early if step < len(self.parts.plan) else None
+        early = f"stopped early: {self.state.without_gain} evaluations without a better held-out loss"
+        reason = early if step < len(self.components.plan) else None
         self._event("done", reason or f"{step} steps", path="model")
-        losses = {"loss": self.position.last_loss, "best_loss": self.position.best_loss}
+        losses = {"loss": self.state.last_loss, "best_loss": self.state.best_loss}
         self.report.status("done", step=step, reason=reason, **losses)
 
     def _export(self, why: str) -> None:
-        folder = self.job.export(self.position.step)
-        if not self._exported(self.position.step):
+        folder = self.job.export(self.state.step)
+        if not self._exported(self.state.step):
             self.alive("exporting a model")
-            self.parts.exporter.write(folder, self.position.step)
+            self.components.exporter.write(folder, self.state.step)
         self._event("export", f"{why}: exports/{folder.name}", why=why, path=f"exports/{folder.name}")
 
     def _exported(self, step: int) -> bool:
-        return bool(self.world.from_leader(self.job.export(step).exists()))
+        return bool(self.group.broadcast(self.job.export(step).exists()))
 
     def _every(self, interval: int | None) -> bool:
-        return bool(interval) and self.position.step > 0 and self.position.step % (interval or 1) == 0
+        return bool(interval) and self.state.step > 0 and self.state.step % (interval or 1) == 0
 
     def _kept_for_its_epoch(self, step: int) -> bool:
-        return self.train.keep_epochs and self.parts.plan.ends_epoch(step)
+        return self.train.keep_epochs and self.components.plan.ends_epoch(step)
 
     def _out_of_patience(self) -> bool:
-        return self.train.patience is not None and self.position.without_gain >= self.train.patience
+        return self.train.patience is not None and self.state.without_gain >= self.train.patience
 
     def _stopping(self) -> bool:
         return self.stop.name is not None
 
     def _event(self, kind: str, message: str, **more: object) -> None:
-        self.report.event(kind, message, self.position.step, **more)
+        self.report.event(kind, message, self.state.step, **more)

@@ -11,7 +11,7 @@ from torch import nn
 
 from talaria.train.batching.dataloader import Loader
 from talaria.train.batching.plan import Plan
-from talaria.train.distributed.process_group import World
+from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.model.causal_lm import sum_loss
 from talaria.train.telemetry.watchdog import Alive
 
@@ -23,32 +23,32 @@ _ROUNDS = 8
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class Validation:
     tokens: Tokens
     plan: Plan
 
     @staticmethod
-    def of(tokens: Tokens, *, max_tokens: int, ranks: int, quadratic: float) -> HeldOut:
-        room = _ROUNDS * ranks * max_tokens
-        batch = max(1, int(room / max(1.0, float(tokens.lengths.mean()))))
+    def of(tokens: Tokens, *, max_tokens: int, ranks: int, quadratic: float) -> Validation:
+        step_tokens = _ROUNDS * ranks * max_tokens
+        batch = max(1, int(step_tokens / max(1.0, float(tokens.lengths.mean()))))
         plan = Plan(tokens.lengths, tokens.targets, global_batch=batch, max_tokens=max_tokens, ranks=ranks, quadratic=quadratic)
-        return HeldOut(tokens, plan)
+        return Validation(tokens, plan)
 
     @property
     def targets(self) -> int:
         return int(self.plan.targets.sum())
 
     @torch.no_grad()
-    def loss(self, model: nn.Module, world: World, stopping: Callable[[], bool], alive: Alive) -> float | None:
+    def loss(self, model: nn.Module, group: ProcessGroup, stopping: Callable[[], bool], alive: Alive) -> float | None:
         """Mean NLL over all supervised targets, the same on every rank; None when a rank was told to stop meanwhile."""
         total = 0.0
         model.eval()
         try:
-            with Loader(self.tokens, self.plan, rank=world.rank, device=world.device) as loader:
+            with Loader(self.tokens, self.plan, rank=group.rank, device=group.device) as loader:
                 for prepared in loader:
                     alive("evaluating")
                     losses = torch.stack([sum_loss(model, batch).double() for batch in prepared.batches])
-                    part, stop = world.sum([float(losses.sum()), float(stopping())])
+                    part, stop = group.sum([float(losses.sum()), float(stopping())])
                     if stop:
                         return None
                     total += part

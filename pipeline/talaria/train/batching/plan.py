@@ -41,7 +41,7 @@ class StepPlan:
     balance: float
     """Work done over work waited for: all cost / (ranks x sum over k of the costliest k-th micro-batch)."""
     density: float
-    """Tokens over room: tokens / (micro-batches x packed_tokens)."""
+    """Tokens over capacity: tokens / (micro-batches x packed_tokens)."""
 
 
 class Plan:

@@ -31,7 +31,7 @@ from talaria.common.files import disk_is_full, file_digest, write_atomically
 from talaria.runs.folder import MARKER
 from talaria.train.checkpoint.shard_writer import ShardWriter
 from talaria.train.checkpoint.staging import Staging
-from talaria.train.distributed.process_group import World
+from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.telemetry.watchdog import Alive
 
 FORMAT = 1
@@ -52,13 +52,13 @@ class Found:
         return progress
 
 
-class Checkpoints:
+class CheckpointManager:
     """One run's checkpoints. Collective: every rank calls the same methods in the same order."""
 
-    def __init__(self, root: Path, world: World, staging: Staging, *, identity: str, keep: int, alive: Alive) -> None:
-        self.root, self.world, self.staging, self.identity, self.keep, self.alive = root, world, staging, identity, keep, alive
+    def __init__(self, root: Path, group: ProcessGroup, staging: Staging, *, identity: str, keep: int, alive: Alive) -> None:
+        self.root, self.group, self.staging, self.identity, self.keep, self.alive = root, group, staging, identity, keep, alive
         # Saving talks between ranks while training does: it needs a group, and so an order of messages, of its own.
-        self._group = dist.new_group(backend="gloo")
+        self._gloo = dist.new_group(backend="gloo")
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._held = -1
@@ -100,18 +100,18 @@ class Checkpoints:
 
     def load(self, found: Found) -> None:
         """Read a checkpoint into the parameters and the optimiser. Collective."""
-        load(self.staging.tensors, storage_reader=HuggingFaceStorageReader(str(found.folder)), process_group=self._group)
+        load(self.staging.tensors, storage_reader=HuggingFaceStorageReader(str(found.folder)), process_group=self._gloo)
         self.staging.push()
         self._held = found.progress["step"]
 
     def newest(self, warn: Callable[[str], None]) -> Found | None:
         """The newest checkpoint that is whole and ours. Collective; `warn` hears, on rank 0, why others were passed over."""
-        for folder in self.world.from_leader(sorted(self.root.glob("step-*"), reverse=True)):
+        for folder in self.group.broadcast(sorted(self.root.glob("step-*"), reverse=True)):
             found, fault = self._inspect(folder)
-            faults = [fault for fault in self.world.gather(fault) if fault]
+            faults = [fault for fault in self.group.gather(fault) if fault]
             if not faults and found:
                 return found
-            if self.world.leads:
+            if self.group.is_main:
                 warn(f"checkpoint {folder.name} is passed over: {faults[0]}")
         return None
 
@@ -128,7 +128,7 @@ class Checkpoints:
             for name, file in sorted(marker["files"].items()):
                 if (folder / name).stat().st_size != file["bytes"]:
                     return None, f"{name} is truncated"
-            for name, file in itertools.islice(sorted(marker["files"].items()), self.world.rank, None, self.world.size):
+            for name, file in itertools.islice(sorted(marker["files"].items()), self.group.rank, None, self.group.size):
                 if file_digest(folder / name) != file["sha256"]:
                     return None, f"{name} is damaged"
                 self.alive()
@@ -141,30 +141,30 @@ class Checkpoints:
 
     def _write(self, folder: Path, progress: dict[str, Any]) -> None:
         # The writer of another rank makes the folder too: it must not do so while it is being cleared.
-        box: list[Any] = [self._clear(folder) if self.world.leads else []]
-        dist.broadcast_object_list(box, src=0, group=self._group)
+        box: list[Any] = [self._clear(folder) if self.group.is_main else []]
+        dist.broadcast_object_list(box, src=0, group=self._gloo)
         if box[0]:
             raise CheckpointError(f"{folder.name} could not be saved: {box[0][0]}")
         fault, files = None, {}
         try:
             writer = ShardWriter(folder)
-            save(self.staging.tensors, storage_writer=writer, process_group=self._group)
+            save(self.staging.tensors, storage_writer=writer, process_group=self._gloo)
             files = {path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in writer.written}
         except (OSError, SafetensorError, CheckpointException) as error:
             fault = _reason(error)
-        parts: list[Any] = [None] * self.world.size
-        dist.all_gather_object(parts, (fault, files), group=self._group)
+        parts: list[Any] = [None] * self.group.size
+        dist.all_gather_object(parts, (fault, files), group=self._gloo)
         faults = [fault for fault, _ in parts if fault]
-        if self.world.leads and not faults:
+        if self.group.is_main and not faults:
             every = {name: file for _, part in parts for name, file in part.items()}
             faults = self._complete(folder, {"format": FORMAT, "identity": self.identity, "progress": progress, "files": every})
         box = [faults]
-        dist.broadcast_object_list(box, src=0, group=self._group)
+        dist.broadcast_object_list(box, src=0, group=self._gloo)
         if box[0]:
-            if self.world.leads:
+            if self.group.is_main:
                 shutil.rmtree(folder, ignore_errors=True)
             raise CheckpointError(f"{folder.name} could not be saved: {box[0][0]}")
-        if self.world.leads:
+        if self.group.is_main:
             self._prune()
 
     def _clear(self, folder: Path) -> list[str]:

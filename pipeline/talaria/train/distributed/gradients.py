@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from talaria.train.distributed.process_group import World
+from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.kernels.matmul import accumulate_into
 from talaria.train.optim.adamw import local
 
@@ -42,12 +42,14 @@ class ReplicatedGradients:
     autograd gives for bf16 parameters under mixed precision is added, in fp32, and dropped at once.
     """
 
-    def __init__(self, units: Sequence[nn.Module], params: Sequence[nn.Parameter], dtype: torch.dtype, world: World) -> None:
-        self.world = world
+    def __init__(
+        self, units: Sequence[nn.Module], params: Sequence[nn.Parameter], dtype: torch.dtype, group: ProcessGroup
+    ) -> None:
+        self.group = group
         self.last = False
         self._under_way: list[tuple[slice, dist.Work]] = []
-        self.copies = world.size
-        self.flat = torch.zeros(sum(param.numel() for param in params), dtype=dtype, device=world.device)
+        self.copies = group.size
+        self.flat = torch.zeros(sum(param.numel() for param in params), dtype=dtype, device=group.device)
         pieces = self.flat.split([param.numel() for param in params])  # type: ignore[no-untyped-call]
         self.grads = [piece.view_as(param) for piece, param in zip(pieces, params, strict=True)]
         for param, grad in zip(params, self.grads, strict=True):
@@ -56,7 +58,7 @@ class ReplicatedGradients:
                 param.grad = grad
             else:
                 param.register_post_accumulate_grad_hook(_AddGradient(grad))  # type: ignore[no-untyped-call]
-        if world.size > 1:
+        if group.size > 1:
             for unit in units:
                 unit.register_forward_pre_hook(self._when_done(_stretch(unit, params)))
 
@@ -64,7 +66,7 @@ class ReplicatedGradients:
         self.last = last
 
     def reduce(self) -> list[Tensor]:
-        if self.world.size > 1:
+        if self.group.size > 1:
             start = 0
             for stretch, work in sorted(self._under_way, key=lambda sent: sent[0].start):
                 work.wait()

@@ -15,7 +15,7 @@ from talaria.common.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     rank: int
     size: int
     local_rank: int
@@ -24,8 +24,8 @@ class World:
     device: torch.device
 
     @property
-    def leads(self) -> bool:
-        """Whether this rank writes what only one may write."""
+    def is_main(self) -> bool:
+        """Whether this is the main process, rank 0, which writes what only one may write."""
         return self.rank == 0
 
     def sum(self, values: Sequence[float]) -> list[float]:
@@ -44,8 +44,8 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def from_leader(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value on every rank."""
         if self.size == 1:
             return value
         box = [value]
@@ -53,7 +53,7 @@ class World:
         return box[0]
 
 
-def join(timeout_seconds: float) -> World:
+def join(timeout_seconds: float) -> ProcessGroup:
     """Join the ranks that `accelerate launch` (or torchrun) started, or stand alone where nothing did."""
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
@@ -66,7 +66,7 @@ def join(timeout_seconds: float) -> World:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout, device_id=bound)  # type: ignore[attr-defined]
     else:
         dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout, device_id=bound)
-    return World(rank, size, local_rank, local_size, device)
+    return ProcessGroup(rank, size, local_rank, local_size, device)
 
 
 def leave() -> None:
@@ -90,10 +90,10 @@ def choose_device(local_rank: int) -> torch.device:
     return device
 
 
-def require_size(world: World, processes: int, machines: int) -> None:
+def require_size(group: ProcessGroup, processes: int, machines: int) -> None:
     """A launcher that silently started fewer ranks than asked would train, slowly, on a part of the machine."""
-    if processes and world.size != processes * machines:
+    if processes and group.size != processes * machines:
         raise ConfigError(
             f"train.num_processes {processes} x train.num_machines {machines} asks for {processes * machines} ranks, "
-            f"but {world.size} started."
+            f"but {group.size} started."
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,11 @@ from torch.distributed.tensor import DTensor
 
 from talaria.common.errors import ConfigError
 from talaria.train.distributed.gradients import Gradients, ReplicatedGradients, ShardedGradients
-from talaria.train.distributed.process_group import World
+from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.optim.bf16_masters import split_halves
 
-if TYPE_CHECKING:
-    from talaria.config.schema import Train
+Precision = Literal["mixed", "fp32", "bf16"]
+Sharding = Literal["auto", "replicate", "shard", "hybrid"]
 
 _FOR_STATE = 0.8
 """Share of a device's memory that weights, gradients and optimiser state may take; the rest is for activations."""
@@ -54,43 +54,42 @@ class Layout:
         return init_device_mesh(device, (self.replicas, self.shards), mesh_dim_names=("replicate", "shard"))
 
 
-def choose_layout(train: Train, world: World, state_bytes: float, memory: float) -> Layout:
+def choose_layout(kind: Sharding, shard_size: int, group: ProcessGroup, state_bytes: float, memory: float) -> Layout:
     """auto: replicated where a rank's `memory` holds the model's whole `state_bytes`, which is fastest.
 
     Raises ConfigError when the ranks cannot be grouped as asked.
     """
-    kind = train.sharding
     if kind == "auto":
-        fits = world.size == 1 or state_bytes <= _FOR_STATE * memory
-        kind = "replicate" if fits else "shard" if world.size == world.local_size else "hybrid"
+        fits = group.size == 1 or state_bytes <= _FOR_STATE * memory
+        kind = "replicate" if fits else "shard" if group.size == group.local_size else "hybrid"
     if kind == "replicate":
-        return Layout(world.size, 1)
-    shards = world.size if kind == "shard" else train.shard_size or world.local_size
-    if world.size % shards:
-        raise ConfigError(f"train.shard_size: {world.size} ranks cannot be split into groups of {shards}.")
-    return Layout(world.size // shards, shards)
+        return Layout(group.size, 1)
+    shards = group.size if kind == "shard" else shard_size or group.local_size
+    if group.size % shards:
+        raise ConfigError(f"train.shard_size: {group.size} ranks cannot be split into groups of {shards}.")
+    return Layout(group.size // shards, shards)
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedParameters:
     """What the optimiser works on: every trained parameter, by name, and its gradients."""
 
     named: list[tuple[str, nn.Parameter]]
-    cut_off: list[Tensor | None]
+    low_bits: list[Tensor | None]
     """Per parameter: the 16 bits that its bf16 form lacks of the fp32 master, or None where the parameter is the master."""
     gradients: Gradients
     state: int
     """Bytes of weights, gradients and optimiser state that this rank holds in the midst of a step."""
-    later: int = 0
-    """How many of them a step does not begin with."""
+    transient: int = 0
+    """How many of them are allocated only inside a step."""
     fetched_anew: bool = False
     """Whether each micro-batch fetches the weights anew."""
 
 
-def state_bytes(model: nn.Module, train: Train) -> int:
+def state_bytes(model: nn.Module, precision: Precision) -> int:
     """Weights, gradients and optimiser state of the whole model under its precision."""
-    trained = 8 if train.precision == "bf16" else 16
-    frozen = 4 if train.precision == "fp32" else 2
+    trained = 8 if precision == "bf16" else 16
+    frozen = 4 if precision == "fp32" else 2
     return sum(param.numel() * (trained if param.requires_grad else frozen) for param in model.parameters())
 
 
@@ -102,40 +101,42 @@ def device_memory(device: torch.device) -> int:
 
 
 def distribute(
-    model: nn.Module, units: Sequence[nn.Module], train: Train, layout: Layout, world: World, memory: float
-) -> Trained:
+    model: nn.Module, units: Sequence[nn.Module], precision: Precision, layout: Layout, group: ProcessGroup, memory: float
+) -> TrainedParameters:
     """Lay the model, fp32 or under precision bf16 in bf16, out in place.
 
     `units`: modules that sharded ranks fetch, and replicated ranks add up, as a whole; `memory`: bytes of every rank's device.
     """
-    whole = state_bytes(model, train)
-    lowered = torch.bfloat16 if train.precision == "mixed" else None
+    whole = state_bytes(model, precision)
+    lowered = torch.bfloat16 if precision == "mixed" else None
     if lowered:
         for param in model.parameters():
             if not param.requires_grad:  # beneath an adapter: no update is ever added to it
                 param.data = param.data.to(lowered)
     if layout.sharded:
-        _shard(model, units, lowered, layout, world)
+        _shard(model, units, lowered, layout, group)
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     params = [param for _, param in named]
     assert all(isinstance(param, DTensor) for param in params) == layout.sharded
     if isinstance(model, FSDPModule):
         sizes = [sum(param.numel() for param in unit.parameters()) for unit in units]
         count = sum(param.numel() for param in model.parameters())
-        weights = count * (4 if train.precision == "fp32" else 2)
-        totals = sum(param.numel() for param in params) * (2 if train.precision == "bf16" else 4)
+        weights = count * (4 if precision == "fp32" else 2)
+        totals = sum(param.numel() for param in params) * (2 if precision == "bf16" else 4)
         buffers = _BUFFERS * max(*sizes, count - sum(sizes))
         stay = whole / layout.shards + totals + buffers + weights <= _FOR_STATE * memory
-        later = totals + buffers + (weights if stay else 0)
+        transient = totals + buffers + (weights if stay else 0)
         gradients = ShardedGradients(model, params, layout.replicas, stay)
-        return Trained(named, [None] * len(params), gradients, whole // layout.shards + later, later, not stay)
-    cut_off = [_lower(param) if lowered else None for param in params]
-    dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
-    return Trained(named, cut_off, ReplicatedGradients(units, params, dtype, world), whole)
+        return TrainedParameters(named, [None] * len(params), gradients, whole // layout.shards + transient, transient, not stay)
+    low_bits = [_lower(param) if lowered else None for param in params]
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return TrainedParameters(named, low_bits, ReplicatedGradients(units, params, dtype, group), whole)
 
 
-def _shard(model: nn.Module, units: Sequence[nn.Module], lowered: torch.dtype | None, layout: Layout, world: World) -> None:
-    mesh = layout.mesh(world.device.type)
+def _shard(
+    model: nn.Module, units: Sequence[nn.Module], lowered: torch.dtype | None, layout: Layout, group: ProcessGroup
+) -> None:
+    mesh = layout.mesh(group.device.type)
     policy = MixedPrecisionPolicy(param_dtype=lowered, reduce_dtype=torch.float32 if lowered else None, cast_forward_inputs=False)
     for module in (*units, model):
         fully_shard(module, mesh=mesh, mp_policy=policy)

@@ -25,15 +25,15 @@ NAME = "talaria_varlen"
 @dataclass(frozen=True)
 class Kernel:
     name: str
-    forward: Callable[[Tensor, Tensor, Tensor, Packed, float], tuple[Tensor, Tensor]]
+    forward: Callable[[Tensor, Tensor, Tensor, PackedSequences, float], tuple[Tensor, Tensor]]
     """(q, k, v, packed, scale) -> (out [T, heads, d], log-sum-exp fp32[heads, T], or [T, heads] where `lse_by_token`)"""
-    backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Packed, float], tuple[Tensor, Tensor, Tensor]]
+    backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, PackedSequences, float], tuple[Tensor, Tensor, Tensor]]
     """(d_out, q, k, v, out, log-sum-exp, packed, scale) -> (dq, dk, dv)"""
     lse_by_token: bool = False
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedSequences:
     """Where conversations begin and end, and the kernel that minds it."""
 
     cu_seqlens: Tensor
@@ -41,8 +41,8 @@ class Packed:
     kernel: Kernel
 
     @cached_property
-    def places(self) -> attention_cudnn.Places:
-        return attention_cudnn.Places.of(self.cu_seqlens, self.max_seqlen)
+    def offsets(self) -> attention_cudnn.PackedOffsets:
+        return attention_cudnn.PackedOffsets.of(self.cu_seqlens, self.max_seqlen)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         return self.kernel.forward(q, k, v, self, scale)
@@ -66,14 +66,14 @@ def plain_varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: flo
     return torch.cat(parts) if parts else q * 0
 
 
-def _plain_forward(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float) -> tuple[Tensor, Tensor]:
+def _plain_forward(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, scale: float) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         out = plain_varlen(q, k, v, packed.cu_seqlens, scale)
     return out, torch.empty(q.shape[1], len(q), dtype=torch.float32, device=q.device)
 
 
 def _plain_backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, packed: Packed, scale: float
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, packed: PackedSequences, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.enable_grad():
         q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
@@ -81,14 +81,14 @@ def _plain_backward(
     return dq, dk, dv
 
 
-def _flash_forward(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float) -> tuple[Tensor, Tensor]:
+def _flash_forward(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, scale: float) -> tuple[Tensor, Tensor]:
     lengths = packed.cu_seqlens, packed.cu_seqlens, packed.max_seqlen, packed.max_seqlen
     out, lse, *_ = torch.ops.aten._flash_attention_forward(q, k, v, *lengths, 0.0, True, False, scale=scale)
     return out, lse
 
 
 def _flash_backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, packed: Packed, scale: float
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, packed: PackedSequences, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     lengths = packed.cu_seqlens, packed.cu_seqlens, packed.max_seqlen, packed.max_seqlen
     unused = torch.empty(2, dtype=torch.uint64, device=q.device)  # the state of dropout's generator
@@ -99,7 +99,7 @@ def _flash_backward(
 
 
 def _fixed_backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, packed: Packed, scale: float
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, packed: PackedSequences, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums in one order, always. torch has no argument for it, only a global switch that the kernel reads when launched."""
     before, only_warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
@@ -110,14 +110,14 @@ def _fixed_backward(
         torch.use_deterministic_algorithms(before, warn_only=only_warned)
 
 
-def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor, packed: Packed, scale: float) -> tuple[Tensor, Tensor]:
-    return attention_cudnn.forward(q, k, v, packed.places, scale)
+def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, scale: float) -> tuple[Tensor, Tensor]:
+    return attention_cudnn.forward(q, k, v, packed.offsets, scale)
 
 
 def _cudnn_backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, packed: Packed, scale: float
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, packed: PackedSequences, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return attention_cudnn.backward(d_out, q, k, v, out, lse, packed.places, scale)
+    return attention_cudnn.backward(d_out, q, k, v, out, lse, packed.offsets, scale)
 
 
 PLAIN = Kernel("plain PyTorch", _plain_forward, _plain_backward)
@@ -151,7 +151,7 @@ def varlen(
     """(out, log-sum-exp) of a fused kernel, differentiable by q, k and v, opaque to torch.compile."""
     kernel, _ = choose(q.device.type, q.dtype, q.shape[-1], deterministic)
     q, k, v = (_dense(t) for t in (q, k, v))
-    return kernel.forward(q, k, v, Packed(cu_seqlens, max_seqlen, kernel), scale)
+    return kernel.forward(q, k, v, PackedSequences(cu_seqlens, max_seqlen, kernel), scale)
 
 
 @torch.library.custom_op("talaria::varlen_backward", mutates_args=())
@@ -169,7 +169,7 @@ def varlen_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     kernel, _ = choose(q.device.type, q.dtype, q.shape[-1], deterministic)
     d_out, q, k, v = (_dense(t) for t in (d_out, q, k, v))
-    dq, dk, dv = kernel.backward(d_out, q, k, v, out, lse, Packed(cu_seqlens, max_seqlen, kernel), scale)
+    dq, dk, dv = kernel.backward(d_out, q, k, v, out, lse, PackedSequences(cu_seqlens, max_seqlen, kernel), scale)
     return dq, dk, dv
 
 

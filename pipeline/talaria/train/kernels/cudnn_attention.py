@@ -23,7 +23,7 @@ _CONVERSATIONS = 16
 
 
 @dataclass(frozen=True)
-class Shape:
+class AttentionShape:
     """All that a graph depends on but the buckets."""
 
     heads: int
@@ -49,7 +49,7 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class Places:
+class PackedOffsets:
     """Where conversations lie, as cuDNN wants to be told: element offsets of each, int32[b + 1, 1, 1, 1], and lengths."""
 
     cu_seqlens: Tensor
@@ -58,7 +58,7 @@ class Places:
     _offsets: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, cu_seqlens: Tensor, max_seqlen: int) -> Places:
+    def of(cls, cu_seqlens: Tensor, max_seqlen: int) -> PackedOffsets:
         count = len(cu_seqlens) - 1
         empty = -count % _CONVERSATIONS
         return cls(torch.cat([cu_seqlens, cu_seqlens[-1:].expand(empty)]), bucket(max_seqlen))
@@ -78,7 +78,7 @@ class Places:
             self._offsets[0] = self.cu_seqlens.diff().view(-1, 1, 1, 1)
         return self._offsets[0]
 
-    def bound(self, shape: Shape) -> dict[str, Tensor]:
+    def bound(self, shape: AttentionShape) -> dict[str, Tensor]:
         row_q, row_k, row_v = shape.rows
         rows = {"at_q": row_q, "at_k": row_k, "at_v": row_v, "at_out": shape.heads * shape.width}
         rows |= {"at_kv": shape.kv_heads * shape.width, "at_lse": shape.heads}
@@ -92,42 +92,42 @@ def bucket(length: int) -> int:
     return next((size for size in LENGTHS if size >= length), 1 << math.ceil(math.log2(length)))
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, places: Places, scale: float) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, offsets: PackedOffsets, scale: float) -> tuple[Tensor, Tensor]:
     """Returns (out [T, heads, d], log-sum-exp fp32[T, heads])."""
     shape = shape_of(q, k, v, scale)
     out, lse = (
         torch.empty(q.shape, dtype=q.dtype, device=q.device),
         torch.empty(q.shape[:2], dtype=torch.float32, device=q.device),
     )
-    run, _ = graphs(shape, places, len(q), q.device)
-    run(q.device, q=q, k=k, v=v, out=out, lse=lse, **places.bound(shape))
+    run, _ = graphs(shape, offsets, len(q), q.device)
+    run(q.device, q=q, k=k, v=v, out=out, lse=lse, **offsets.bound(shape))
     return out, lse
 
 
 def backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, places: Places, scale: float
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: PackedOffsets, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = shape_of(q, k, v, scale)
     dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
     tensors = {"q": q, "k": k, "v": v, "out": out, "d_out": d_out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
-    _, run = graphs(shape, places, len(q), q.device)
-    run(q.device, **tensors, **places.bound(shape))
+    _, run = graphs(shape, offsets, len(q), q.device)
+    run(q.device, **tensors, **offsets.bound(shape))
     return dq, dk, dv
 
 
-def shape_of(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Shape:
+def shape_of(q: Tensor, k: Tensor, v: Tensor, scale: float) -> AttentionShape:
     rows = q.stride(0), k.stride(0), v.stride(0)
-    return Shape(q.shape[1], k.shape[1], q.shape[2], rows, scale)
+    return AttentionShape(q.shape[1], k.shape[1], q.shape[2], rows, scale)
 
 
-def graphs(shape: Shape, places: Places, tokens: int, device: torch.device) -> tuple[Graph, Graph]:
+def graphs(shape: AttentionShape, offsets: PackedOffsets, tokens: int, device: torch.device) -> tuple[Graph, Graph]:
     """Forward and backward."""
-    _prepare(shape, places.count, bucket(tokens), device)
-    return _build(shape, places.count, places.longest, device)
+    _prepare(shape, offsets.count, bucket(tokens), device)
+    return _build(shape, offsets.count, offsets.longest, device)
 
 
 @cache
-def _prepare(shape: Shape, count: int, tokens: int, device: torch.device) -> None:
+def _prepare(shape: AttentionShape, count: int, tokens: int, device: torch.device) -> None:
     """With the first graph for a number of conversations come those for every length that such a micro-batch may hold:
     a graph takes 0.1 s, which belongs into the first steps rather than to whichever step meets an unusual length."""
     for longest in LENGTHS:
@@ -136,14 +136,14 @@ def _prepare(shape: Shape, count: int, tokens: int, device: torch.device) -> Non
 
 
 @cache
-def _build(shape: Shape, count: int, longest: int, device: torch.device) -> tuple[Graph, Graph]:
+def _build(shape: AttentionShape, count: int, longest: int, device: torch.device) -> tuple[Graph, Graph]:
     return _graph(shape, count, longest, device, _forward), _graph(shape, count, longest, device, _backward)
 
 
 def fault(width: int, device: torch.device) -> str | None:
     """Why this cuDNN cannot do it; None if it can."""
     try:
-        _build(Shape(2, 1, width, (2 * width, width, width), 1.0), _CONVERSATIONS, LENGTHS[0], device)
+        _build(AttentionShape(2, 1, width, (2 * width, width, width), 1.0), _CONVERSATIONS, LENGTHS[0], device)
     except Exception as error:  # whatever it is: another kernel is taken then, and start-up says why
         return str(error).partition("\n")[0]
     return None
@@ -158,7 +158,7 @@ def _library(device: torch.device) -> tuple[Any, Any]:
 
 
 def _graph(
-    shape: Shape, count: int, longest: int, device: torch.device, describe: Callable[[Any, _Inputs], dict[str, Any]]
+    shape: AttentionShape, count: int, longest: int, device: torch.device, describe: Callable[[Any, _Inputs], dict[str, Any]]
 ) -> Graph:
     cudnn, handle = _library(device)
     graph = cudnn.pygraph(
@@ -180,7 +180,7 @@ def _graph(
 class _Inputs:
     """The inputs that both graphs have, and how they and their outputs lie in memory: one conversation after the other."""
 
-    def __init__(self, cudnn: Any, graph: Any, shape: Shape, count: int, longest: int) -> None:
+    def __init__(self, cudnn: Any, graph: Any, shape: AttentionShape, count: int, longest: int) -> None:
         self.cudnn, self.graph, self.shape, self.count, self.longest = cudnn, graph, shape, count, longest
         self.names: dict[str, Any] = {}
         for name, heads, row in zip("qkv", (shape.heads, shape.kv_heads, shape.kv_heads), shape.rows, strict=True):

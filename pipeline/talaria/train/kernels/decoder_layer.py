@@ -1,6 +1,6 @@
 """A decoder layer (Qwen3, Llama) as one differentiable function, its derivative written out.
 
-Autograd would keep, or torch.compile would choose, what is saved for the backward pass. Here it is decided, by `Keep`: norms are
+Autograd would keep, or torch.compile would choose, what is saved for the backward pass. Here it is decided, by `Saved`: norms are
 always made again, in a kernel that runs anyway; rotated heads and the activation where memory is short; all where it is shorter
 still. Gradients of weights are added to their totals inside the products. There is nothing to compile per shape.
 
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from talaria.train.kernels.attention import Packed
+from talaria.train.kernels.attention import PackedSequences
 from talaria.train.kernels.elementwise import norm, norm_backward, rope, rope_backward, swiglu, swiglu_backward_
 from talaria.train.kernels.matmul import lay_side_by_side, project, project_backward, vector_gradient, weight_gradients
 
@@ -25,19 +25,19 @@ Stream = tuple[Tensor, Tensor | None]
 """[T, H] twice; the second, absent before the first layer, is still to be added."""
 
 
-class Keep(IntEnum):
-    """What a layer keeps between its forward and backward pass."""
+class Saved(IntEnum):
+    """What a layer saves between its forward and backward pass (its activation checkpointing policy)."""
 
     INPUT = 0
     """its input alone: the forward pass is repeated"""
-    MOST = 1
-    """what no elementwise kernel can make again"""
+    DEFAULT = 1
+    """all but what a cheap elementwise kernel recomputes"""
     ALL = 2
     """rotated heads and the activation too"""
 
 
 @dataclass(frozen=True)
-class Shape:
+class LayerShape:
     heads: int
     kv_heads: int
     width: int
@@ -57,10 +57,10 @@ class Rotary:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenLayout:
     """A micro-batch's T tokens as a layer sees them."""
 
-    packed: Packed
+    packed: PackedSequences
     rotary: Rotary
     wanted: Tensor | None = None
     """int64[S], ascending: where the layer's output is wanted; absent: everywhere"""
@@ -92,7 +92,7 @@ class Weights(NamedTuple):
     down: Any
 
 
-class Kept(NamedTuple):
+class Residuals(NamedTuple):
     """What the backward pass needs of the forward pass. x2, rstd2, gate_up and act are of the wanted tokens."""
 
     x: Tensor
@@ -126,7 +126,7 @@ def fuse(layer: nn.Module, config: Any, fp8: bool) -> None:
     Called with hidden states, as transformers does to generate text, it runs as before.
     """
     attention: Any = layer.self_attn
-    shape = Shape(
+    shape = LayerShape(
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         width=attention.head_dim,
@@ -170,79 +170,81 @@ def lay_out(layer: Any) -> None:
     lay_side_by_side([mlp.gate_proj.weight, mlp.up_proj.weight])
 
 
-def decoder_layer(w: Weights, shape: Shape, stream: Stream, tokens: Tokens, keep: Keep) -> Stream:
+def decoder_layer(w: Weights, shape: LayerShape, stream: Stream, tokens: TokenLayout, saved: Saved) -> Stream:
     """The stream after the layer, where it is wanted."""
     x, add = stream
-    out: tuple[Tensor, Tensor] = _DecoderLayer.apply(x, add, shape, tokens, keep, *w)  # type: ignore[no-untyped-call]
+    out: tuple[Tensor, Tensor] = _DecoderLayer.apply(x, add, shape, tokens, saved, *w)  # type: ignore[no-untyped-call]
     return out
 
 
 class _DecoderLayer(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, add: Tensor | None, shape: Shape, tokens: Tokens, keep: Keep, *weights: Tensor
+        ctx: Any, x: Tensor, add: Tensor | None, shape: LayerShape, tokens: TokenLayout, saved: Saved, *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         w = Weights(*weights)
         x, n1, rstd1 = norm(x, w.norm1, shape.eps, add)
-        kept = _attend(x, n1, rstd1, w, shape, tokens, keep)
-        act = swiglu(kept.gate_up)
-        if keep == Keep.ALL:
-            kept = kept._replace(act=act)
-        ctx.shape, ctx.tokens, ctx.keep, ctx.pair = shape, tokens, keep, add is not None
-        ctx.save_for_backward(*((x,) if keep == Keep.INPUT else kept), *weights)
-        return kept.x2, project(act, (w.down,), shape.fp8)
+        res = _attend(x, n1, rstd1, w, shape, tokens, saved)
+        act = swiglu(res.gate_up)
+        if saved == Saved.ALL:
+            res = res._replace(act=act)
+        ctx.shape, ctx.tokens, ctx.saved, ctx.pair = shape, tokens, saved, add is not None
+        ctx.save_for_backward(*((x,) if saved == Saved.INPUT else res), *weights)
+        return res.x2, project(act, (w.down,), shape.fp8)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         skip, grad = grads
-        shape: Shape = ctx.shape
-        if ctx.keep == Keep.INPUT:
+        shape: LayerShape = ctx.shape
+        if ctx.saved == Saved.INPUT:
             x, *weights = ctx.saved_tensors
             w = Weights(*weights)
             _, n1, rstd1 = norm(x, w.norm1, shape.eps)
-            kept = _attend(x, n1, rstd1, w, shape, ctx.tokens, Keep.ALL)
+            res = _attend(x, n1, rstd1, w, shape, ctx.tokens, Saved.ALL)
         else:
-            saved = ctx.saved_tensors
-            kept, w = Kept(*saved[: len(Kept._fields)]), Weights(*saved[len(Kept._fields) :])
-        dx, d_weights = _backward(kept, w, shape, ctx.tokens, skip, grad)
+            tensors, count = ctx.saved_tensors, len(Residuals._fields)
+            res, w = Residuals(*tensors[:count]), Weights(*tensors[count:])
+        dx, d_weights = _backward(res, w, shape, ctx.tokens, skip, grad)
         return dx, dx if ctx.pair else None, None, None, None, *d_weights
 
 
-def _attend(x: Tensor, n1: Tensor, rstd1: Tensor, w: Weights, shape: Shape, tokens: Tokens, keep: Keep) -> Kept:
+def _attend(x: Tensor, n1: Tensor, rstd1: Tensor, w: Weights, shape: LayerShape, tokens: TokenLayout, saved: Saved) -> Residuals:
     """The layer's forward pass up to the MLP's activation."""
     rotary = tokens.rotary
     qkv = project(n1, (w.q, w.k, w.v), shape.fp8)
     q, k = rope(qkv, w.q_norm, w.k_norm, rotary.cos, rotary.sin, shape.heads, shape.kv_heads, shape.head_eps)
     attended, lse = tokens.packed.forward(q, k, _values(qkv, shape), shape.scale)
     x2, n2, rstd2 = norm(tokens.pick(x), w.norm2, shape.eps, project(tokens.pick(attended.flatten(1)), (w.o,), shape.fp8))
-    kept = Kept(x, rstd1, qkv, attended, lse, x2, rstd2, project(n2, (w.gate, w.up), shape.fp8))
-    return kept._replace(q=q, k=k) if keep == Keep.ALL else kept
+    res = Residuals(x, rstd1, qkv, attended, lse, x2, rstd2, project(n2, (w.gate, w.up), shape.fp8))
+    return res._replace(q=q, k=k) if saved == Saved.ALL else res
 
 
-def _values(qkv: Tensor, shape: Shape) -> Tensor:
+def _values(qkv: Tensor, shape: LayerShape) -> Tensor:
     return qkv.view(len(qkv), shape.heads + 2 * shape.kv_heads, shape.width)[:, -shape.kv_heads :]
 
 
-def _backward(kept: Kept, w: Weights, shape: Shape, tokens: Tokens, skip: Tensor, grad: Tensor) -> tuple[Tensor, Weights]:
-    """`skip`, `grad`: derivatives by the two halves of the output. Overwrites kept.gate_up."""
-    d_act, d_gate_up = project_backward(grad, (w.down,), shape.fp8), kept.gate_up
-    swiglu_backward_(d_gate_up, d_act, again=kept.act is None)
-    act = d_act if kept.act is None else kept.act
+def _backward(
+    res: Residuals, w: Weights, shape: LayerShape, tokens: TokenLayout, skip: Tensor, grad: Tensor
+) -> tuple[Tensor, Weights]:
+    """`skip`, `grad`: derivatives by the two halves of the output. Overwrites res.gate_up."""
+    d_act, d_gate_up = project_backward(grad, (w.down,), shape.fp8), res.gate_up
+    swiglu_backward_(d_gate_up, d_act, again=res.act is None)
+    act = d_act if res.act is None else res.act
     (d_down,) = weight_gradients((w.down,), grad, act)
-    dx2, n2, d_norm2 = norm_backward(kept.x2, kept.rstd2, w.norm2, project_backward(d_gate_up, (w.gate, w.up), shape.fp8), skip)
+    dx2, n2, d_norm2 = norm_backward(res.x2, res.rstd2, w.norm2, project_backward(d_gate_up, (w.gate, w.up), shape.fp8), skip)
     d_gate, d_up = weight_gradients((w.gate, w.up), d_gate_up, n2)
 
-    d_attended = tokens.spread(project_backward(dx2, (w.o,), shape.fp8)).view_as(kept.attended)
-    (d_o,) = weight_gradients((w.o,), dx2, tokens.pick(kept.attended.flatten(1)))
-    heads = (kept.qkv, w.q_norm, w.k_norm, tokens.rotary.cos, tokens.rotary.sin)
-    q, k = kept.q, kept.k
+    d_attended = tokens.spread(project_backward(dx2, (w.o,), shape.fp8)).view_as(res.attended)
+    (d_o,) = weight_gradients((w.o,), dx2, tokens.pick(res.attended.flatten(1)))
+    heads = (res.qkv, w.q_norm, w.k_norm, tokens.rotary.cos, tokens.rotary.sin)
+    q, k = res.q, res.k
     if q is None or k is None:
         q, k = rope(*heads, shape.heads, shape.kv_heads, shape.head_eps)
-    d_heads = tokens.packed.backward(d_attended, q, k, _values(kept.qkv, shape), kept.attended, kept.lse, shape.scale)
+    d_heads = tokens.packed.backward(d_attended, q, k, _values(res.qkv, shape), res.attended, res.lse, shape.scale)
     d_qkv, d_q_norm, d_k_norm = rope_backward(*heads, *d_heads, shape.head_eps)
 
     dn1 = project_backward(d_qkv, (w.q, w.k, w.v), shape.fp8)
-    dx, n1, d_norm1 = norm_backward(kept.x, kept.rstd1, w.norm1, dn1, tokens.spread(dx2))
+    dx, n1, d_norm1 = norm_backward(res.x, res.rstd1, w.norm1, dn1, tokens.spread(dx2))
     d_q, d_k, d_v = weight_gradients((w.q, w.k, w.v), d_qkv, n1)
     vectors = [
         vector_gradient(weight, parts)

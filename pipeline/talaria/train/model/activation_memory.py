@@ -1,11 +1,11 @@
-"""What a micro-batch leaves behind for its backward pass: how many bytes, and what is computed again where there is no room."""
+"""Activation memory of a micro-batch, and how many layers recompute theirs in the backward pass where it does not fit."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from talaria.train.kernels.decoder_layer import Keep
+from talaria.train.kernels.decoder_layer import Saved
 from talaria.train.model.loss import CHUNK
 
 USABLE = 0.89
@@ -18,41 +18,45 @@ than these it is faster to compute some layers twice (benchmarks/LOG.md)."""
 
 
 @dataclass(frozen=True)
-class Footprint:
+class ActivationMemory:
     """Bytes of a model's activations."""
 
     layers: int
-    least: int
-    most: int
-    everything: int
-    """`least` to `everything`: of a token in a layer, for each `Keep`."""
+    saved_min: int
+    saved_default: int
+    saved_all: int
+    """Bytes of a token in a layer under `Saved.INPUT`, `Saved.DEFAULT` and `Saved.ALL`."""
     logits: int
-    """Of a target, for as long as its chunk of the loss is computed."""
+    """Bytes of a target's logits, for as long as its chunk of the loss is computed."""
 
     @classmethod
-    def of(cls, config: Any, *, fused: bool, itemsize: int) -> Footprint:
-        """config: a Hugging Face model's; itemsize: bytes of a number in its products."""
+    def of(cls, config: Any, *, fused: bool, itemsize: int) -> ActivationMemory:
+        """Count them from a Hugging Face model's configuration; itemsize: bytes of a number in its products."""
         heads, kv_heads = (count * head_width(config) for count in (config.num_attention_heads, config.num_key_value_heads))
-        least, inner = config.hidden_size, config.intermediate_size
-        most = 2 * (least + heads + kv_heads + inner)
-        everything = most + heads + kv_heads + inner
+        hidden, inner = config.hidden_size, config.intermediate_size
+        default = 2 * (hidden + heads + kv_heads + inner)
+        full = default + heads + kv_heads + inner
         if not fused:
-            most = everything = 2 * everything  # what autograd keeps of transformers' own layers
-        sizes = (itemsize * size for size in (least, most, everything, config.vocab_size))
+            default = full = 2 * full  # what autograd keeps of transformers' own layers
+        sizes = (itemsize * size for size in (hidden, default, full, config.vocab_size))
         return cls(config.num_hidden_layers, *sizes)
 
-    def keeps(self, room: int, tokens: int, targets: int) -> list[Keep]:
-        """What each layer keeps of a micro-batch in `room` bytes: less for as few layers as must, then more for who can."""
-        least, most, everything = (tokens * size for size in (self.least, self.most, self.everything))
-        room -= min(targets, CHUNK) * self.logits + 2 * everything  # in passing
-        again = min(self.layers, max(0, -((room - self.layers * most) // (most - least))))
-        spare = room - again * least - (self.layers - again) * most
-        rich = min(self.layers - again, max(0, spare // (everything - most))) if everything > most else 0
-        return [Keep.INPUT] * again + [Keep.MOST] * (self.layers - again - rich) + [Keep.ALL] * rich
+    def saved_per_layer(self, budget_bytes: int, tokens: int, targets: int) -> list[Saved]:
+        """Choose what each layer saves of a micro-batch so that all fits into `budget_bytes`.
 
-    def packed_tokens(self, limit: int, room: float) -> int:
-        """Up to `limit`, the most tokens of which no layer has to be computed again, but enough to keep the GPU busy."""
-        tokens = int((room - CHUNK * self.logits) / (self.layers * self.most + 2 * self.everything))
+        As few layers as possible recompute everything; what is then left of the budget lets others save all.
+        """
+        minimum, default, full = (tokens * size for size in (self.saved_min, self.saved_default, self.saved_all))
+        budget_bytes -= min(targets, CHUNK) * self.logits + 2 * full  # in passing
+        n_recompute = min(self.layers, max(0, -((budget_bytes - self.layers * default) // (default - minimum))))
+        spare = budget_bytes - n_recompute * minimum - (self.layers - n_recompute) * default
+        n_all = min(self.layers - n_recompute, max(0, spare // (full - default))) if full > default else 0
+        n_default = self.layers - n_recompute - n_all
+        return [Saved.INPUT] * n_recompute + [Saved.DEFAULT] * n_default + [Saved.ALL] * n_all
+
+    def packed_tokens(self, limit: int, budget_bytes: float) -> int:
+        """Up to `limit`, the most tokens for which no layer has to be recomputed, but enough to keep the GPU busy."""
+        tokens = int((budget_bytes - CHUNK * self.logits) / (self.layers * self.saved_default + 2 * self.saved_all))
         return min(limit, max(tokens, _FEWEST))
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +18,32 @@ from talaria.train.batching.packing import MicroBatch
 from talaria.train.kernels import attention
 from talaria.train.kernels import decoder_layer as kernels_layer
 from talaria.train.kernels import elementwise as kernels
-from talaria.train.kernels.decoder_layer import Keep, Stream, Tokens
+from talaria.train.kernels.decoder_layer import Saved, Stream, TokenLayout
 from talaria.train.kernels.matmul import total_of
-from talaria.train.model.activation_memory import USABLE, Footprint, head_width
+from talaria.train.model.activation_memory import USABLE, ActivationMemory, head_width
 from talaria.train.model.loss import CHUNK, linear_cross_entropy
 
-if TYPE_CHECKING:
-    from talaria.config.schema import Train
-
 FAMILIES = ("qwen3", "qwen2", "llama")
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    rank: int
+    alpha: float
+    dropout: float
+    targets: str
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a model runs; the fields mean what the settings `train.*` of the same names do."""
+
+    precision: Literal["mixed", "fp32", "bf16"]
+    activation_checkpointing: Literal["auto", "off", "selective", "full"] = "auto"
+    kernels: Literal["auto", "plain"] = "auto"
+    deterministic: bool = False
+    fp8: bool = False
+    lora: LoraOptions | None = None
 
 
 class CausalLM(nn.Module):
@@ -35,21 +52,21 @@ class CausalLM(nn.Module):
     Everything, the head included, runs inside `forward`, so that hooks on this module (FSDP's) see every use of a weight.
     """
 
-    def __init__(self, hf: nn.Module, train: Train) -> None:
+    def __init__(self, hf: nn.Module, options: ModelOptions) -> None:
         super().__init__()
         self.hf = hf
-        self.recompute = train.activation_checkpointing
-        self.plain_because = "train.kernels is plain" if train.kernels == "plain" else self._why_plain()
-        self.deterministic = train.deterministic
-        self.fp8 = train.fp8
-        self.later = 0
-        """Bytes that a step will hold beside what it begins with and its activations."""
-        self._room: int | None = None
-        itemsize = 4 if train.precision == "fp32" else 2
-        self.footprint = Footprint.of(self.core.config, fused=self.fused, itemsize=itemsize)
+        self.recompute = options.activation_checkpointing
+        self.plain_because = "train.kernels is plain" if options.kernels == "plain" else self._why_plain()
+        self.deterministic = options.deterministic
+        self.fp8 = options.fp8
+        self.transient_bytes = 0
+        """Bytes that a step allocates beside what it begins with and its activations."""
+        self._budget_bytes: int | None = None
+        itemsize = 4 if options.precision == "fp32" else 2
+        self.activations = ActivationMemory.of(self.core.config, fused=self.fused, itemsize=itemsize)
         if self.fused:
             for layer in layers(self):
-                kernels_layer.fuse(layer, self.core.config, fp8=train.fp8)
+                kernels_layer.fuse(layer, self.core.config, fp8=options.fp8)
 
     @property
     def core(self) -> Any:
@@ -70,7 +87,7 @@ class CausalLM(nn.Module):
         return linear_cross_entropy(core.model.norm(hidden), core.lm_head.weight, batch.targets, batch.weights, scale=scale)
 
     def logits(self, batch: MicroBatch) -> Tensor:
-        """[T, V] for every packed token: for checks and small models only."""
+        """Return [T, V], the logits of every packed token. Reference for tests: training never makes them."""
         x, add = self.stream(batch)
         out: Tensor = self.core.lm_head(self.core.model.norm(x if add is None else x + add))
         return out
@@ -81,9 +98,9 @@ class CausalLM(nn.Module):
         With `wanted`, ascending int64[S]: [S, H], at these tokens only.
         """
         body = self.core.model
-        keeps = self.keeps(len(batch.input_ids), len(batch.positions))
+        saved = self.saved_per_layer(len(batch.input_ids), len(batch.positions))
         if not self.fused:
-            x = self._plain_stream(batch, keeps)
+            x = self._plain_stream(batch, saved)
             return x if wanted is None else x.index_select(0, wanted), None
         x = _Embedding.apply(batch.input_ids, body.embed_tokens.weight)  # type: ignore[no-untyped-call]
         # In fp32, whatever the stream's dtype; its two halves are equal.
@@ -91,15 +108,15 @@ class CausalLM(nn.Module):
         half = cos.shape[-1] // 2
         rotary = kernels_layer.Rotary(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
         kernel, _ = attention.choose(x.device.type, x.dtype, 2 * half, self.deterministic)
-        tokens = Tokens(attention.Packed(batch.cu_seqlens, batch.max_seqlen, kernel), rotary)
+        tokens = TokenLayout(attention.PackedSequences(batch.cu_seqlens, batch.max_seqlen, kernel), rotary)
         stream: Stream = (x, None)
-        *earlier, (last, kept) = zip(body.layers, keeps, strict=True)
-        for layer, keep in earlier:
-            stream = layer(stream, tokens, keep)
-        stream = last(stream, replace(tokens, wanted=wanted), kept)
+        *earlier, (last, last_saved) = zip(body.layers, saved, strict=True)
+        for layer, layer_saved in earlier:
+            stream = layer(stream, tokens, layer_saved)
+        stream = last(stream, replace(tokens, wanted=wanted), last_saved)
         return stream
 
-    def _plain_stream(self, batch: MicroBatch, keeps: Sequence[Keep]) -> Tensor:
+    def _plain_stream(self, batch: MicroBatch, saved_per_layer: Sequence[Saved]) -> Tensor:
         body = self.core.model
         x = body.embed_tokens(batch.input_ids.unsqueeze(0))
         kwargs = {
@@ -111,24 +128,24 @@ class CausalLM(nn.Module):
             "max_length_q": batch.max_seqlen,
             "deterministic": self.deterministic,
         }
-        for layer, keep in zip(body.layers, keeps, strict=True):
-            x = checkpoint(layer, x, use_reentrant=False, **kwargs) if keep == Keep.INPUT else layer(x, **kwargs)
+        for layer, saved in zip(body.layers, saved_per_layer, strict=True):
+            x = checkpoint(layer, x, use_reentrant=False, **kwargs) if saved == Saved.INPUT else layer(x, **kwargs)
         out: Tensor = x.squeeze(0)
         return out
 
-    def keeps(self, tokens: int, targets: int) -> list[Keep]:
-        """What each layer keeps for the backward pass of a micro-batch: as much as fits where the choice is automatic."""
+    def saved_per_layer(self, tokens: int, targets: int) -> list[Saved]:
+        """What each layer saves for the backward pass of a micro-batch: as much as fits where the choice is automatic."""
         count = len(layers(self))
         weight = self.core.lm_head.weight
         if not torch.is_grad_enabled() or (self.recompute == "auto" and not weight.is_cuda):
-            return [Keep.MOST] * count
+            return [Saved.DEFAULT] * count
         if self.recompute != "auto":
             again = {"full": count, "selective": count // 2}.get(self.recompute, 0)
-            return [Keep.INPUT] * again + [Keep.ALL] * (count - again)
-        if self._room is None:  # the first backward pass: weights, gradients and optimiser state are in place
+            return [Saved.INPUT] * again + [Saved.ALL] * (count - again)
+        if self._budget_bytes is None:  # the first backward pass: weights, gradients and optimiser state are in place
             total = torch.cuda.get_device_properties(weight.device).total_memory
-            self._room = int(USABLE * total) - torch.cuda.memory_allocated(weight.device) - self.later
-        return self.footprint.keeps(self._room, tokens, targets)
+            self._budget_bytes = int(USABLE * total) - torch.cuda.memory_allocated(weight.device) - self.transient_bytes
+        return self.activations.saved_per_layer(self._budget_bytes, tokens, targets)
 
     def _why_plain(self) -> str | None:
         return next((why for layer in layers(self) if (why := kernels_layer.why_not(layer, self.core.config))), None)
@@ -157,31 +174,30 @@ class _Embedding(torch.autograd.Function):
         return None, None
 
 
-def load_model(folder: str | Path, train: Train, device: torch.device | str) -> CausalLM:
+def load_model(folder: str | Path, options: ModelOptions, device: torch.device | str) -> CausalLM:
     """Load a Hugging Face folder for training. Raises ConfigError for a family that has not been checked."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     check_supported(config, str(folder))
-    dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     hf = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation=attention.register(), trust_remote_code=False
     )
     hf.config.use_cache = False
-    if train.lora.rank:
-        hf = add_adapters(hf, train)
-    model = CausalLM(hf, train)
-    if train.fp8 and (not model.fused or config.hidden_size % 16 or config.intermediate_size % 16):
+    if options.lora:
+        hf = add_adapters(hf, options.lora)
+    model = CausalLM(hf, options)
+    if options.fp8 and (not model.fused or config.hidden_size % 16 or config.intermediate_size % 16):
         why = model.plain_because or "its widths are no multiples of 16"
         raise ConfigError(f"train.fp8 does not work for {folder}, as {why}; leave it off.")
     return model.to(device)
 
 
-def add_adapters(hf: Any, train: Train) -> nn.Module:
+def add_adapters(hf: Any, lora: LoraOptions) -> nn.Module:
     """Wrap the model's linear layers in LoRA adapters (peft); only these train."""
     import peft
 
-    lora = train.lora
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets
     )

@@ -12,19 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from talaria.train.kernels.elementwise import softmax_nll_
 from talaria.train.kernels.matmul import add_product, total_of
 
 CHUNK = 4096
 """Most rows of logits at a time: with 151,936 entries in the vocabulary, 1.2 GB in bf16."""
-
-
-def plain_linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """The reference: full logits, then sum over rows of weights * NLL, in fp32."""
-    nll = cross_entropy((hidden @ weight.t()).float(), targets, reduction="none")
-    return (nll if weights is None else nll * weights).sum()
 
 
 def linear_cross_entropy(

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,29 +20,37 @@ from torch.distributed.tensor import DTensor
 from talaria.train.kernels.elementwise import fused
 from talaria.train.optim.bf16_masters import join_halves, round_stochastically, split_halves
 
-if TYPE_CHECKING:
-    from talaria.config.schema import Train
-
 _CHUNK = 1 << 26
 """Elements updated at a time: bounds the temporaries of an update in plain PyTorch."""
+
+
+@dataclass(frozen=True)
+class AdamWSettings:
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    """On matrices only."""
 
 
 class AdamW:
     """Decoupled weight decay (Loshchilov & Hutter, 2019) on matrices only.
 
-    params: what is trained; cut_off: per parameter the low 16 bits of its fp32 master, or None where it is its own master.
+    params: what is trained; low_bits: per parameter the low 16 bits of its fp32 master, or None where it is its own master;
+    state_dtype: of the two moments.
     """
 
-    def __init__(self, params: Sequence[nn.Parameter], cut_off: Sequence[Tensor | None], train: Train) -> None:
-        self.train = train
+    def __init__(
+        self, params: Sequence[nn.Parameter], low_bits: Sequence[Tensor | None], settings: AdamWSettings, state_dtype: torch.dtype
+    ) -> None:
+        self.settings = settings
         self.params = list(params)
-        self.cut_off = list(cut_off)
+        self.low_bits = list(low_bits)
         self.decays = [param.ndim >= 2 for param in params]
         self.steps_done = 0
-        state_dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
         self.exp_avg = [torch.zeros_like(part, dtype=state_dtype) for part in self.parts()]
         self.exp_avg_sq = [torch.zeros_like(part, dtype=state_dtype) for part in self.parts()]
-        state = zip(self.cut_off, self.exp_avg, self.exp_avg_sq, strict=True)
+        state = zip(self.low_bits, self.exp_avg, self.exp_avg_sq, strict=True)
         self._flat = [(None if low is None else low.view(-1), m.view(-1), v.view(-1)) for low, m, v in state]
 
     @torch.no_grad()
@@ -51,16 +60,16 @@ class AdamW:
         params = [part.view(-1) for part in self.parts()]
         kernels = fused(params[0])
         # Hundreds of small updates: what is done for each of them here must take less time than the update on a GPU.
-        shared = Numbers.of(self.train, self.steps_done, lr, scale)
+        shared = AdamWScalars.of(self.settings, self.steps_done, lr, scale)
         for index, (param, grad, (low, m, v)) in enumerate(zip(params, grads, self._flat, strict=True)):
-            numbers = shared.of_parameter(self.steps_done, index, self.decays[index])
+            scalars = shared.of_parameter(self.steps_done, index, self.decays[index])
             if kernels:
-                kernels.adamw_(param, low, grad.view(-1), m, v, numbers)
+                kernels.adamw_(param, low, grad.view(-1), m, v, scalars)
                 continue
             for start in range(0, len(param), _CHUNK):
                 piece = slice(start, start + _CHUNK)
                 update(
-                    param[piece], None if low is None else low[piece], grad.view(-1)[piece], m[piece], v[piece], numbers, start
+                    param[piece], None if low is None else low[piece], grad.view(-1)[piece], m[piece], v[piece], scalars, start
                 )
 
     def parts(self) -> list[Tensor]:
@@ -69,12 +78,12 @@ class AdamW:
 
     def master(self, index: int) -> Tensor:
         """This rank's part of a parameter as the optimiser knows it."""
-        part, low = local(self.params[index].detach()), self.cut_off[index]
+        part, low = local(self.params[index].detach()), self.low_bits[index]
         return part if low is None else join_halves(part, low)
 
     @torch.no_grad()
     def set_master(self, index: int, value: Tensor) -> None:
-        part, low = local(self.params[index].detach()), self.cut_off[index]
+        part, low = local(self.params[index].detach()), self.low_bits[index]
         if low is None:
             part.copy_(value)
         else:
@@ -83,8 +92,8 @@ class AdamW:
             low.copy_(cut)
 
 
-class Numbers(NamedTuple):
-    """What an update of one parameter needs beside tensors."""
+class AdamWScalars(NamedTuple):
+    """The numbers of one parameter's update, beside its tensors."""
 
     scale: float
     """of the gradient"""
@@ -101,30 +110,30 @@ class Numbers(NamedTuple):
     """Under 2^31; makes the random bits of stochastic rounding this step's and parameter's own."""
 
     @classmethod
-    def of(cls, train: Train, step: int, lr: float, scale: float) -> Numbers:
-        """Of step `step`, counted from 1, for a parameter that decays."""
+    def of(cls, settings: AdamWSettings, step: int, lr: float, scale: float) -> AdamWScalars:
+        """Return those of step `step`, counted from 1, for a parameter that decays."""
         return cls(
             scale=scale,
-            keep=1 - lr * train.weight_decay,
-            step_size=lr / (1 - train.beta1**step),
-            root_correction=math.sqrt(1 - train.beta2**step),
-            beta1=train.beta1,
-            beta2=train.beta2,
-            eps=train.eps,
+            keep=1 - lr * settings.weight_decay,
+            step_size=lr / (1 - settings.beta1**step),
+            root_correction=math.sqrt(1 - settings.beta2**step),
+            beta1=settings.beta1,
+            beta2=settings.beta2,
+            eps=settings.eps,
             salt=0,
         )
 
-    def of_parameter(self, step: int, index: int, decays: bool) -> Numbers:
+    def of_parameter(self, step: int, index: int, decays: bool) -> AdamWScalars:
         salt = (step * 0x9E3779B1 ^ index * 0x85EBCA6B) & 0x7FFFFFFF
         return self._replace(keep=self.keep if decays else 1.0, salt=salt)
 
 
-def update(param: Tensor, low: Tensor | None, grad: Tensor, m: Tensor, v: Tensor, numbers: Numbers, start: int = 0) -> None:
+def update(param: Tensor, low: Tensor | None, grad: Tensor, m: Tensor, v: Tensor, scalars: AdamWScalars, start: int = 0) -> None:
     """AdamW on a flat piece, in place, in fp32; `start`: where in its parameter the piece begins.
 
     Its twin on a GPU is kernels_triton/optim.py.
     """
-    n = numbers
+    n = scalars
     master = param.float() if low is None else join_halves(param, low)
     g = grad.float() * n.scale
     new_m = torch.lerp(m.float(), g, 1 - n.beta1)

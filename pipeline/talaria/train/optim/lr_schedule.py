@@ -1,23 +1,29 @@
-"""lr_schedule."""
+"""Learning-rate schedules: a pure function of the step's number."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from talaria.config.schema import Train
+from dataclasses import dataclass
 
 
-def learning_rate(step: int, total: int, train: Train) -> float:
-    """Rate of step `step` (from 0) of `total`: linear from 0 in warm-up, then a cosine to min_lr.
+@dataclass(frozen=True)
+class LRSchedule:
+    """Linear warm-up from 0 to `peak`, then a cosine to `minimum` at the last of `total_steps`.
 
     Megatron-LM's OptimizerParamScheduler; its warm-up, a fraction of the steps, is not rounded.
     """
-    warmup = train.warmup_fraction * total
-    if warmup > 0 and step <= warmup:
-        return train.lr * step / warmup
-    if step > total:
-        return train.min_lr
-    ratio = (step - warmup) / (total - warmup)
-    return train.min_lr + 0.5 * (math.cos(math.pi * ratio) + 1.0) * (train.lr - train.min_lr)
+
+    peak: float
+    minimum: float
+    warmup_fraction: float
+    total_steps: int
+
+    def __call__(self, step: int) -> float:
+        """Return the rate of step `step`, counted from 0."""
+        warmup = self.warmup_fraction * self.total_steps
+        if warmup > 0 and step <= warmup:
+            return self.peak * step / warmup
+        if step > self.total_steps:
+            return self.minimum
+        ratio = (step - warmup) / (self.total_steps - warmup)
+        return self.minimum + 0.5 * (math.cos(math.pi * ratio) + 1.0) * (self.peak - self.minimum)

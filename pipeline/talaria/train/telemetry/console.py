@@ -73,8 +73,8 @@ class Bar:
         self._bar.stop()
 
 
-def show_progress(leads: bool) -> Progress:
-    if not leads:
+def show_progress(is_main: bool) -> Progress:
+    if not is_main:
         return Silent()
     return Bar() if sys.stderr.isatty() and sys.stdout.isatty() else Lines()
 

@@ -59,12 +59,12 @@ def _adamw_kernel(
         tl.store(param_ptr + at, master, inside)
 
 
-def adamw_(param: Tensor, low: Tensor | None, grad: Tensor, m: Tensor, v: Tensor, numbers: tuple[float, ...]) -> None:
-    """optim.update of a whole flat parameter; `numbers` are optim.Numbers."""
+def adamw_(param: Tensor, low: Tensor | None, grad: Tensor, m: Tensor, v: Tensor, scalars: tuple[float, ...]) -> None:
+    """optim.update of a whole flat parameter; `scalars` are optim.AdamWScalars."""
     half = param.dtype == torch.bfloat16
     stored = param.view(torch.int16) if half else param
     count = param.numel()
     if count:
         _adamw_kernel[(triton.cdiv(count, 2048),)](
-            stored, low, grad, m, v, count, *numbers, HALF=half, LOW=low is not None, BLOCK=2048, num_warps=8
+            stored, low, grad, m, v, count, *scalars, HALF=half, LOW=low is not None, BLOCK=2048, num_warps=8
         )
