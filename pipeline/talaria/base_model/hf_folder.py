@@ -1,4 +1,4 @@
-"""hf_folder."""
+"""A Hugging Face model folder: which of its files are taken, what its headers say, and that it stops where ChatML ends."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from talaria.train.kernels import cudnn_attention as attention_cudnn
+from talaria.train.kernels.torch_internals import flash_backward, flash_forward
 
 NAME = "talaria_varlen"
 """Under which transformers' AttentionInterface knows it."""
@@ -82,20 +83,13 @@ def _plain_backward(
 
 
 def _flash_forward(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, scale: float) -> tuple[Tensor, Tensor]:
-    lengths = packed.cu_seqlens, packed.cu_seqlens, packed.max_seqlen, packed.max_seqlen
-    out, lse, *_ = torch.ops.aten._flash_attention_forward(q, k, v, *lengths, 0.0, True, False, scale=scale)
-    return out, lse
+    return flash_forward(q, k, v, packed.cu_seqlens, packed.max_seqlen, scale)
 
 
 def _flash_backward(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, packed: PackedSequences, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    lengths = packed.cu_seqlens, packed.cu_seqlens, packed.max_seqlen, packed.max_seqlen
-    unused = torch.empty(2, dtype=torch.uint64, device=q.device)  # the state of dropout's generator
-    dq, dk, dv = torch.ops.aten._flash_attention_backward(
-        d_out, q, k, v, out, lse, *lengths, 0.0, True, unused, unused, scale=scale
-    )
-    return dq, dk, dv
+    return flash_backward(d_out, q, k, v, out, lse, packed.cu_seqlens, packed.max_seqlen, scale)
 
 
 def _fixed_backward(

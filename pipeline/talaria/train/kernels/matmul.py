@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from talaria.train.kernels.elementwise import add_rows_, quantize, quantize_transposed
+from talaria.train.kernels.torch_internals import scaled_product
 
 _TOTAL = "_talaria_total"
 
@@ -91,7 +92,7 @@ def _project_backward_fp8(dy: Tensor, w: Tensor) -> Tensor:
 def _scaled_product(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
     """(a * a_scale) @ (b * b_scale).T; scales: fp32, one a row."""
     if a.is_cuda:
-        return torch._scaled_mm(a, b.t(), a_scale[:, None], b_scale[None], out_dtype=dtype, use_fast_accum=True)
+        return scaled_product(a, b, a_scale, b_scale, dtype)
     return ((a.float() * a_scale[:, None]) @ (b.float() * b_scale[:, None]).t()).to(dtype)
 
 

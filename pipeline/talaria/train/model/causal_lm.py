@@ -20,6 +20,7 @@ from talaria.train.kernels import decoder_layer as kernels_layer
 from talaria.train.kernels import elementwise as kernels
 from talaria.train.kernels.decoder_layer import Saved, Stream, TokenLayout
 from talaria.train.kernels.matmul import total_of
+from talaria.train.kernels.torch_internals import embedding_gradient
 from talaria.train.model.activation_memory import USABLE, ActivationMemory, head_width
 from talaria.train.model.loss import CHUNK, linear_cross_entropy
 
@@ -167,7 +168,7 @@ class _Embedding(torch.autograd.Function):
         if total is not None and total.dtype == torch.float32:
             total.index_put_((ids,), grad.float(), accumulate=True)  # sorts, so that the order of sums is always the same
             return None, None
-        dense = torch.ops.aten.embedding_dense_backward(grad, ids, len(table), -1, False)
+        dense = embedding_gradient(grad, ids, len(table))
         if total is None:
             return None, dense
         total.add_(dense)

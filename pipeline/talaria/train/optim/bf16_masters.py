@@ -1,4 +1,4 @@
-"""bf16_masters."""
+"""How a bf16 weight stands in for fp32: its master in two halves, or rounding whose mean is exact."""
 
 from __future__ import annotations
 

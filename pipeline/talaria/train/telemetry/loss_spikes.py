@@ -1,4 +1,4 @@
-"""loss_spikes."""
+"""Loss spikes: a step whose loss stands out from those before it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,45 @@
+"""The operators of PyTorch that are not public and that Talaria calls all the same: here and nowhere else in the trainer.
+
+Public PyTorch has no packed attention with a backward pass of one's own, no scaled 8-bit product of two matrices and no check
+that a GPU does without being waited for. tests/train/test_internals.py says which are still there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def flash_forward(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Causal FlashAttention-2 inside each sequence. Returns (out [T, heads, d], log-sum-exp fp32[heads, T])."""
+    lengths = cu_seqlens, cu_seqlens, max_seqlen, max_seqlen
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(q, k, v, *lengths, 0.0, True, False, scale=scale)
+    return out, lse
+
+
+def flash_backward(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (dq, dk, dv) of `flash_forward`."""
+    lengths = cu_seqlens, cu_seqlens, max_seqlen, max_seqlen
+    unused = torch.empty(2, dtype=torch.uint64, device=q.device)  # the state of dropout's generator
+    dq, dk, dv = torch.ops.aten._flash_attention_backward(
+        d_out, q, k, v, out, lse, *lengths, 0.0, True, unused, unused, scale=scale
+    )
+    return dq, dk, dv
+
+
+def scaled_product(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """(a * a_scale) @ (b * b_scale).T of e4m3 matrices on a GPU; scales: fp32, one a row."""
+    return torch._scaled_mm(a, b.t(), a_scale[:, None], b_scale[None], out_dtype=dtype, use_fast_accum=True)
+
+
+def embedding_gradient(grad: Tensor, ids: Tensor, rows: int) -> Tensor:
+    """Return [rows, H], the derivative of an embedding by its table; every row counts, padding or not."""
+    table: Tensor = torch.ops.aten.embedding_dense_backward(grad, ids, rows, -1, False)
+    return table
+
+
+def assert_on_device(condition: Tensor) -> None:
+    """Fail once the device has computed that `condition` is false; the host does not wait for it."""
+    torch._assert_async(condition)
