@@ -11,7 +11,7 @@ LOCAL  := $(BIN)/python -m talaria.devstack
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv up demo down test test-stack test-load test-storm debian lint audit compose-env
+.PHONY: help venv up demo down test test-stack test-load test-storm debian lint docs audit compose-env
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ lint: $(STAMP) ## Check style, imports, types and known vulnerabilities
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(MAKE) --no-print-directory audit
+
+docs: $(STAMP) ## Build the documentation site into build/site; a broken link is an error
+	@[ -x $(BIN)/mkdocs ] || $(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 audit: ## Look the locked versions up in the advisory database (OSV), where that can be reached
 	@if $(BIN)/python -c 'import socket; socket.create_connection(("api.osv.dev", 443), 5)' 2>/dev/null; \

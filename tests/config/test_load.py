@@ -84,4 +84,5 @@ def test_every_setting_is_documented() -> None:
     for name, default, meaning in settings.documentation():
         shown = "–" if default is None else default
         assert meaning, f"{name} has no description"
-        assert f"| `{name}` | `{shown}` | {meaning} |" in page, "run `talaria config --markdown`"
+        escaped = meaning.replace("|", "\\|")
+        assert f"| `{name}` | `{shown}` | {escaped} |" in page, "run `talaria config --markdown`"

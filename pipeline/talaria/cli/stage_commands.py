@@ -177,6 +177,7 @@ def list_settings(
     for name, default, meaning in settings.documentation():
         shown = "–" if default is None else str(default)
         if markdown:
-            print(f"| `{name}` | `{shown}` | {meaning} |")
+            escaped = meaning.replace("|", "\\|")
+            print(f"| `{name}` | `{shown}` | {escaped} |")
         else:
             print(f"{name:36} {shown:24} {meaning}")

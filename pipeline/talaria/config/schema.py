@@ -83,7 +83,7 @@ class Download(Section):
 
 class Convert(Section):
     on_bad_row: Literal["error", "drop"] = Field("error", description="What to do with a row that cannot be converted.")
-    function: str | None = Field(None, description="'module:name' of your own LazyFrame -> LazyFrame step, run first.")
+    function: str | None = Field(None, description="'module:name' of your own function from LazyFrame to LazyFrame, run first.")
     drop_duplicates: bool = Field(False, description="Drop rows whose messages equal an earlier row's. Off, as in the reference.")
     drop_empty_answers: bool = Field(False, description="Drop rows with an empty assistant message. Off, as in the reference.")
     rows: Int | None = Field(None, ge=1, description="Take only the first N rows.")
@@ -133,8 +133,8 @@ class Tokenize(Section):
     backend: Annotated[Literal["auto", "fastokens", "tokenizers"], NotInKey] = Field(
         "auto", description="Encoder; both give the same ids, fastokens is about 50 times faster."
     )
-    workers: Annotated[int, NotInKey] = Field(0, ge=0, le=1_024, description="Encoder threads; 0: one a core.")
-    shards: Annotated[int, NotInKey] = Field(1, ge=1, le=10_000, description="Row ranges that Airflow spreads over its workers.")
+    workers: Annotated[int, NotInKey] = Field(0, ge=0, le=1_024, description="Encoder threads; 0: one per core.")
+    shards: Annotated[int, NotInKey] = Field(1, ge=1, le=10_000, description="Number of row ranges that Airflow tokenises in parallel tasks.")
     shard_rows: Int = Field(100_000, ge=1, description="Rows of the parquet per Arrow file.")
 
 
@@ -146,16 +146,16 @@ class Lora(Section):
 
 
 class Train(Section):
-    epochs: int = Field(3, ge=1, le=100_000, description="Times every conversation is trained.")
+    epochs: int = Field(3, ge=1, le=100_000, description="Number of passes over the training conversations.")
     max_steps: Int | None = Field(None, ge=1, description="Stop after this many optimiser steps, whatever epochs says.")
     global_batch: int = Field(128, ge=1, le=1_000_000_000, description="Conversations per optimiser step.")
     max_tokens_per_device: Annotated[int, NotInKey] = Field(
-        9216, ge=8, le=1_000_000_000, description="Most tokens in a micro-batch on one rank."
+        9216, ge=8, le=1_000_000_000, description="Largest micro-batch on one rank, in tokens."
     )
     lr: float = Field(1e-5, gt=0, description="Peak learning rate, reached at the end of warm-up.")
     min_lr: float = Field(1e-6, ge=0, description="Learning rate at the end of the cosine.")
     warmup_fraction: float = Field(0.1, ge=0, le=1, description="Share of the steps with a linearly rising learning rate.")
-    weight_decay: float = Field(0.1, ge=0, description="On matrices only; none on 1-D parameters.")
+    weight_decay: float = Field(0.1, ge=0, description="Weight decay of matrices; 1-D parameters have none.")
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam: decay of the first moment.")
     beta2: float = Field(0.95, ge=0, lt=1, description="Adam: decay of the second moment.")
     eps: float = Field(1e-8, gt=0, description="Adam: added to the denominator.")
@@ -164,14 +164,14 @@ class Train(Section):
     seed: Int = Field(42, ge=0, description="Epoch e's order is a permutation from (seed, e) alone.")
     precision: Literal["mixed", "fp32", "bf16"] = Field(
         "mixed",
-        description="mixed: fp32 masters and Adam state, bf16 compute; bf16: those in bf16 too, weights rounded stochastically.",
+        description="mixed: fp32 masters and Adam state, bf16 compute; bf16: weights and Adam state in bf16, stochastic rounding.",
     )
     fp8: bool = Field(
-        False, description="Products of activations with weights in 8 bits, under mixed or bf16: faster, less exact."
+        False, description="8-bit matrix products of activations and weights, with mixed or bf16: faster, less exact."
     )
     lora: Lora = Lora()
     patience: Int | None = Field(None, ge=1, description="Stop after this many evaluations without a better held-out loss.")
-    eval_every: Int | None = Field(None, ge=1, description="Steps between held-out losses; absent: each epoch's end only.")
+    eval_every: Int | None = Field(None, ge=1, description="Steps between held-out evaluations; absent: at the end of each epoch only.")
     save_every: Annotated[Int, NotInKey] = Field(
         1000, ge=1, description="Steps between checkpoints; one is also saved at each epoch's end."
     )
@@ -180,11 +180,11 @@ class Train(Section):
     keep_best: bool = Field(False, description="Export the model with the lowest held-out loss.")
     prefetch: Annotated[int, NotInKey] = Field(2, ge=1, le=1_000, description="Steps prepared ahead by the background thread.")
     num_processes: Annotated[int, NotInKey] = Field(
-        0, ge=0, le=1_024, description="Ranks on this machine; 0: one a GPU, or 1 on CPU."
+        0, ge=0, le=1_024, description="Ranks on this machine; 0: one per GPU, or 1 on CPU."
     )
     num_machines: Annotated[int, NotInKey] = Field(1, ge=1, le=100_000, description="Machines that train together.")
     sharding: Annotated[Literal["auto", "replicate", "shard", "hybrid"], NotInKey] = Field(
-        "auto", description="auto: replicate where a rank has room for the whole model, else shard, hybrid over several nodes."
+        "auto", description="auto: replicate if the whole model fits on each rank, else shard; hybrid over several nodes."
     )
     shard_size: Annotated[int, NotInKey] = Field(
         0, ge=0, le=102_400_000, description="Ranks per shard group (hybrid); 0: a node's ranks."
@@ -196,10 +196,10 @@ class Train(Section):
         "auto", description="auto: fused layers where the architecture has them; plain: Hugging Face's own layers."
     )
     deterministic: Annotated[bool, NotInKey] = Field(
-        False, description="On a GPU, repeat a run to the bit, as it is on the CPU always; costs 6% of the speed."
+        False, description="Make runs on a GPU bit-reproducible (runs on a CPU always are); costs 6% of the speed."
     )
     hang_timeout: Annotated[float, NotInKey] = Field(
-        600.0, gt=0, le=YEAR_SECONDS, description="Seconds without progress until all ranks stop."
+        600.0, gt=0, le=YEAR_SECONDS, description="Seconds without progress after which all ranks stop."
     )
     stop_grace: Annotated[float, NotInKey] = Field(
         300.0, gt=0, le=YEAR_SECONDS, description="Seconds that ranks get to save after SIGTERM."
@@ -215,7 +215,7 @@ class Train(Section):
 class Evaluate(Section):
     prompts: int = Field(64, ge=0, le=1_000_000, description="Held-out prompts to answer; exact match is reported.")
     max_new_tokens: int = Field(128, ge=1, le=1_000_000, description="Longest answer, in tokens.")
-    batch_tokens: Annotated[int, NotInKey] = Field(9216, ge=8, le=1_000_000_000, description="Most tokens in a held-out batch.")
+    batch_tokens: Annotated[int, NotInKey] = Field(9216, ge=8, le=1_000_000_000, description="Largest held-out batch, in tokens.")
 
 
 class Registry(Section):
@@ -235,7 +235,7 @@ class Promote(Section):
 class Schedule(Section):
     cron: str | None = Field(None, description="Cron expression for scheduled retraining (UTC).")
     on_new_revision: bool = Field(False, description="Start a run when the data set's revision on the hub changes.")
-    poll_seconds: float = Field(300.0, ge=1, le=86_400, description="Seconds between looks at the hub.")
+    poll_seconds: float = Field(300.0, ge=1, le=86_400, description="Seconds between checks of the hub.")
     skip_unchanged: bool = Field(
         True, description="Skip a scheduled run whose data, model and settings the champion already has."
     )

@@ -21,7 +21,7 @@ DIFFERENCED = 200_000
 
 
 def balanced_bins(lengths: Ints, costs: npt.NDArray[np.float64], *, ranks: int, capacity: int) -> list[list[Ints]]:
-    """[round][rank] -> ascending positions into `lengths`; as few rounds as fit, every rank in each round.
+    """`[round][rank]` -> ascending positions into `lengths`; as few rounds as fit, every rank in each round.
 
     No bin of several holds more than `capacity` tokens. In a round, ranks work and communicate together, so bins of like cost
     share one; over the rounds, cheap and dear places alternate between ranks, so that totals are even too.

@@ -32,7 +32,7 @@ class StepPlan:
     indices: Ints
     """The step's conversations in stream order."""
     micro_batches: tuple[tuple[Ints, ...], ...]
-    """[rank][k]: conversations of rank's k-th micro-batch; every rank has as many, some may be empty."""
+    """`[rank][k]`: conversations of rank's k-th micro-batch; every rank has as many, some may be empty."""
     tokens: int
     targets: int
     """Supervised targets of the global batch."""
