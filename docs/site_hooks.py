@@ -1,8 +1,8 @@
 """MkDocs hook: pages that lie outside docs/, one API page per package folder, and links that work in both places.
 
-In the repository, links are relative paths between files. On the site, a link to a Python file leads to its module on an API page, a
-link to a page outside docs/ leads to its copy, and a link to any other file becomes plain text. A path that does not exist is a
-warning, which `make docs` (strict) turns into an error.
+In the repository, links are relative paths between files. On the site, a link to a Python file leads to its module on an API
+page, a link to a page outside docs/ leads to its copy, and a link to any other file becomes plain text. A path that does not
+exist is a warning, which `make docs` (strict) turns into an error.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, page, content=_NO_SIDEBAR + content if page == "index.md" else content))
     notes = sorted(path.name for path in (ROOT / "docs/decisions").glob("[0-9]*.md"))
     entries = "\n".join(f"- [{_title(ROOT / 'docs/decisions' / name)}]({name})" for name in notes)
-    files.append(File.generated(config, "decisions/index.md", content=f"# Decisions\n\nWhy Talaria is built as it is.\n\n{entries}\n"))
+    files.append(
+        File.generated(config, "decisions/index.md", content=f"# Decisions\n\nWhy Talaria is built as it is.\n\n{entries}\n")
+    )
     packages = {package: list(modules) for package, modules in _packages().items()}
     for package, modules in packages.items():
         blocks = "\n\n".join(f"::: {module}" for module in modules)
@@ -85,7 +87,7 @@ def _on_site(path: str, anchor: str) -> str | None:
         return "decisions/index.md"
     if path in OUTSIDE:
         found = OUTSIDE[path]
-    elif path.startswith("docs/") and (ROOT / path).is_file() or path.startswith("docs/api/"):
+    elif (path.startswith("docs/") and (ROOT / path).is_file()) or path.startswith("docs/api/"):
         found = path.removeprefix("docs/")
     elif path.startswith(SOURCES) and (ROOT / path).exists():
         return _api(PurePosixPath(path))
@@ -99,7 +101,7 @@ def _api(path: PurePosixPath) -> str:
     if path.suffix not in ("", ".py"):
         return ""
     dotted = ".".join(path.with_suffix("").parts[1:])
-    package, _, module = dotted.rpartition(".")
+    package = dotted.rpartition(".")[0]
     packages = _packages()
     if dotted in packages:
         return f"api/{dotted}.md"

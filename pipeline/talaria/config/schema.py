@@ -134,7 +134,9 @@ class Tokenize(Section):
         "auto", description="Encoder; both give the same ids, fastokens is about 50 times faster."
     )
     workers: Annotated[int, NotInKey] = Field(0, ge=0, le=1_024, description="Encoder threads; 0: one per core.")
-    shards: Annotated[int, NotInKey] = Field(1, ge=1, le=10_000, description="Number of row ranges that Airflow tokenises in parallel tasks.")
+    shards: Annotated[int, NotInKey] = Field(
+        1, ge=1, le=10_000, description="Number of row ranges that Airflow tokenises in parallel tasks."
+    )
     shard_rows: Int = Field(100_000, ge=1, description="Rows of the parquet per Arrow file.")
 
 
@@ -164,14 +166,16 @@ class Train(Section):
     seed: Int = Field(42, ge=0, description="Epoch e's order is a permutation from (seed, e) alone.")
     precision: Literal["mixed", "fp32", "bf16"] = Field(
         "mixed",
-        description="mixed: fp32 masters and Adam state, bf16 compute; bf16: weights and Adam state in bf16, stochastic rounding.",
+        description="mixed: fp32 masters and Adam state, bf16 compute; bf16: bf16 weights and Adam state, stochastic rounding.",
     )
     fp8: bool = Field(
         False, description="8-bit matrix products of activations and weights, with mixed or bf16: faster, less exact."
     )
     lora: Lora = Lora()
     patience: Int | None = Field(None, ge=1, description="Stop after this many evaluations without a better held-out loss.")
-    eval_every: Int | None = Field(None, ge=1, description="Steps between held-out evaluations; absent: at the end of each epoch only.")
+    eval_every: Int | None = Field(
+        None, ge=1, description="Steps between held-out evaluations; absent: at the end of each epoch only."
+    )
     save_every: Annotated[Int, NotInKey] = Field(
         1000, ge=1, description="Steps between checkpoints; one is also saved at each epoch's end."
     )
