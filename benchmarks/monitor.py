@@ -17,9 +17,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pydantic_core import to_json
-from talaria.runs.catalog import locate
+from talaria.runs.catalog import find_run
 from talaria.runs.history import Training
-from talaria.runs.summary import glance
+from talaria.runs.summary import summarize
 from talaria_airflow.monitor.app import CURVES, FOCUS_BUCKETS, SMALL_BUCKETS
 
 from tests.support import synthetic_runs as synthetic
@@ -37,12 +37,12 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 def main(steps: int) -> None:
     with tempfile.TemporaryDirectory() as store:
         folder = synthetic.running(Path(store), 1, steps=steps, total=2 * steps, save_every=1000, eval_every=1000)
-        place = locate(Path(store), synthetic.key(1))
-        assert place
+        run = find_run(Path(store), synthetic.key(1))
+        assert run
         print(f"metrics.jsonl: {(folder / 'metrics.jsonl').stat().st_size / 1e6:.1f} MB, {steps:,} steps")
-        seconds, _ = timed(lambda: glance(place, time.time()))
+        seconds, _ = timed(lambda: summarize(run, time.time()))
         print(f"card in the list: {1000 * seconds:.1f} ms")
-        training = Training(place)
+        training = Training(run)
         seconds, _ = timed(training.refresh)
         print(f"first look, parsing: {seconds:.2f} s")
         seconds, whole = timed(lambda: training.series(BUCKETS, smooth=("loss", SPAN)))

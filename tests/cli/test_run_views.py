@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from talaria.cli import run_views as terminal
-from talaria.cli.terminal_plot import Line, chart, duration
+from talaria.cli.terminal_plot import Line, chart
 from talaria.common.errors import UserError
+from talaria.runs.summary import duration
 
 from tests.support import synthetic_runs as synthetic
 

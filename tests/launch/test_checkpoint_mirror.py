@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from talaria.common.files import read_object
 from talaria.launch import checkpoint_mirror as mirror
 from talaria.runs.identity import run_identity
 from talaria.store.remote import Remote
 from talaria.store.store import Output, Store
-from talaria.tracking.run_log import read_json
 from talaria.train.train_state import TrainJob
 
 from tests.support import process_trees, tiny_pipeline
@@ -214,7 +214,7 @@ def test_the_stage_goes_on_in_another_store_and_its_output_takes_the_place_of_th
     assert ranks.steps(output.path) == ranks.steps(undisturbed.output)
     assert output.facts["starts"] == 2
     [left] = (tmp_path / "one").glob(".work/train-*/mlflow.json")
-    assert read_json(output.path / "mlflow.json")["training_id"] == read_json(left)["training_id"]
+    assert read_object(output.path / "mlflow.json")["training_id"] == read_object(left)["training_id"]
     names = bucket.names()
     assert f"train/{output.key[:32]}/manifest.json" in names
     assert not any(name.startswith(uploaded.rpartition("/")[0]) for name in names)

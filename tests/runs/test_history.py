@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 from talaria.common.errors import UserError
-from talaria.runs.catalog import Library, locate, places, resolve
+from talaria.runs.catalog import RunCatalog, find_run, list_runs, resolve_run
 from talaria.runs.columns import thin
-from talaria.runs.folder import Place
+from talaria.runs.folder import RunPath
 from talaria.runs.history import SMOOTH, Training, moving_average, restarts
 from talaria.runs.jsonl import sample
-from talaria.runs.summary import SPARK_POINTS, glance
+from talaria.runs.summary import SPARK_POINTS, summarize
 
 from tests.support import synthetic_runs as synthetic
 
 
 def followed(folder: Path) -> Training:
-    training = Training(Place("k", folder, finished=False))
+    training = Training(RunPath("k", folder, finished=False))
     training.refresh()
     return training
 
@@ -32,7 +32,7 @@ def append(path: Path, rows: Any) -> None:
 
 def test_a_card_says_how_far_and_how_long(tmp_path: Path) -> None:
     folder = synthetic.training(tmp_path, steps=200, total=400, pace=1.5, eval_every=50)
-    card = glance(Place("k", folder, finished=False), synthetic.START + 200 * 1.5 + 2)
+    card = summarize(RunPath("k", folder, finished=False), synthetic.START + 200 * 1.5 + 2)
     assert (card["state"], card["step"], card["total_steps"], card["world_size"]) == ("running", 200, 400, 8)
     assert card["eta_seconds"] == pytest.approx(200 * 1.5)
     assert card["quiet_seconds"] is None
@@ -43,20 +43,20 @@ def test_a_card_says_how_far_and_how_long(tmp_path: Path) -> None:
 def test_silence_is_remarked_and_in_the_end_called_lost(tmp_path: Path, silence: float, state: str, quiet: bool) -> None:
     folder = synthetic.training(tmp_path, steps=20, total=40)
     last = synthetic.START + 20 * 1.3
-    card = glance(Place("k", folder, finished=False), last + silence)
+    card = summarize(RunPath("k", folder, finished=False), last + silence)
     assert (card["state"], card["quiet_seconds"] is not None) == (state, quiet)
 
 
 def test_the_silence_allowed_is_the_runs_own_hang_timeout(tmp_path: Path) -> None:
     folder = synthetic.training(tmp_path, steps=20, total=40, hang_timeout=3600.0)
-    assert glance(Place("k", folder, finished=False), synthetic.START + 1000)["state"] == "running"
+    assert summarize(RunPath("k", folder, finished=False), synthetic.START + 1000)["state"] == "running"
 
 
 def test_a_folder_with_nothing_in_it_is_starting(tmp_path: Path) -> None:
-    card = glance(Place("k", tmp_path, finished=False), tmp_path.stat().st_mtime)
+    card = summarize(RunPath("k", tmp_path, finished=False), tmp_path.stat().st_mtime)
     assert card["state"] == "starting"
     assert card["spark"] == []
-    assert Library(tmp_path).open(Place("k", tmp_path, finished=False)).history()["events"] == []
+    assert RunCatalog(tmp_path).open(RunPath("k", tmp_path, finished=False)).history()["events"] == []
 
 
 def test_torn_status_and_metrics_show_what_is_there(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_torn_status_and_metrics_show_what_is_there(tmp_path: Path) -> None:
     (folder / "status.json").write_text('{"state": "runn')
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 51, "loss": 1.')
-    card = glance(Place("k", folder, finished=False), synthetic.START + 60)
+    card = summarize(RunPath("k", folder, finished=False), synthetic.START + 60)
     assert (card["state"], card["step"]) == ("starting", 50)
     assert followed(folder).metrics.steps[-1] == 50
 
@@ -193,45 +193,45 @@ def test_places_are_found_newest_first_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "train" / "not-a-key").mkdir()
     (tmp_path / ".work" / f"train-{synthetic.key(3)}-abc").mkdir()
     (tmp_path / ".work" / f"tokenize-{synthetic.key(4)}").mkdir()
-    assert [place.key for place in places(tmp_path)] == [synthetic.key(2), synthetic.key(1)]
-    assert [card["state"] for card in Library(tmp_path).glances(10)] == ["lost", "done"]
-    assert places(tmp_path / "nowhere") == []
+    assert [run.key for run in list_runs(tmp_path)] == [synthetic.key(2), synthetic.key(1)]
+    assert [card["state"] for card in RunCatalog(tmp_path).summaries(10)] == ["lost", "done"]
+    assert list_runs(tmp_path / "nowhere") == []
 
 
 @pytest.mark.parametrize("name", ["..", "../train", "/etc", "", "0" * 31, "G" * 32, f"{'0' * 30}/.", f"{'0' * 32}\n"])
 def test_nothing_but_a_key_locates_a_run(tmp_path: Path, name: str) -> None:
     synthetic.finished(tmp_path, 1)
-    assert locate(tmp_path, name) is None
+    assert find_run(tmp_path, name) is None
 
 
 def test_a_run_is_named_by_the_beginning_of_its_key_or_by_its_folder(tmp_path: Path) -> None:
     synthetic.finished(tmp_path, 1)
     synthetic.finished(tmp_path, 2)
-    assert resolve(tmp_path, "00000001").key == synthetic.key(1)
-    assert resolve(tmp_path, str(tmp_path / "train" / synthetic.key(2))).folder.name == synthetic.key(2)
+    assert resolve_run(tmp_path, "00000001").key == synthetic.key(1)
+    assert resolve_run(tmp_path, str(tmp_path / "train" / synthetic.key(2))).folder.name == synthetic.key(2)
     with pytest.raises(UserError, match="begins the keys of 2 runs"):
-        resolve(tmp_path, "0000")
+        resolve_run(tmp_path, "0000")
     with pytest.raises(UserError, match=r"no run in .* begins with 'abc'"):
-        resolve(tmp_path, "abc")
+        resolve_run(tmp_path, "abc")
 
 
 def test_a_library_reads_on_and_survives_publication(tmp_path: Path) -> None:
     folder = synthetic.running(tmp_path, 1, steps=30, total=60)
-    library = Library(tmp_path)
-    place = locate(tmp_path, synthetic.key(1))
-    assert place
-    training = library.open(place)
+    catalog = RunCatalog(tmp_path)
+    run = find_run(tmp_path, synthetic.key(1))
+    assert run
+    training = catalog.open(run)
     training.refresh()
     append(folder / "metrics.jsonl", synthetic.rows(31, 40, total=60))
-    assert library.open(place) is training
+    assert catalog.open(run) is training
     training.refresh()
     assert training.metrics.steps[-1] == 40
     (tmp_path / "train").mkdir()
     shutil.move(folder, tmp_path / "train" / synthetic.key(1))
-    moved = locate(tmp_path, synthetic.key(1))
+    moved = find_run(tmp_path, synthetic.key(1))
     assert moved
     assert moved.finished
-    published = library.open(moved)
+    published = catalog.open(moved)
     published.refresh()
     assert published.metrics.steps[-1] == 40
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from talaria.tracking.system_metrics import SYSTEM, Meter, Reading, cost, find_gpus, visible_devices
+from talaria.runs.folder import SYSTEM
+from talaria.tracking.system_metrics import Meter, Reading, cost, find_gpus, visible_devices
 
 
 class FakeGpus:

@@ -20,12 +20,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from talaria.cli.terminal_plot import Line, chart, duration, number
+from talaria.cli.terminal_plot import Line, chart, number
 from talaria.common.errors import UserError
-from talaria.runs.catalog import Library, locate, resolve
-from talaria.runs.folder import Place
+from talaria.runs.catalog import RunCatalog, find_run, resolve_run
+from talaria.runs.folder import RunPath
 from talaria.runs.history import CURVES, HELDOUT, SMOOTH, Axis, Training
-from talaria.runs.summary import glance
+from talaria.runs.summary import duration, summarize
 
 _STYLES = {"running": "cyan", "done": "green", "failed": "red", "lost": "red", "preempted": "yellow", "starting": "cyan"}
 _COLORS = {  # plotext's name -> rich's
@@ -44,7 +44,7 @@ _CHART_HEIGHT = 20
 
 def show_runs(root: Path, console: Console, *, limit: int = 20) -> None:
     """A table of the store's runs, the latest active first."""
-    cards = Library(root).glances(limit)
+    cards = RunCatalog(root).summaries(limit)
     if not cards:
         raise UserError(f"{root} holds no training yet; `talaria run CONFIG` starts one.")
     table = Table(box=None, header_style="dim", pad_edge=False)
@@ -65,14 +65,14 @@ def show_runs(root: Path, console: Console, *, limit: int = 20) -> None:
 
 def watch(root: Path, name: str, console: Console, *, metric: str = "loss", every: float = 2.0, once: bool = False) -> None:
     """Draw a run's curve and facts, again and again until it has ended."""
-    training = _open(resolve(root, name), metric)
+    training = _open(resolve_run(root, name), metric)
     frame, ended = _frame(training, metric, console)
     if console.is_terminal and not once:
         with Live(frame, console=console, screen=True, auto_refresh=False) as live:
             while not ended:
                 time.sleep(every)
-                moved = locate(root, training.place.key)
-                if moved and moved != training.place:  # published meanwhile
+                moved = find_run(root, training.run.key)
+                if moved and moved != training.run:  # published meanwhile
                     training = Training(moved)
                 training.refresh()
                 frame, ended = _frame(training, metric, console)
@@ -84,17 +84,17 @@ def compare(root: Path, names: Sequence[str], console: Console, *, metric: str =
     """Curves of several runs over one another, and a table of how they ended and where their settings differ."""
     if not 2 <= len(names) <= len(_COLORS):
         raise UserError(f"compare takes 2 to {len(_COLORS)} runs, got {len(names)}.")
-    trainings = [_open(resolve(root, name), metric) for name in names]
+    trainings = [_open(resolve_run(root, name), metric) for name in names]
     lines = [_line(training, metric, axis, color) for training, color in zip(trainings, _PLOT, strict=False)]
     console.print(Text(f"{metric} over {'steps' if axis == 'step' else axis}", style="bold"))
     console.print(chart(lines, console.width, _CHART_HEIGHT))
     console.print(_side_by_side(trainings))
 
 
-def _open(place: Place, metric: str) -> Training:
+def _open(run: RunPath, metric: str) -> Training:
     if metric not in CURVES:
         raise UserError(f"unknown metric {metric!r}; there are {', '.join(CURVES)}.")
-    training = Training(place)
+    training = Training(run)
     training.refresh()
     return training
 
@@ -113,7 +113,7 @@ def _line(training: Training, metric: str, axis: Axis, color: str) -> Line:
 
 def _frame(training: Training, metric: str, console: Console) -> tuple[RenderableType, bool]:
     """What `watch` shows now, and whether the run has ended."""
-    card, history = glance(training.place, time.time()), training.history()
+    card, history = summarize(training.run, time.time()), training.history()
     lines, legend = [_line(training, metric, "step", _PLOT[0])], [(metric, _RICH[0])]
     if metric == "loss" and len(training.evals.steps):
         lines.append(_line(training, HELDOUT, "step", _PLOT[1]))
@@ -162,7 +162,7 @@ def _facts(card: dict[str, Any], history: dict[str, Any]) -> RenderableType:
 
 def _side_by_side(trainings: Sequence[Training]) -> Table:
     histories = [training.history() for training in trainings]
-    cards = [glance(training.place, time.time()) for training in trainings]
+    cards = [summarize(training.run, time.time()) for training in trainings]
     rows = {
         "state": [card["state"] for card in cards],
         "steps": [f"{card['step']:,}" for card in cards],

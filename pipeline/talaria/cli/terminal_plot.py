@@ -57,16 +57,5 @@ def compact(value: float) -> str:
     return f"{value:.3g}"
 
 
-def duration(seconds: float | None) -> str:
-    """In the two largest units that matter."""
-    if seconds is None:
-        return "–"
-    whole = max(0, round(seconds))
-    for size, unit, smaller, small_unit in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // smaller} {small_unit}"
-    return f"{whole} s"
-
-
 def number(value: float | None, spec: str = ".4f") -> str:
     return "–" if value is None else format(value, spec)

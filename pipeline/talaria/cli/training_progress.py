@@ -11,8 +11,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from talaria.runs.folder import Place
-from talaria.runs.summary import glance
+from talaria.runs.folder import RunPath
+from talaria.runs.summary import losses, summarize
 
 LOOK = 0.5  # seconds between looks at the folder
 _STEP = re.compile(r"^step \d+/\d+ ")
@@ -51,8 +51,6 @@ class TrainingProgress:
         if not self._terminal or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + LOOK
-        card = glance(Place("", folder, finished=False), time.time())
+        card = summarize(RunPath("", folder, finished=False), time.time())
         if card["step"]:
-            heldout = f"  held-out {card['heldout_loss']:.4f}" if card["heldout_loss"] else ""
-            shown = f"loss {card['loss']:.4f}{heldout}" if card["loss"] else ""
-            self._bar.update(self._task, completed=card["step"], total=card["total_steps"], description=shown)
+            self._bar.update(self._task, completed=card["step"], total=card["total_steps"], description=", ".join(losses(card)))

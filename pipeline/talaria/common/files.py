@@ -1,4 +1,4 @@
-"""What the store and its copy on object storage share: the manifest's name, and what both do with files."""
+"""Files: digests, atomic writes, links, small JSON objects, and what a full disk looks like."""
 
 from __future__ import annotations
 
@@ -57,8 +57,20 @@ def write_atomically(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a small JSON file; empty when it is missing, or cut off by a writer that died."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def disk_is_full(error: BaseException) -> bool:
-    """Whether an error, safetensors' own among them, says that there is no room for what was written."""
+    """Tell whether an error, safetensors' own among them, says that there is no room for what was written.
+
+    No space, no quota left, or a file larger than this process may write.
+    """
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     own = isinstance(error, OSError) and error.errno in numbers
     return own or any(f"(os error {number})" in str(error) for number in numbers)

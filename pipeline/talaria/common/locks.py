@@ -52,12 +52,19 @@ def locked(
         _remove(path)
 
 
-def _try(path: Path) -> int | None:
-    """An open, locked descriptor of the file that is at `path` now, or None."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+def lock_itself(path: Path, flags: int = os.O_RDONLY, *, wait: bool) -> int | None:
+    """Open a file or folder and lock it itself, rather than a file beside it; returns the descriptor, which holds the lock.
+
+    None where there is nothing at `path`, where its holder removed or replaced it meanwhile, and, unless told to `wait`, where
+    another process holds it.
+    """
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(fd).st_ino == path.stat().st_ino:
+        fd = os.open(path, flags, 0o644)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        if os.path.samestat(os.fstat(fd), path.stat()):
             return fd
     except (BlockingIOError, FileNotFoundError):  # held, or removed by its holder between open and flock
         pass
@@ -66,6 +73,10 @@ def _try(path: Path) -> int | None:
         raise
     os.close(fd)
     return None
+
+
+def _try(path: Path) -> int | None:
+    return lock_itself(path, os.O_RDWR | os.O_CREAT, wait=False)
 
 
 def _remove(path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import glob
 import json
 import os
@@ -16,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from talaria.common.errors import UserError
-from talaria.common.files import MANIFEST
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""No space, no quota, or a file larger than this process may write."""
+from talaria.common.files import MANIFEST, disk_is_full, read_object
+from talaria.common.locks import lock_itself
 
 
 @dataclass(frozen=True)
 class Work:
-    """The folder under construction."""
+    """The folder under construction, and the stage that makes it."""
 
     path: Path
     made_by: str
@@ -48,27 +44,45 @@ def replacing(output: Path, made_by: str) -> Iterator[Work]:
 
 
 @contextmanager
+def whole(output: Path) -> Iterator[Path]:
+    """A temporary folder beside `output` that takes its place, whatever is there, when the block ends without an error."""
+    with _scratch(output) as work:
+        yield work
+        _swap(work, output.resolve())
+
+
+@contextmanager
 def beside(output: Path) -> Iterator[Path]:
     """A temporary folder beside `output`, on the same file system, for as long as the block lives.
 
-    What a killed run left there is removed first. Raises UserError where the disk is full or the place cannot be written.
+    Raises UserError where the disk is full or the place cannot be written.
     """
     output = output.resolve()
-    work = output.with_name(f"{_prefix(output)}{uuid.uuid4().hex[:8]}")
+    entered = False
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        sweep(output)
-        work.mkdir()
+        with _scratch(output) as work:
+            entered = True
+            yield work
     except OSError as error:
-        raise UserError(f"{output}: cannot write there: {error.strerror}.") from None
-    lock = os.open(work, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+        if disk_is_full(error):
+            raise UserError(f"{output}: the disk is full; free space or choose another place. Nothing was written.") from error
+        if not entered:
+            raise UserError(f"{output}: cannot write there: {error.strerror}.") from None
+        raise
+
+
+@contextmanager
+def _scratch(output: Path) -> Iterator[Path]:
+    """A locked temporary folder beside `output`, gone when the block ends; what a killed run left there is removed first."""
+    output = output.resolve()
+    work = output.with_name(f"{_prefix(output)}{uuid.uuid4().hex[:8]}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    sweep(output)
+    work.mkdir()
+    lock = lock_itself(work, wait=True)
+    assert lock is not None  # nobody else knows the name yet
     try:
         yield work
-    except OSError as error:
-        if error.errno in FULL:
-            raise UserError(f"{output}: the disk is full; free space or choose another place. Nothing was written.") from error
-        raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
         os.close(lock)
@@ -77,29 +91,18 @@ def beside(output: Path) -> Iterator[Path]:
 def refuse_foreign(output: Path, made_by: str) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
-    try:
-        stage = json.loads((output / MANIFEST).read_text(encoding="utf-8"))["stage"]
-    except (OSError, ValueError, LookupError, TypeError):
-        stage = None  # no manifest of ours
-    if stage != made_by:
+    if read_object(output / MANIFEST).get("stage") != made_by:
         raise UserError(f"{output}: there is something there that `talaria {made_by}` did not make; choose another --output.")
 
 
 def sweep(output: Path) -> None:
     """Remove the temporary folders of runs that no longer live."""
     for stale in output.parent.glob(f"{glob.escape(_prefix(output))}*"):
-        try:
-            lock = os.open(stale, os.O_RDONLY)
-        except FileNotFoundError:  # another run has swept it
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        else:
-            shutil.rmtree(stale)
-        finally:
-            os.close(lock)
+        if (lock := lock_itself(stale, wait=False)) is not None:
+            try:
+                shutil.rmtree(stale)
+            finally:
+                os.close(lock)
 
 
 def _prefix(output: Path) -> str:

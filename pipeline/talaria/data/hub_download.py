@@ -7,7 +7,6 @@ stands beside the output, in a folder named after the digest of what it will be,
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -18,6 +17,7 @@ from typing import BinaryIO
 
 from talaria.common.errors import DataError, Unavailable, UserError
 from talaria.common.hub import commit_of, explained, token
+from talaria.common.locks import lock_itself
 from talaria.config.schema import Download
 from talaria.data.source_files import DATA_SUFFIXES, KINDS, find_files, is_data_name, matches
 
@@ -107,17 +107,11 @@ def copy_cached(config: Download, commit: str, data: Path, offline: Unavailable)
 @contextlib.contextmanager
 def locked(partial: Path) -> Iterator[BinaryIO]:
     """The partial file, open at its end, for this process alone: another run that fetches the same file waits."""
-    while True:
+    fd = None
+    while fd is None:  # again where the other run, now done, moved the file or took the folder away just now
         partial.parent.mkdir(exist_ok=True)
-        try:
-            stream = partial.open("ab")
-        except FileNotFoundError:  # the other run is done and took the folder away just now
-            continue
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        if partial.exists() and os.path.samestat(os.fstat(stream.fileno()), partial.stat()):
-            break
-        stream.close()  # the other run finished it and moved it away meanwhile
-    with stream:
+        fd = lock_itself(partial, os.O_WRONLY | os.O_APPEND | os.O_CREAT, wait=True)
+    with os.fdopen(fd, "ab") as stream:
         yield stream
 
 

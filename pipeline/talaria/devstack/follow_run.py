@@ -16,8 +16,8 @@ from rich.table import Table
 
 from talaria.common.errors import UserError
 from talaria.devstack.airflow_client import AirflowApi
-from talaria.runs.catalog import places
-from talaria.runs.summary import glance
+from talaria.runs.catalog import list_runs
+from talaria.runs.summary import progress_line, summarize
 
 FINISHED = ("success", "failed", "upstream_failed", "skipped", "removed")
 MARKS = {"success": "[green]✔[/]", "failed": "[red]✘[/]", "upstream_failed": "[red]·[/]", "skipped": "[dim]-[/]"}
@@ -78,16 +78,11 @@ class Follower:
 
     def training(self) -> str | None:
         """Step, loss and time left of the training that is under way, None before its first step."""
-        latest = next((place for place in places(self.store) if not place.finished), None)
-        card = glance(latest, time.time()) if latest else {}
+        latest = next((run for run in list_runs(self.store) if not run.finished), None)
+        card = summarize(latest, time.time()) if latest else {}
         if not card or card["active"] < self._began or not card["step"]:
             return None
-        parts = [f"step {card['step']}/{card['total_steps'] or '?'}"]
-        if card["loss"] is not None:
-            parts.append(f"loss {card['loss']:.3f}")
-        if card["eta_seconds"] is not None:
-            parts.append(f"{card['eta_seconds']:.0f} s left")
-        return ", ".join(parts)
+        return progress_line(card)
 
 
 def follow(follower: Follower, console: Console, poll: float = 1.0) -> tuple[str, list[TaskView]]:

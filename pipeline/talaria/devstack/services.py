@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import shlex
 import subprocess
@@ -17,6 +16,7 @@ import httpx
 from rich.console import Console
 
 from talaria.common.errors import UserError
+from talaria.common.locks import Busy, locked
 from talaria.devstack.airflow_client import AirflowApi, is_up
 from talaria.devstack.installation import Home, Ports, choose_ports, service_environment, write_shell_file
 from talaria.devstack.processes import Service, descendants, kill, running, start, stop
@@ -167,11 +167,11 @@ def _is_healthy(name: str, health: dict[str, Any], began: datetime | None) -> bo
 
 @contextlib.contextmanager
 def _locked(home: Home) -> Iterator[None]:
-    """One `up` or `down` at a time."""
-    with (home.root / "lock").open("w") as file:
+    """Let one `up` or `down` work at a time."""
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(locked(home.root / "lock", wait=0))
+        except Busy:
             raise UserError(f"{home.root}: another make up, demo or down is at work here; wait for it.") from None
         yield
 

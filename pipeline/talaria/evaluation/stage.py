@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from talaria.common.errors import DataError
 from talaria.config.schema import Config
 from talaria.config.schema import Evaluate as Settings
-from talaria.runs.folder import step_of
+from talaria.runs.folder import MODEL, exported, step_of
 from talaria.tokenization import chatml as chat
 from talaria.tokenization.dataset import VALIDATION, Tokens, open_tokens
 
@@ -34,8 +34,8 @@ NO_SPLIT = "No held-out conversations: set tokenize.validation_fraction above 0 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
     """The stage. `inputs`: train, tokenize, base."""
-    exports = sorted((inputs["train"] / "exports").glob("step-*"))
-    return measure(config.evaluate, inputs["train"] / "model", inputs["tokenize"], inputs["base"], exports, out_dir)
+    exports = exported(inputs["train"])
+    return measure(config.evaluate, inputs["train"] / MODEL, inputs["tokenize"], inputs["base"], exports, out_dir)
 
 
 def evaluate(config: Config, *, model: Path, tokens: Path, base: Path | None, output: Path) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from pathlib import Path
 from talaria.common.errors import UserError
 from talaria.config.schema import Train
 from talaria.process.supervisor import environment
+from talaria.runs.folder import CONFIG
 
 SLACK = 30.0  # seconds beyond the grace period: until the kernel has torn down what was killed
+ACCELERATE_CONFIG = "accelerate.yaml"
 ACCELERATE = """\
 # `accelerate launch` takes the rest from its command line; this file keeps the user's own default_config.yaml out of it.
 compute_environment: LOCAL_MACHINE
@@ -37,10 +39,10 @@ class Machine:
     env: Mapping[str, str] | None = None
     """Added to the ranks' environment."""
 
-    @property
-    def suffix(self) -> str:
-        """Of this machine's own files in the folder that all share."""
-        return f".{self.rank}" if self.rank else ""
+    def own(self, name: str) -> str:
+        """Name this machine's own copy of a file in the folder that all share: config.json, config.1.json, ..."""
+        stem, dot, ending = name.partition(".")
+        return f"{stem}.{self.rank}{dot}{ending}" if self.rank else name
 
 
 def command(
@@ -52,7 +54,7 @@ def command(
         raise UserError(f"train.num_processes is {ranks}, but this machine has {gpus} GPUs; lower it, or leave it at 0.")
     world = ranks * train.num_machines
     arguments = {
-        "config_file": output / f"accelerate{machine.suffix}.yaml",
+        "config_file": output / machine.own(ACCELERATE_CONFIG),
         "num_processes": world,
         "num_machines": train.num_machines,
         "machine_rank": machine.rank,
@@ -67,7 +69,7 @@ def command(
     kind = ["--multi_gpu"] if world > 1 else [] if gpus else ["--cpu"]
     argv = [machine.python, "-m", "accelerate.commands.launch", *kind]
     argv += [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-    argv += ["-m", "talaria.train", "--config", str(output / f"config{machine.suffix}.json")]
+    argv += ["-m", "talaria.train", "--config", str(output / machine.own(CONFIG))]
     argv += ["--tokens", str(tokens), "--model", str(model), "--output", str(output)]
     return argv, _environment(train, machine, ranks, gpus)
 

@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from talaria.common.files import file_digest, fsync, link_or_copy
-from talaria.runs.folder import MARKER, RunFolder
+from talaria.common.threads import Poller
+from talaria.runs.folder import CHECKPOINTS, EXPORTS, MARKER, RunFolder, exported, newest_checkpoint
 from talaria.store.manifest import store_of
 from talaria.store.remote import Remote, RemoteError
 from talaria.store.store import Store
-
-_LONGEST_WAIT = 60.0
 
 
 class Mirror:
@@ -44,14 +41,22 @@ class Mirror:
         poll: float = 1.0,
     ) -> None:
         self.remote, self.place, self.folder, self.identity = remote, place, folder, identity
-        self._say, self._patience, self._poll = on_line, patience, poll
-        self._stop, self._abandoned = threading.Event(), threading.Event()
+        self._say, self._patience = on_line, patience
         self._known: dict[tuple[str, int, int], str] = {}
-        self._thread = threading.Thread(target=self._loop, name="talaria-mirror", daemon=True)
+        self._sent = ""
+        self._poller = Poller(
+            "talaria-mirror",
+            self._send_newest,
+            every=poll,
+            errors=(RemoteError, OSError),
+            on_failure=lambda error: self._say(
+                f"{error}; training goes on, and its checkpoints are uploaded when that works again."
+            ),
+        )
 
     def fetch(self) -> None:
         """Put the snapshot into the folder, if that has no checkpoint of its own. The checkpoint comes last, in one rename."""
-        if newest_complete(self.folder):
+        if newest_checkpoint(self.folder):
             return
         try:
             manifest = self._snapshot()
@@ -66,35 +71,24 @@ class Mirror:
         self._say(f"step {manifest['step']} is fetched from {self.remote.address}/{self.place}")
 
     def __enter__(self) -> Mirror:
-        self._thread.start()
+        self._poller.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if _is_done(self.folder):
-            self._abandoned.set()
-        self._stop.set()
-        self._thread.join(self._patience)
-        self._abandoned.set()
+            self._poller.abandon()
+        self._poller.stop(self._patience)
 
-    def _loop(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # on Linux a thread's own: ranks on CPU go first
-        failures, wait, sent, last = 0, self._poll, "", False
-        while not last:
-            last = self._stop.wait(wait)
-            newest = newest_complete(self.folder)
-            if newest is None or newest.name == sent or self._abandoned.is_set():
-                continue
-            if last:
-                self._say(f"uploading {newest.name} before leaving")
-            try:
-                self._send(newest)
-                failures, wait, sent = 0, self._poll, newest.name
-            except FileNotFoundError:  # pruned meanwhile: a newer one is there
-                continue
-            except (RemoteError, OSError) as error:
-                if not failures and not self._abandoned.is_set():
-                    self._say(f"{error}; training goes on, and its checkpoints are uploaded when that works again.")
-                failures, wait = failures + 1, min(self._poll * 2**failures, _LONGEST_WAIT)
+    def _send_newest(self, last: bool) -> None:
+        """Upload the newest complete checkpoint, unless that is done."""
+        newest = newest_checkpoint(self.folder)
+        if newest is None or newest.name == self._sent or self._poller.abandoned:
+            return
+        if last:
+            self._say(f"uploading {newest.name} before leaving")
+        with contextlib.suppress(FileNotFoundError):  # pruned meanwhile: a newer one is there
+            self._send(newest)
+            self._sent = newest.name
 
     def _send(self, checkpoint: Path) -> None:
         """Upload a snapshot, unless a later one is there: of a start that this one could not fetch."""
@@ -104,11 +98,11 @@ class Mirror:
                 return
             step, there = marker["progress"]["step"], self._snapshot()
             if there is None or there["step"] < step:
-                known = {f"checkpoints/{checkpoint.name}/{name}": file for name, file in marker["files"].items()}
+                known = {f"{CHECKPOINTS}/{checkpoint.name}/{name}": file for name, file in marker["files"].items()}
                 names = {path.relative_to(scratch).as_posix(): path for path in _files(scratch)}
                 files = {name: known.get(name) or self._describe(path) for name, path in names.items()}
                 manifest = {"step": step, "identity": self.identity, "files": files}
-                self.remote.push(self.place, scratch, manifest, give_up=self._abandoned.is_set)
+                self.remote.push(self.place, scratch, manifest, give_up=lambda: self._poller.abandoned)
 
     def _snapshot(self) -> dict[str, Any] | None:
         """The manifest of the snapshot that is there, if it is this training's."""
@@ -146,11 +140,7 @@ def of_store(folder: Path, identity: str, **options: Any) -> Mirror | None:
 
 
 def _is_done(folder: Path) -> bool:
-    return (RunFolder(folder).status() or {}).get("state") == "done"
-
-
-def newest_complete(folder: Path) -> Path | None:
-    return max((marker.parent for marker in folder.glob(f"checkpoints/step-*/{MARKER}")), default=None)
+    return RunFolder(folder).status().get("state") == "done"
 
 
 def _link_snapshot(folder: Path, checkpoint: Path, scratch: Path) -> dict[str, Any]:
@@ -159,11 +149,11 @@ def _link_snapshot(folder: Path, checkpoint: Path, scratch: Path) -> dict[str, A
     Raises FileNotFoundError where something is pruned before it is linked.
     """
     marker: dict[str, Any] = json.loads((checkpoint / MARKER).read_text())
-    copied = scratch / "checkpoints" / checkpoint.name
+    copied = scratch / CHECKPOINTS / checkpoint.name
     copied.mkdir(parents=True)
     for name in (*marker["files"], MARKER):
         link_or_copy(checkpoint / name, copied / name)
-    kept = [path for export in folder.glob("exports/step-*") for path in _files(export)]
+    kept = [path for export in exported(folder) for path in _files(export)]
     for path in kept:
         target = scratch / path.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +173,7 @@ def _move_in(scratch: Path, folder: Path) -> None:
     for path in scratch.iterdir():
         if path.is_file():
             path.replace(folder / path.name)
-    for kind in ("exports", "checkpoints"):
+    for kind in (EXPORTS, CHECKPOINTS):
         (folder / kind).mkdir(exist_ok=True)
         for path in (scratch / kind).glob("step-*"):
             fsync(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from talaria.common.errors import TrainingStopped
-from talaria.runs.folder import EVALS, METRICS, RunFolder
+from talaria.runs.folder import EVALS, EVENTS, METRICS, RunFolder
 from talaria.runs.jsonl import read_rows
 
 _ERROR = re.compile(r"^(?:\[rank\d+\]: ?)?((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b(?::.*)?)$")
@@ -38,7 +38,7 @@ def facts(folder: Path) -> dict[str, Any]:
     """What a finished training did. Losses are means over supervised tokens, in nats; seconds are those of its steps."""
     steps, evals = read_rows(folder / METRICS), read_rows(folder / EVALS)
     seconds, tokens = sum(row["seconds"] for row in steps), sum(row["tokens"] for row in steps)
-    status = RunFolder(folder).status() or {}
+    status = RunFolder(folder).status()
     return {
         "steps": steps[-1]["step"],
         "epochs": steps[-1]["epoch"],
@@ -49,7 +49,7 @@ def facts(folder: Path) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / seconds, 1),
         "world_size": status["world_size"],
-        "starts": sum(row["kind"] in ("start", "resume") for row in read_rows(folder / "events.jsonl")),
+        "starts": sum(row["kind"] in ("start", "resume") for row in read_rows(folder / EVENTS)),
     }
 
 

@@ -21,11 +21,11 @@ from talaria.common.files import write_atomically
 from talaria.common.locks import Busy, locked
 from talaria.config.schema import Config
 from talaria.launch import checkpoint_mirror as mirror
-from talaria.launch.accelerate_command import ACCELERATE, SLACK, Machine, command, gpu_count
+from talaria.launch.accelerate_command import ACCELERATE, ACCELERATE_CONFIG, SLACK, Machine, command, gpu_count
 from talaria.launch.diagnosis import Preempted, TrainingCrashed, facts, is_echo, likely_cause, oom_kills
 from talaria.process import supervisor as supervised
 from talaria.process.supervisor import Stop
-from talaria.runs.folder import METRICS, RunFolder
+from talaria.runs.folder import CONFIG, LOCK, LOG, METRICS, MODEL, RunFolder
 from talaria.runs.identity import run_identity
 from talaria.runs.jsonl import tail
 from talaria.stages.table import STAGES, key_of
@@ -88,7 +88,7 @@ def launch(
         if stop is None:
             stop = Stop()
             stack.enter_context(supervised.stopped_by_signals(stop))
-        lock = stack.enter_context(_sole_use(output / f"lock{machine.suffix}", config.train.stop_grace, on_line, stop))
+        lock = stack.enter_context(_sole_use(output / machine.own(LOCK), config.train.stop_grace, on_line, stop))
         identity = run_identity(config, tokens, model)
         copy = mirror.of_store(output, identity, on_line=on_line, patience=config.train.stop_grace) if machine.rank == 0 else None
         if copy:
@@ -109,7 +109,7 @@ def launch(
             stack.enter_context(copy)
         code = supervised.run(
             argv,
-            log=output / f"train{machine.suffix}.log",
+            log=output / machine.own(LOG),
             grace=config.train.stop_grace,
             env=env,
             stop=stop,
@@ -118,7 +118,7 @@ def launch(
             inherit=[lock],
             lifelines=lifelines,
         )
-        if machine.rank and code == 0 and RunFolder(output).status() is None:
+        if machine.rank and code == 0 and not RunFolder(output).status():
             return {}  # machine 0 has published the folder already
         return _outcome(output, code, lines, oom_kills() - before, stop)
 
@@ -145,18 +145,18 @@ def _sole_use(path: Path, grace: float, on_line: Callable[[str], None], stop: St
 
 def _done(identity: str, output: Path) -> bool:
     """Whether the folder holds this training, finished. Raises UserError where it holds another one."""
-    status = RunFolder(output).status() or {}
+    status = RunFolder(output).status()
     if status.get("identity", identity) != identity:
         raise UserError(
             f"{output}: holds a training with other data, another base model or other settings; choose another --output."
         )
-    return status.get("state") == "done" and (output / "model").is_dir()
+    return status.get("state") == "done" and (output / MODEL).is_dir()
 
 
 def _prepare(config: Config, output: Path, machine: Machine) -> None:
     """What the ranks read, and a status that says that they are about to start."""
-    write_atomically(output / f"config{machine.suffix}.json", config.model_dump_json(indent=1))
-    write_atomically(output / f"accelerate{machine.suffix}.yaml", ACCELERATE)
+    write_atomically(output / machine.own(CONFIG), config.model_dump_json(indent=1))
+    write_atomically(output / machine.own(ACCELERATE_CONFIG), ACCELERATE)
     if machine.rank == 0:
         names = {"dag_id": "AIRFLOW_CTX_DAG_ID", "run_id": "AIRFLOW_CTX_DAG_RUN_ID"}
         airflow = {name: os.environ[variable] for name, variable in names.items() if variable in os.environ}
@@ -166,7 +166,7 @@ def _prepare(config: Config, output: Path, machine: Machine) -> None:
 def _outcome(output: Path, code: int, lines: Sequence[str], killed: int, stop: Stop) -> dict[str, Any]:
     """The facts of a finished training, or the exception that its end calls for."""
     folder = RunFolder(output)
-    status = folder.status() or {}
+    status = folder.status()
     state, reason = status.get("state"), status.get("reason") or ""
     step = next((row["step"] for row in reversed(tail(output / METRICS))), 0)
     if state == "done":
@@ -181,7 +181,7 @@ def _outcome(output: Path, code: int, lines: Sequence[str], killed: int, stop: S
         reason = likely_cause(code, lines, killed)
         folder.set_status("failed", step=step, reason=reason, kind="crash")
         folder.event("failed", reason, step, reason_kind="crash")
-    raise TrainingCrashed(f"Training failed after step {step}: {reason.rstrip('.')} (log: {output / 'train.log'}).")
+    raise TrainingCrashed(f"Training failed after step {step}: {reason.rstrip('.')} (log: {output / LOG}).")
 
 
 def _inode(folder: Path) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from typing import Any
 from talaria.common.errors import DataError
 from talaria.common.files import digest, file_digest
 from talaria.registry.mlflow_model import CARD
-from talaria.runs.folder import step_of
+from talaria.runs.folder import MODEL, STATUS, RunFolder, exported, step_of
 
 FINAL, KEPT = "final", "kept"
 
@@ -52,17 +51,16 @@ def kept_models(train: Path, report: Mapping[str, Any], manifest: Mapping[str, A
     An export at the last step is the final model under another name and comes once.
     Raises DataError where training has not finished.
     """
-    try:
-        status = json.loads((train / "status.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{train}: not a training folder (no status.json).") from None
-    if status.get("state") != "done" or not (train / "model" / "config.json").is_file():
+    status = RunFolder(train).status()
+    if not status:
+        raise DataError(f"{train}: not a training folder (no whole {STATUS}).")
+    if status.get("state") != "done" or not (train / MODEL / "config.json").is_file():
         raise DataError(f"{train}: training has not finished (state {status.get('state')}); run it again to continue.")
     final = int(status["step"])
     losses = {int(export["step"]): export["loss"] for export in report.get("exports", [])}
     losses[final] = (report.get("tuned") or {}).get("loss")
-    folders = {step_of(folder): folder for folder in (train / "exports").glob("step-*")}
-    folders[final] = train / "model"
+    folders = {step_of(folder): folder for folder in exported(train)}
+    folders[final] = train / MODEL
     return [
         Kept(folder, step, FINAL if step == final else KEPT, losses.get(step), _recorded(folder, train, manifest))
         for step, folder in sorted(folders.items())

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from talaria.runs.columns import Journal, thin
+from talaria.runs.folder import EVALS, METRICS
 
 _POINTS = 1000
 
 
 def loss_curves(train: Path, out: Path) -> bool:
     """Draw training and held-out loss over the steps into `out` (PNG); False where there is nothing to draw."""
-    metrics, evals = Journal(train / "metrics.jsonl"), Journal(train / "evals.jsonl")
+    metrics, evals = Journal(train / METRICS), Journal(train / EVALS)
     metrics.refresh()
     evals.refresh()
     if not len(metrics.steps):

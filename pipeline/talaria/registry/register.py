@@ -8,7 +8,6 @@ registering again finds the versions that are there.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talaria.common.files import digest
+from talaria.common.files import digest, read_object
+from talaria.common.locks import locked
 from talaria.common.redact import scrub
 from talaria.config.schema import Config
+from talaria.evaluation.stage import REPORT
 from talaria.registry import mlflow_model as mlmodel
 from talaria.registry.kept_models import FINAL, Kept, candidate, kept_models
 from talaria.registry.model_card import Curve, Facts, card, readme
@@ -37,10 +38,11 @@ from talaria.registry.versions import (
     search_versions,
 )
 from talaria.runs.columns import Journal
+from talaria.runs.folder import EVALS, METRICS, RunFolder
 from talaria.store import manifest as manifest_module
 from talaria.tracking import lineage
 from talaria.tracking.mlflow_client import plain_errors, version_url
-from talaria.tracking.run_log import RunLog, read_json
+from talaria.tracking.run_log import RunLog
 from talaria.tracking.system_metrics import cost
 from talaria.tracking.tracker import catch_up
 
@@ -56,7 +58,7 @@ def register(config: Config, inputs: Mapping[str, Path], *, uri: str, context: M
     Raises DataError where training has not finished or a file is damaged, TrackingError where MLflow does not play along.
     """
     known = manifest_module.manifests(inputs)
-    report = read_json(Path(inputs["evaluate"]) / "report.json")
+    report = read_object(Path(inputs["evaluate"]) / REPORT)
     models = kept_models(Path(inputs["train"]), report, known.get("train"))
     key = lineage.train_key(config, known) or digest(models[-1].digest)
     log = catch_up(config, inputs, uri, context)
@@ -187,7 +189,7 @@ class _Registration:
                 self.log.run_id,
                 name,
                 value,
-                timestamp=int(read_json(self.inputs["train"] / "status.json").get("time", time.time()) * 1000),
+                timestamp=int(RunFolder(self.inputs["train"]).status().get("time", time.time()) * 1000),
                 step=kept.step,
                 dataset_name=lineage.heldout_name(self.config) if heldout else None,
                 dataset_digest=lineage.short_digest(heldout) if heldout else None,
@@ -196,7 +198,7 @@ class _Registration:
 
     def _facts(self, kept: Kept, tags: Mapping[str, str]) -> Facts:
         train = self.inputs["train"]
-        status = read_json(train / "status.json")
+        status = RunFolder(train).status()
         return Facts(
             config=self.config,
             step=kept.step,
@@ -226,7 +228,7 @@ def metrics_of(kept: Kept, report: Mapping[str, Any]) -> dict[str, float]:
 
 
 def curve(train: Path) -> Curve:
-    metrics, evals = Journal(train / "metrics.jsonl"), Journal(train / "evals.jsonl")
+    metrics, evals = Journal(train / METRICS), Journal(train / EVALS)
     metrics.refresh()
     evals.refresh()
     heldout = {int(step): loss for step, loss in zip(evals.steps, evals.column("loss"), strict=True)}
@@ -240,7 +242,5 @@ def _one_at_a_time(log: RunLog, name: str) -> Iterator[None]:
     if root is None:
         yield
         return
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / f".{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(root / f".{name}.lock"):
         yield

@@ -10,46 +10,46 @@ from pathlib import Path
 from typing import Any
 
 from talaria.common.errors import UserError
-from talaria.runs.folder import EVALS, EVENTS, METRICS, STATUS, Place
+from talaria.runs.folder import EVALS, EVENTS, METRICS, STATUS, RunPath
 from talaria.runs.history import Training
-from talaria.runs.summary import glance, last_activity
+from talaria.runs.summary import last_activity, summarize
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _WORK = "train-"
 _KEPT_OPEN = 16
 
 
-def places(root: Path) -> list[Place]:
+def list_runs(root: Path) -> list[RunPath]:
     """Every training of the store at `root`, the latest active first. A rerun under way hides what it will replace."""
     found = {
-        path.name: Place(path.name, path, finished=True) for path in (root / "train").glob("*/") if _KEY.fullmatch(path.name)
+        path.name: RunPath(path.name, path, finished=True) for path in (root / "train").glob("*/") if _KEY.fullmatch(path.name)
     }
     for path in (root / ".work").glob(f"{_WORK}*/"):
         key = path.name.removeprefix(_WORK)
         if _KEY.fullmatch(key):
-            found[key] = Place(key, path, finished=False)
+            found[key] = RunPath(key, path, finished=False)
     return sorted(found.values(), key=last_activity, reverse=True)
 
 
-def locate(root: Path, key: str) -> Place | None:
+def find_run(root: Path, key: str) -> RunPath | None:
     """The training of exactly this key. Anything but a key (a path, say) is None."""
     if not _KEY.fullmatch(key):
         return None
     for folder, finished in ((root / ".work" / f"{_WORK}{key}", False), (root / "train" / key, True)):
         if folder.is_dir():
-            return Place(key, folder, finished)
+            return RunPath(key, folder, finished)
     return None
 
 
-def resolve(root: Path, name: str) -> Place:
+def resolve_run(root: Path, name: str) -> RunPath:
     """The training that a person means: the beginning of its key, or the path of a folder that `talaria train` writes.
 
     Raises UserError when there is none, or more than one.
     """
     folder = Path(name)
     if any((folder / file).is_file() for file in (STATUS, METRICS)):
-        return Place(folder.absolute().name, folder, finished=False)
-    found = [place for place in places(root) if place.key.startswith(name)] if name else []
+        return RunPath(folder.absolute().name, folder, finished=False)
+    found = [run for run in list_runs(root) if run.key.startswith(name)] if name else []
     if len(found) == 1:
         return found[0]
     if found:
@@ -57,35 +57,35 @@ def resolve(root: Path, name: str) -> Place:
     raise UserError(f"no run in {root} has a key that begins with {name!r}; `talaria runs` lists them.")
 
 
-class Library:
+class RunCatalog:
     """The trainings of one store, with what was read of them kept for the next look. Safe to share between threads."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lock = threading.Lock()
-        self._open: OrderedDict[Place, Training] = OrderedDict()
-        self._glances: dict[Place, tuple[Any, dict[str, Any]]] = {}
+        self._open: OrderedDict[RunPath, Training] = OrderedDict()
+        self._summaries: dict[RunPath, tuple[Any, dict[str, Any]]] = {}
 
-    def glances(self, limit: int) -> list[dict[str, Any]]:
-        """Cards of the `limit` latest runs (see `glance`)."""
+    def summaries(self, limit: int) -> list[dict[str, Any]]:
+        """Cards of the `limit` latest runs (see `summarize`)."""
         now = time.time()
-        return [self.glance(place, now) for place in places(self.root)[:limit]]
+        return [self.summary(run, now) for run in list_runs(self.root)[:limit]]
 
-    def glance(self, place: Place, now: float) -> dict[str, Any]:
+    def summary(self, run: RunPath, now: float) -> dict[str, Any]:
         """A run's card; read again only if its files changed, or if time alone can change it."""
-        signs = [_sign(place.folder / name) for name in (METRICS, STATUS, EVALS, EVENTS)]
-        cached = self._glances.get(place)
+        signs = [_sign(run.folder / name) for name in (METRICS, STATUS, EVALS, EVENTS)]
+        cached = self._summaries.get(run)
         if cached and cached[0] == signs and cached[1]["state"] not in ("running", "starting"):
             return cached[1]
-        card = glance(place, now)
-        self._glances[place] = (signs, card)
+        card = summarize(run, now)
+        self._summaries[run] = (signs, card)
         return card
 
-    def open(self, place: Place) -> Training:
+    def open(self, run: RunPath) -> Training:
         """The run's history, as far as it has been read; the least recently used are forgotten."""
         with self._lock:
-            training = self._open.pop(place, None) or Training(place)
-            self._open[place] = training
+            training = self._open.pop(run, None) or Training(run)
+            self._open[run] = training
             if len(self._open) > _KEPT_OPEN:
                 self._open.popitem(last=False)
             return training

@@ -1,55 +1,67 @@
-"""The training folder's plain files: status, and the append-only logs of steps, evaluations and events.
+"""The training folder: the names of its files, and who writes them. Everything that knows a file's name reads it here.
 
-Written here and read by everyone else (the launcher, MLflow's follower, the monitor page); docs/architecture.md lists the fields.
+The trainer writes through RunFolder (status, and the append-only logs of steps, evaluations and events); the launcher, the MLflow
+run, registration and the Training page only read. docs/architecture.md lists the fields.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from talaria.common.files import write_atomically
+from talaria.common.files import read_object, write_atomically
+from talaria.runs.jsonl import append_row, whole_lines
 
 State = Literal["running", "done", "preempted", "failed"]
-METRICS, EVALS, EVENTS, STATUS = "metrics.jsonl", "evals.jsonl", "events.jsonl", "status.json"
+METRICS, EVALS, EVENTS, SYSTEM = "metrics.jsonl", "evals.jsonl", "events.jsonl", "system.jsonl"
+STATUS, CONFIG, MLFLOW, LOG, LOCK = "status.json", "config.json", "mlflow.json", "train.log", "lock"
+MODEL, EXPORTS, CHECKPOINTS = "model", "exports", "checkpoints"
+"""Folders: the final model, models kept on the way (`exports/step-NNNNNNNN`), and what a training resumes from."""
 MARKER = "complete.json"
-"""Of a checkpoint, written last."""
+"""In a checkpoint's folder, written last: without it the checkpoint does not count."""
+_STEP = "step-"
 _FAILED = ".failed"
 """Exists from the first failure on: the rank that creates it writes the status, as the others fail only in its wake."""
 
 
+@dataclass(frozen=True)
+class RunPath:
+    """Where a training lies. `finished`: published in the store, so that it will not change any more."""
+
+    key: str
+    folder: Path
+    finished: bool
+
+
 class RunFolder:
+    """Writes the plain files of one training folder."""
+
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
 
     def metrics(self, record: dict[str, Any]) -> None:
-        self._append(METRICS, record)
+        append_row(self.root / METRICS, record)
 
     def evaluation(self, record: dict[str, Any]) -> None:
-        self._append(EVALS, record)
+        append_row(self.root / EVALS, record)
 
     def event(self, kind: str, message: str, step: int, **more: Any) -> None:
         """kind: start, resume, checkpoint, export, preempted, failed, done, loss_spike or warning."""
-        self._append(EVENTS, {"time": time.time(), "step": step, "kind": kind, "message": message, **more})
+        append_row(self.root / EVENTS, {"time": time.time(), "step": step, "kind": kind, "message": message, **more})
 
-    def status(self) -> dict[str, Any] | None:
-        try:
-            status: dict[str, Any] = json.loads((self.root / STATUS).read_text())
-        except FileNotFoundError:
-            return None
-        return status
+    def status(self) -> dict[str, Any]:
+        """Return the fields of status.json; empty before the first start."""
+        return read_object(self.root / STATUS)
 
     def set_status(self, state: State, **fields: Any) -> None:
         """Replace the status; fields that are not named stay (the launcher adds mlflow_run_id)."""
         if state == "running":
             (self.root / _FAILED).unlink(missing_ok=True)
-        status = {"kind": None, **(self.status() or {}), "state": state, "time": time.time(), **fields}
+        status = {"kind": None, **self.status(), "state": state, "time": time.time(), **fields}
         write_atomically(self.root / STATUS, json.dumps(status, indent=1))
 
     def fail(self, reason: str, kind: Literal["user", "crash"], step: int, **more: Any) -> bool:
@@ -67,41 +79,25 @@ class RunFolder:
         for name in (METRICS, EVALS):
             path = self.root / name
             if path.exists():
-                kept = [line for line, record in _lines(path) if record["step"] <= step]
-                write_atomically(path, "".join(kept))
-
-    def evaluations(self) -> list[dict[str, Any]]:
-        path = self.root / EVALS
-        return [record for _, record in _lines(path)] if path.exists() else []
-
-    def _append(self, name: str, record: dict[str, Any]) -> None:
-        with (self.root / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+                kept = [line for line, record in whole_lines(path) if record["step"] <= step]
+                write_atomically(path, b"".join(kept).decode())
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Whole lines and what they hold; a line cut off by a kill is left out."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                with contextlib.suppress(json.JSONDecodeError):
-                    yield line, json.loads(line)
+def step_folder(parent: Path, step: int) -> Path:
+    """Name the folder of a checkpoint or an export; the names sort as the steps do."""
+    return parent / f"{_STEP}{step:08d}"
 
 
-def step_of(export: Path) -> int:
-    return int(export.name.removeprefix("step-"))
+def step_of(folder: Path) -> int:
+    """Return the step that `step_folder` named a folder after."""
+    return int(folder.name.removeprefix(_STEP))
 
 
-METRICS, EVALS, EVENTS, SYSTEM = "metrics.jsonl", "evals.jsonl", "events.jsonl", "system.jsonl"
+def exported(folder: Path) -> list[Path]:
+    """List the models that a training folder kept on the way, by step."""
+    return sorted((folder / EXPORTS).glob(f"{_STEP}*"))
 
 
-STATUS, CONFIG, MLFLOW = "status.json", "config.json", "mlflow.json"
-
-
-@dataclass(frozen=True)
-class Place:
-    """A training's folder. `finished`: published in the store, so that it will not change any more."""
-
-    key: str
-    folder: Path
-    finished: bool
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the last complete checkpoint of a training folder, or None."""
+    return max((marker.parent for marker in (folder / CHECKPOINTS).glob(f"{_STEP}*/{MARKER}")), default=None)

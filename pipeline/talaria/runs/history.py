@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
+from talaria.common.files import read_object
 from talaria.runs.columns import Journal, thin
-from talaria.runs.folder import CONFIG, EVALS, EVENTS, METRICS, SYSTEM, Place
-from talaria.runs.jsonl import read_object, read_rows, tail
+from talaria.runs.folder import CONFIG, EVALS, EVENTS, METRICS, SYSTEM, RunPath
+from talaria.runs.jsonl import read_rows, tail
 from talaria.runs.summary import finite
 
 Axis = Literal["step", "tokens", "hours"]
@@ -28,23 +29,23 @@ _DIGITS = 6
 class Training:
     """One training folder, read on with each `refresh`. Hold `lock` over a refresh and the reads that follow it."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, run: RunPath) -> None:
+        self.run = run
         self.lock = threading.Lock()
-        self.metrics = Journal(place.folder / METRICS)
-        self.evals = Journal(place.folder / EVALS)
+        self.metrics = Journal(run.folder / METRICS)
+        self.evals = Journal(run.folder / EVALS)
 
     def refresh(self) -> None:
         self.metrics.refresh()
         self.evals.refresh()
 
     def history(self) -> dict[str, Any]:
-        """What the card (`glance`) leaves out: totals, costs, the best held-out loss, restarts, checkpoints, events, settings."""
-        events = read_rows(self.place.folder / EVENTS)
+        """Return what the card (`summarize`) leaves out: totals, costs, restarts, checkpoints, events, settings."""
+        events = read_rows(self.run.folder / EVENTS)
         tokens, times = self.metrics.column("tokens"), self.metrics.column("time")
         heldout = self.evals.column("loss")
         best = min(thin(heldout, len(heldout)), key=lambda index: heldout[index], default=None)
-        system = tail(self.place.folder / SYSTEM)
+        system = tail(self.run.folder / SYSTEM)
         cost = system[-1] if system else {}
         saved = [event.get("step") for event in events if event.get("kind") == "checkpoint"]
         return {
@@ -57,7 +58,7 @@ class Training:
             "events": events[-EVENTS_SHOWN:],
             "cost": {name: finite(cost.get(f"cost/{name}")) for name in ("gpu_hours", "energy_kwh")},
             "skipped_lines": self.metrics.skipped + self.evals.skipped,
-            "settings": flat(read_object(self.place.folder / CONFIG)),
+            "settings": flat(read_object(self.run.folder / CONFIG)),
         }
 
     def cursor(self) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from talaria.common.files import MANIFEST, digest
+from talaria.common.files import MANIFEST, digest, read_object
 
 if TYPE_CHECKING:
     from talaria.config.schema import Config
@@ -24,7 +23,7 @@ def _folder(folder: Path) -> dict[str, str]:
     """What a folder holds: as its manifest says, else size, first and last MiB of each data file."""
     manifest = folder / MANIFEST
     if manifest.is_file():
-        files = json.loads(manifest.read_text()).get("files")
+        files = read_object(manifest).get("files")
         if files:
             return {name: file["sha256"] for name, file in files.items()}
     found = [path for path in sorted(folder.rglob("*")) if path.suffix in (".arrow", ".safetensors", ".json") and path.is_file()]

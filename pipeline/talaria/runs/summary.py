@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from talaria.runs.folder import CONFIG, EVALS, EVENTS, METRICS, MLFLOW, STATUS, Place
-from talaria.runs.jsonl import read_object, sample, tail
+from talaria.common.files import read_object
+from talaria.runs.folder import CONFIG, EVALS, EVENTS, METRICS, MLFLOW, STATUS, RunPath
+from talaria.runs.jsonl import sample, tail
 
 SPARK_POINTS = 32
 _QUIET_SECONDS = 120.0
@@ -18,27 +20,27 @@ _QUIET_SHARE = 0.5  # of the hang timeout, before the first step: loading and co
 _DEFAULT_HANG_SECONDS = 600.0
 
 
-def glance(place: Place, now: float) -> dict[str, Any]:
+def summarize(run: RunPath, now: float) -> dict[str, Any]:
     """The facts of a run's card. Times are Unix seconds; what is not known (yet) is None.
 
     `state` is the trainer's own (running, done, preempted, failed) or `starting` before it said anything, or `lost` when
     it claims to run but has been silent for longer than it would let itself hang. `quiet_seconds` is the silence of a
     running one once it is worth a remark.
     """
-    status = read_object(place.folder / STATUS)
-    config, mlflow = read_object(place.folder / CONFIG), read_object(place.folder / MLFLOW)
-    rows = tail(place.folder / METRICS)
+    status = read_object(run.folder / STATUS)
+    config, mlflow = read_object(run.folder / CONFIG), read_object(run.folder / MLFLOW)
+    rows = tail(run.folder / METRICS)
     last = rows[-1] if rows else {}
-    evals = tail(place.folder / EVALS)
+    evals = tail(run.folder / EVALS)
     seconds = step_seconds(rows)
-    active = last_activity(place)
+    active = last_activity(run)
     step = max(_int(status.get("step")) or 0, _int(last.get("step")) or 0)
     total = _int(status.get("total_steps"))
-    state = _state(place, status, config, now - active)
+    state = _state(run, status, config, now - active)
     running = state == "running"
     patience = max(_QUIET_SECONDS, _QUIET_STEPS * (seconds or 0)) if rows else _QUIET_SHARE * _hang_timeout(config)
     return {
-        "key": place.key,
+        "key": run.key,
         "name": config.get("name") if isinstance(config.get("name"), str) else None,
         "state": state,
         "reason": status.get("reason"),
@@ -55,13 +57,41 @@ def glance(place: Place, now: float) -> dict[str, Any]:
         "mlflow_run_id": mlflow.get("run_id"),
         "mlflow_url": mlflow.get("url"),
         "dag_run": status.get("airflow"),
-        "spark": [rounded(row.get("loss")) for row in sample(place.folder / METRICS, SPARK_POINTS)],
+        "spark": [rounded(row.get("loss")) for row in sample(run.folder / METRICS, SPARK_POINTS)],
     }
 
 
-def _state(place: Place, status: dict[str, Any], config: dict[str, Any], silent: float) -> str:
+def progress_line(card: Mapping[str, Any]) -> str:
+    """Say how a training is doing in a line: 'step 120 of 600, loss 1.2345, held-out loss 1.3000, 1 h 2 min left'."""
+    step = f"step {card['step']:,}"
+    parts = [f"{step} of {card['total_steps']:,}" if card["total_steps"] else step, *losses(card)]
+    if card["state"] != "running":
+        parts.append(card["state"])
+    elif card["eta_seconds"] is not None:
+        parts.append(f"{duration(card['eta_seconds'])} left")
+    return ", ".join(parts)
+
+
+def losses(card: Mapping[str, Any]) -> list[str]:
+    """Say the losses that are known: ['loss 1.2345', 'held-out loss 1.3000']."""
+    named = (("loss", "loss"), ("heldout_loss", "held-out loss"))
+    return [f"{name} {card[key]:.4f}" for key, name in named if card[key] is not None]
+
+
+def duration(seconds: float | None) -> str:
+    """Say a number of seconds in the two largest units that matter."""
+    if seconds is None:
+        return "–"
+    whole = max(0, round(seconds))
+    for size, unit, smaller, small_unit in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // smaller} {small_unit}"
+    return f"{whole} s"
+
+
+def _state(run: RunPath, status: dict[str, Any], config: dict[str, Any], silent: float) -> str:
     state = status.get("state")
-    if place.finished or state == "done":
+    if run.finished or state == "done":
         return "done"
     if state in (None, "running") and silent > _hang_timeout(config):
         return "lost"
@@ -74,10 +104,10 @@ def _hang_timeout(config: dict[str, Any]) -> float:
     return (finite(train.get("hang_timeout")) if isinstance(train, dict) else None) or _DEFAULT_HANG_SECONDS
 
 
-def last_activity(place: Place) -> float:
+def last_activity(run: RunPath) -> float:
     """When the training last wrote, Unix seconds by the file system's clock."""
-    times = [_mtime(place.folder / name) for name in (METRICS, STATUS, EVENTS)]
-    return max(times) or _mtime(place.folder)
+    times = [_mtime(run.folder / name) for name in (METRICS, STATUS, EVENTS)]
+    return max(times) or _mtime(run.folder)
 
 
 def step_seconds(rows: list[dict[str, Any]]) -> float | None:

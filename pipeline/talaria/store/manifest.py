@@ -1,13 +1,12 @@
-"""manifest."""
+"""The manifests of a store: of one folder, and of all that led to it."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from talaria.common.files import MANIFEST
+from talaria.common.files import MANIFEST, read_object
 from talaria.store.store import Store
 
 Manifests = dict[str, dict[str, Any]]
@@ -21,11 +20,8 @@ def store_of(folder: Path) -> Path | None:
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     """A folder's manifest.json, where it is one of the store's."""
-    try:
-        manifest = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return manifest if isinstance(manifest, dict) and {"stage", "key", "files"} <= manifest.keys() else None
+    manifest = read_object(Path(folder) / MANIFEST)
+    return manifest if {"stage", "key", "files"} <= manifest.keys() else None
 
 
 def manifests(inputs: Mapping[str, str | Path]) -> Manifests:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from talaria.common.errors import UserError
-from talaria.common.files import MANIFEST, digest, file_digest, fsync, write_atomically
+from talaria.common.files import MANIFEST, digest, disk_is_full, file_digest, fsync, write_atomically
 from talaria.common.locks import locked
 from talaria.store.remote import Remote, RemoteError
 
@@ -120,7 +120,7 @@ class Store:
                 seconds = time.monotonic() - start
                 made = self.publish(stage, key, work, facts, seconds, described_by, replace=force, unlisted=unlisted)
             except OSError as error:
-                if error.errno == 28:
+                if disk_is_full(error):
                     raise UserError(
                         f"{self.root}: the disk is full while stage {stage} writes; free space or move the store."
                     ) from error

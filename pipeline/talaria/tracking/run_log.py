@@ -14,22 +14,21 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from talaria.common.files import digest, write_atomically
+from talaria.common.files import digest, read_object, write_atomically
 from talaria.common.redact import scrub
 from talaria.config.schema import Config
 from talaria.runs.columns import Journal
+from talaria.runs.folder import EVALS, METRICS, MLFLOW, SYSTEM, RunFolder
 from talaria.store import manifest as manifest_module
 from talaria.tracking import lineage
 from talaria.tracking.mlflow_client import connect, experiment_id, plain_errors, public_uri, run_url
-from talaria.tracking.system_metrics import SYSTEM
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
-IDENTITY = "mlflow.json"
 ID_TAG = "talaria.training_id"
 ARTIFACTS = "mlflow-artifacts"
 _METRICS_PER_BATCH = 1000  # MLflow's limits
@@ -50,8 +49,8 @@ class _Source:
 
 
 SOURCES = (
-    _Source("metrics.jsonl", "loss"),
-    _Source("evals.jsonl", "heldout_loss", {"loss": "heldout_loss", "seconds": "heldout_seconds"}),
+    _Source(METRICS, "loss"),
+    _Source(EVALS, "heldout_loss", {"loss": "heldout_loss", "seconds": "heldout_seconds"}),
     _Source(SYSTEM, "cost/seconds"),
 )
 _STATUS = {"done": "FINISHED", "preempted": "KILLED"}
@@ -110,9 +109,9 @@ class RunLog:
 
     def unsent(self) -> int:
         """Optimiser steps that the run does not have yet."""
-        journal = self._journals["metrics.jsonl"]
+        journal = self._journals[METRICS]
         journal.refresh()
-        return len(journal.steps) - bisect_right(journal.steps, self._sent.get("metrics.jsonl", -1))
+        return len(journal.steps) - bisect_right(journal.steps, self._sent.get(METRICS, -1))
 
     def running(self) -> None:
         with plain_errors(self.uri):
@@ -120,7 +119,7 @@ class RunLog:
 
     def close(self) -> None:
         """Give the run the outcome that status.json tells."""
-        status = read_json(self.folder / "status.json")
+        status = RunFolder(self.folder).status()
         state, ended = status.get("state"), status.get("time", time.time())
         with plain_errors(self.uri):
             self.client.set_tag(self.run_id, "talaria.state", str(state))
@@ -183,14 +182,14 @@ class RunLog:
 
 def training_id(folder: Path, *, create: bool = False) -> str:
     """What the run of this folder is found by: an id from its first start; a digest of its content where it has none."""
-    known = read_json(folder / IDENTITY).get("training_id")
+    known = read_object(folder / MLFLOW).get("training_id")
     if known:
         return str(known)
     if create:
         fresh = uuid.uuid4().hex
-        write_atomically(folder / IDENTITY, json.dumps({"training_id": fresh}))
+        write_atomically(folder / MLFLOW, json.dumps({"training_id": fresh}))
         return fresh
-    metrics = folder / "metrics.jsonl"
+    metrics = folder / METRICS
     return digest(metrics.read_text(encoding="utf-8") if metrics.exists() else str(folder.absolute()))[:32]
 
 
@@ -203,13 +202,4 @@ def write_identity(log: RunLog) -> None:
         "run_id": log.run_id,
         "url": log.url,
     }
-    write_atomically(log.folder / IDENTITY, json.dumps(identity))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a file that is replaced atomically; empty where there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return value if isinstance(value, dict) else {}
+    write_atomically(log.folder / MLFLOW, json.dumps(identity))

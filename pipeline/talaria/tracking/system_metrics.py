@@ -7,7 +7,6 @@ training folder's first start, over all restarts: cost/seconds, cost/gpu_hours, 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import threading
 import time
@@ -16,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-SYSTEM = "system.jsonl"
+from talaria.runs.folder import SYSTEM
+from talaria.runs.jsonl import append_row, end_line, last_row
+
 _JOULES_PER_KWH = 3.6e6
 
 
@@ -110,7 +111,7 @@ class Meter:
         self.machines = machines
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="talaria-meter", daemon=True)
-        last = last_line(self.path)
+        last = last_row(self.path)
         self._step = int(last.get("step", -1)) + 1
         self._before = {name: value for name, value in last.items() if name.startswith("cost/")}
         self._joules = 0.0
@@ -121,7 +122,7 @@ class Meter:
         import psutil
 
         psutil.cpu_percent(None)  # the first call only sets the mark
-        _end_line(self.path)
+        end_line(self.path)
         self._started = self._sampled = time.monotonic()
         self._previous = self.gpus.read() if self.gpus else []
         self._thread.start()
@@ -136,8 +137,7 @@ class Meter:
         while not stopped:
             stopped = self._stop.wait(self.interval)
             line = {"step": self._step, "time": time.time(), **self.sample()}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append_row(self.path, line)
             self._step += 1
 
     def sample(self) -> dict[str, float]:
@@ -188,27 +188,6 @@ def _one_gpu(prefix: str, reading: Reading) -> Iterator[tuple[str, float]]:
         yield f"{prefix}power_usage_watts", reading.watts
 
 
-def last_line(path: Path) -> dict[str, Any]:
-    """The last whole line of a JSON-lines file; empty where there is none."""
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return {}
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError):
-            value = json.loads(line)
-            if isinstance(value, dict):
-                return value
-    return {}
-
-
-def _end_line(path: Path) -> None:
-    """Close a line that a killed process left open, so that the next one stands by itself."""
-    if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n")
-
-
 def cost(folder: Path) -> dict[str, float]:
     """seconds, gpu_hours and, where it was measured, energy_kwh of a training folder; empty where nothing measured it."""
-    return {name.removeprefix("cost/"): value for name, value in last_line(folder / SYSTEM).items() if name.startswith("cost/")}
+    return {name.removeprefix("cost/"): value for name, value in last_row(folder / SYSTEM).items() if name.startswith("cost/")}

@@ -3,19 +3,16 @@ reads them and sends them on."""
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from talaria.common.errors import UserError
+from talaria.common.threads import Poller
 from talaria.config.schema import Config
 from talaria.store import manifest as manifest_module
 from talaria.tracking.mlflow_client import TrackingError, tracking_uri
 from talaria.tracking.run_log import RunLog, training_id, write_identity
 from talaria.tracking.system_metrics import Meter, find_gpus
-
-_LONGEST_WAIT = 60.0
 
 
 class Tracker:
@@ -39,13 +36,19 @@ class Tracker:
     ) -> None:
         self.folder = Path(out_dir)
         self._say = on_line
-        self._poll, self._flush_seconds = poll, flush_seconds
-        self._stop, self._abandoned = threading.Event(), threading.Event()
+        self._flush_seconds = flush_seconds
         gpus = find_gpus(config.train.num_processes)
         self._meter = Meter(self.folder, gpus, machines=config.train.num_machines)
         address = uri or _address(self.folder)
         self._log = RunLog(config, inputs, self.folder, address, context) if address else None
-        self._thread = threading.Thread(target=self._loop, args=(self._log,), name="talaria-tracker", daemon=True)
+        self._poller = Poller(
+            "talaria-tracker",
+            self._send,
+            every=poll,
+            errors=(TrackingError,),
+            on_failure=lambda error: self._say(f"{error} Training goes on; metrics are sent when MLflow answers."),
+            on_recovery=lambda: self._say("MLflow answers again; what was missed is sent."),
+        )
 
     @property
     def run_id(self) -> str | None:
@@ -62,43 +65,28 @@ class Tracker:
             self._say("MLflow: MLFLOW_TRACKING_URI is not set, so this training is not logged there.")
         else:
             training_id(self.folder, create=True)
-            self._thread.start()
+            self._poller.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._meter.stop()
         if self._log is None:
             return
-        self._stop.set()
-        self._thread.join(self._flush_seconds)
-        self._abandoned.set()
+        self._poller.stop(self._flush_seconds)
         if left := self._log.unsent():
             self._say(f"MLflow: {left} steps are not sent yet; they go out when the run continues or is registered.")
 
-    def _loop(self, log: RunLog) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # on Linux a thread's own: ranks on CPU go first
-        failures, wait, last = 0, 0.0, False
-        while not last:
-            last = self._stop.wait(wait)
-            try:
-                self._send(log, last)
-                if failures:
-                    self._say("MLflow answers again; what was missed is sent.")
-                failures, wait = 0, self._poll
-            except TrackingError as error:
-                if not failures:
-                    self._say(f"{error} Training goes on; metrics are sent when MLflow answers.")
-                failures, wait = failures + 1, min(self._poll * 2**failures, _LONGEST_WAIT)
-
-    def _send(self, log: RunLog, last: bool) -> None:
+    def _send(self, last: bool) -> None:
+        log = self._log
+        assert log is not None  # else the poller was never started
         if not log.run_id:
             log.open(trains=True)
             log.running()
-            if not self._abandoned.is_set():
+            if not self._poller.abandoned:
                 write_identity(log)
             self._say(f"MLflow run: {log.url or log.run_id}")
-        log.push(until=self._abandoned.is_set)
-        if last and not self._abandoned.is_set():
+        log.push(until=lambda: self._poller.abandoned)
+        if last and not self._poller.abandoned:
             log.close()
 
 

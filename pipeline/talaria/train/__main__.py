@@ -87,7 +87,7 @@ def train(job: TrainJob) -> int:
 
 
 def _fail(folder: RunFolder, reason: str, kind: Literal["user", "crash"], **more: object) -> None:
-    step = (folder.status() or {}).get("step", 0)
+    step = folder.status().get("step", 0)
     with contextlib.suppress(OSError):  # a full disk must not hide the failure itself, which stderr has too
         folder.fail(reason, kind, step, **more)
 

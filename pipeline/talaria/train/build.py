@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from talaria.common.errors import ConfigError, DataError
+from talaria.runs.folder import CHECKPOINTS
 from talaria.tokenization.dataset import TRAIN, VALIDATION, open_tokens
 from talaria.train.batching.plan import Plan
 from talaria.train.checkpoint.manager import CheckpointManager
@@ -96,7 +97,7 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
             seed=train.seed,
         ),
         checkpoints=CheckpointManager(
-            job.output / "checkpoints", group, staging, identity=identity, keep=train.keep_last, alive=alive
+            job.output / CHECKPOINTS, group, staging, identity=identity, keep=train.keep_last, alive=alive
         ),
         exporter=Exporter(model, optimizer, job, group),
     )

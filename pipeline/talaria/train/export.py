@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from talaria.base_model import hf_folder as hf_folder_module
 from talaria.common.files import link_or_copy
+from talaria.common.output_folder import whole
 from talaria.tokenization import tokenizer as tokenizers
 from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.optim.adamw import AdamW
@@ -45,7 +44,7 @@ class Exporter:
             self._adapter()
             return
         base = self.job.base
-        with replacing(folder) as partial:
+        with whole(folder) as partial:
             save_weights(weights, partial)
             shutil.copyfile(base / "config.json", partial / "config.json")
             if (base / "generation_config.json").exists():
@@ -138,25 +137,9 @@ def stored_dtype(base: Path) -> torch.dtype:
     return dtype
 
 
-@contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its place when the block ends without an error."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        partial = scratch / "new"
-        partial.mkdir()
-        yield partial
-        if folder.exists():
-            folder.rename(scratch / "old")
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
 def link_folder(source: Path, target: Path) -> None:
     """The same folder under a second name at no cost: hard links where the file system has them."""
-    with replacing(target) as partial:
+    with whole(target) as partial:
         shutil.copytree(source, partial, copy_function=link_or_copy, dirs_exist_ok=True)
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from talaria.runs.folder import EXPORTS, step_folder
+
 if TYPE_CHECKING:
     from talaria.config.schema import Config
 
@@ -26,7 +28,7 @@ class TrainJob:
 
     def export(self, step: int) -> Path:
         """The folder of a kept model."""
-        return self.output / "exports" / f"step-{step:08d}"
+        return step_folder(self.output / EXPORTS, step)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, replace
 
 from talaria.common.errors import ConfigError
-from talaria.runs.folder import RunFolder
+from talaria.runs.folder import MODEL, RunFolder, exported
 from talaria.runs.identity import run_identity
 from talaria.train.batching.dataloader import Loader
 from talaria.train.build import Components, build
@@ -37,7 +37,7 @@ class Trainer:
         """Train to the end, or to the step at which a rank was told to stop; the status says which."""
         require_size(self.group, self.train.num_processes, self.train.num_machines)
         identity = run_identity(self.job.config, self.job.tokens, self.job.base)
-        status = self.group.broadcast(self.folder.status() or {})
+        status = self.group.broadcast(self.folder.status())
         if status.get("identity", identity) != identity:
             raise ConfigError(
                 f"{self.job.output}: holds a run with other data, another base model or other settings; choose another --output."
@@ -80,7 +80,7 @@ class Trainer:
     def _forget_later_steps(self) -> None:
         """What came after the checkpoint comes again, on other ranks perhaps with other last bits."""
         self.folder.rewind(self.state.step)
-        for export in self.job.output.glob("exports/step-*"):
+        for export in exported(self.job.output):
             if export > self.job.export(self.state.step):
                 shutil.rmtree(export)
 
@@ -164,7 +164,7 @@ class Trainer:
 
     def _finish(self) -> None:
         """Export. The run is done even if its last checkpoint could not be written."""
-        step, target = self.state.step, self.job.output / "model"
+        step, target = self.state.step, self.job.output / MODEL
         self.alive("exporting the model")
         if not self._exported(step):
             self.components.exporter.write(target, step)

@@ -18,7 +18,8 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, 
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic_core import to_json
-from talaria.runs.catalog import Library, locate, places
+from talaria.runs.catalog import RunCatalog, find_run, list_runs
+from talaria.runs.folder import RunPath
 from talaria.runs.history import HELDOUT, Axis
 
 from talaria_airflow.monitor.dag_runs import trained_by
@@ -63,7 +64,7 @@ def store_root() -> Path:
 
 def monitor_app() -> FastAPI:
     app = FastAPI(title="Talaria training monitor", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.library = Library(store_root())
+    app.state.catalog = RunCatalog(store_root())
     app.state.registry = Registry()
     app.include_router(router)
     app.mount("/static", StaticFiles(directory=STATIC))
@@ -82,22 +83,21 @@ def _reads_runs_of(dag_id: str | None) -> Any:
 
 
 router = APIRouter(dependencies=[_reads_runs_of(DAG_ID)])
-Key = str
 
 
-def _library(request: Request) -> Library:
-    library: Library = request.app.state.library
-    return library
+def _catalog(request: Request) -> RunCatalog:
+    catalog: RunCatalog = request.app.state.catalog
+    return catalog
 
 
-def _place(request: Request, key: Key) -> Any:
-    place = locate(_library(request).root, key)
-    if place is None:
+def _run(request: Request, key: str) -> RunPath:
+    run = find_run(_catalog(request).root, key)
+    if run is None:
         raise HTTPException(404, "There is no such run in this store.")
-    return place
+    return run
 
 
-Place = Annotated[Any, Depends(_place)]
+Run = Annotated[RunPath, Depends(_run)]
 
 
 @router.get("/", include_in_schema=False)
@@ -108,32 +108,32 @@ def page() -> FileResponse:
 @router.get("/api/runs", dependencies=[_reads_runs_of(None)])
 def runs(request: Request, session: SessionDep, dag_id: str | None = None, run_id: str | None = None) -> Json:
     """Cards of the latest runs; of one DAG run's only, where `dag_id` and `run_id` name it."""
-    library, now = _library(request), time.time()
-    everything = places(library.root)
+    catalog, now = _catalog(request), time.time()
+    everything = list_runs(catalog.root)
     if not (dag_id and run_id):
-        cards = [library.glance(place, now) for place in everything[:LISTED]]
+        cards = [catalog.summary(run, now) for run in everything[:LISTED]]
         return Json({"now": now, "runs": cards, "more": len(everything) - len(cards)})
     keys, itself = trained_by(session, dag_id, run_id), {"dag_id": dag_id, "run_id": run_id}
-    cards = [library.glance(place, now) for place in everything if place.key in keys or not place.finished]
+    cards = [catalog.summary(run, now) for run in everything if run.key in keys or not run.finished]
     return Json({"now": now, "runs": [card for card in cards if card["key"] in keys or card["dag_run"] == itself], "more": 0})
 
 
 @router.get("/api/runs/{key}")
-def run(request: Request, place: Place) -> Json:
+def training(request: Request, run: Run) -> Json:
     """A run's card and its history without the curves."""
-    library = _library(request)
-    training = library.open(place)
+    catalog = _catalog(request)
+    training = catalog.open(run)
     with training.lock:
         training.refresh()
         history = training.history()
     now = time.time()
-    return Json({"now": now, **library.glance(place, now), **history})
+    return Json({"now": now, **catalog.summary(run, now), **history})
 
 
 @router.get("/api/runs/{key}/curves")
 def curves(
     request: Request,
-    place: Place,
+    run: Run,
     names: Annotated[list[str] | None, Query(alias="name")] = None,
     focus: str = "loss",
     since: str = "",
@@ -145,7 +145,7 @@ def curves(
     """Curves thinned for drawing, `focus` finer than the others and smoothed too; only what came after the cursor `since`."""
     buckets = {name: FOCUS_BUCKETS if name == focus else SMALL_BUCKETS for name in names or CURVES}
     between = None if start is None or stop is None else (start, stop)
-    training = _library(request).open(place)
+    training = _catalog(request).open(run)
     with training.lock:
         training.refresh()
         return Json(
@@ -154,8 +154,8 @@ def curves(
 
 
 @router.get("/api/runs/{key}/registry")
-def registry(request: Request, place: Place) -> Json:
+def registry(request: Request, run: Run) -> Json:
     """What MLflow knows of the run: links, versions, the gate's decision."""
-    card = _library(request).glance(place, time.time())
+    card = _catalog(request).summary(run, time.time())
     known: Registry = request.app.state.registry
     return Json(known.facts(card["mlflow_run_id"]))

@@ -5,23 +5,21 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException, AirflowRuntimeError
+from talaria.common.files import read_object
 from talaria.config import load as settings
 from talaria.config.schema import Config
 from talaria.launch import diagnosis as outcome
 from talaria.launch import stage as launch
 from talaria.launch.accelerate_command import Machine
-from talaria.runs.folder import Place
-from talaria.runs.summary import glance, last_activity
+from talaria.runs.folder import MLFLOW, RunPath
+from talaria.runs.summary import last_activity, progress_line, summarize
 from talaria.stages.run import run_stage
 from talaria.store.store import Output, Store
-from talaria.tracking.run_log import IDENTITY as MLFLOW
-from talaria.tracking.run_log import read_json
 
 from talaria_airflow.operators import links
 from talaria_airflow.operators.stage import StageOperator, lifelines
@@ -110,23 +108,12 @@ class AccelerateLaunchOperator(StageOperator):
 
     def _show(self, context: Context, folder: Path) -> None:
         """What the task's page shows without its log: progress in the task state store, and the way to the MLflow run."""
-        place = Place("", folder, finished=False)
-        card = glance(place, last_activity(place))  # that it lives is known here, so no clock has to tell
+        run = RunPath("", folder, finished=False)
+        card = summarize(run, last_activity(run))  # that it lives is known here, so no clock has to tell
         try:
-            if url := read_json(folder / MLFLOW).get("url"):
+            if url := read_object(folder / MLFLOW).get("url"):
                 links.show(context, links.MlflowRunLink, url)
             if card["step"]:
-                context["task_state_store"].set(PROGRESS, describe(card))
+                context["task_state_store"].set(PROGRESS, progress_line(card))
         except AirflowRuntimeError as error:  # the API server hiccups; a display must not end a training
             self.log.warning("cannot show the progress: %s", error)
-
-
-def describe(card: Mapping[str, Any]) -> str:
-    """A training's card in a line: 'step 120 of 600, loss 1.234, held-out loss 1.345, 4 min left'."""
-    parts = [f"step {card['step']} of {card['total_steps']}"]
-    parts += [f"{name} {card[key]:.4f}" for key, name in (("loss", "loss"), ("heldout_loss", "held-out loss")) if card[key]]
-    if card["state"] != "running":
-        parts.append(card["state"])
-    elif card["eta_seconds"]:
-        parts.append(f"{timedelta(seconds=round(card['eta_seconds']))} left")
-    return ", ".join(parts)

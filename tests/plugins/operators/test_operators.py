@@ -16,7 +16,7 @@ from airflow.sdk import Asset
 from airflow.sdk._shared.secrets_masker import redact
 from airflow.utils.session import create_session
 from sqlalchemy import select
-from talaria_airflow.operators.accelerate_launch import describe
+from talaria.runs.summary import progress_line
 from talaria_airflow.operators.stage import StageOperator
 
 
@@ -117,5 +117,5 @@ def test_a_stages_refusal_is_the_command_lines_sentence(runner, capsys: pytest.C
 
 def test_progress_in_a_line() -> None:
     card = {"step": 120, "total_steps": 600, "loss": 1.2345, "heldout_loss": 1.3, "state": "running", "eta_seconds": 3723.4}
-    assert describe(card) == "step 120 of 600, loss 1.2345, held-out loss 1.3000, 1:02:03 left"
-    assert describe({**card, "heldout_loss": None, "state": "preempted"}) == "step 120 of 600, loss 1.2345, preempted"
+    assert progress_line(card) == "step 120 of 600, loss 1.2345, held-out loss 1.3000, 1 h 2 min left"
+    assert progress_line({**card, "heldout_loss": None, "state": "preempted"}) == "step 120 of 600, loss 1.2345, preempted"

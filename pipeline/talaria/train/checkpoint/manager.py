@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from talaria.common.files import disk_is_full, file_digest, write_atomically
-from talaria.runs.folder import MARKER
+from talaria.runs.folder import MARKER, step_folder
 from talaria.train.checkpoint.shard_writer import ShardWriter
 from talaria.train.checkpoint.staging import Staging
 from talaria.train.distributed.process_group import ProcessGroup
@@ -96,7 +96,7 @@ class CheckpointManager:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def place(self, step: int) -> Path:
-        return self.root / f"step-{step:08d}"
+        return step_folder(self.root, step)
 
     def load(self, found: Found) -> None:
         """Read a checkpoint into the parameters and the optimiser. Collective."""
