@@ -144,20 +144,18 @@ def test_adapters_train_and_the_base_stays(folder):
     assert len(layers(model)) == 3
 
 
-def test_unknown_family_and_sliding_window_are_refused(tmp_path):
+def test_unknown_family_is_refused(tmp_path):
     folder = save_tiny(tmp_path / "gpt2", "gpt2", n_embd=32, n_head=4, n_layer=1)
     with pytest.raises(ConfigError, match=r"gpt2.*choose another base model"):
         load_model(folder, FP32, "cpu")
-    sliding = save_tiny(tmp_path / "sliding", "qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1)
-    with pytest.raises(ConfigError, match="sliding-window"):
-        load_model(sliding, FP32, "cpu")
 
 
 def test_start_up_says_which_kernels_run(tmp_path):
     line = describe(load_model(save_tiny(tmp_path / "a", "qwen3"), FP32, "cpu"))
     assert "layers: fused" in line
     assert "attention: plain PyTorch (no GPU)" in line
-    biased = describe(load_model(save_tiny(tmp_path / "b", "qwen2"), FP32, "cpu"))
-    assert "transformers' own, as its linear layers have biases" in biased
+    with_dropout = LoraOptions(rank=4, alpha=8, dropout=0.1, targets="all-linear")
+    dropout = describe(load_model(tmp_path / "a", ModelOptions("fp32", lora=with_dropout), "cpu"))
+    assert "transformers' own, as train.lora.dropout is set" in dropout
     chosen = describe(load_model(tmp_path / "a", ModelOptions("fp32", kernels="plain"), "cpu"))
     assert "as train.kernels is plain" in chosen

@@ -1,4 +1,5 @@
-"""Causal attention inside each of the conversations laid end to end in a micro-batch, by the fastest kernel at hand.
+"""Causal attention, of all tokens before or of a sliding window, inside each of the conversations laid end to end in a
+micro-batch, by the fastest kernel at hand.
 
 q: [T, heads, d]; k, v: [T, kv_heads, d] (may be strided over T); cu_seqlens: int32[n + 1]. Kernels differ in speed only.
 """
@@ -26,10 +27,12 @@ NAME = "talaria_varlen"
 @dataclass(frozen=True)
 class Kernel:
     name: str
-    forward: Callable[[Tensor, Tensor, Tensor, PackedSequences, float], tuple[Tensor, Tensor]]
-    """(q, k, v, packed, scale) -> (out [T, heads, d], log-sum-exp fp32[heads, T], or [T, heads] where `lse_by_token`)"""
-    backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, PackedSequences, float], tuple[Tensor, Tensor, Tensor]]
-    """(d_out, q, k, v, out, log-sum-exp, packed, scale) -> (dq, dk, dv)"""
+    forward: Callable[[Tensor, Tensor, Tensor, PackedSequences, float, int | None], tuple[Tensor, Tensor]]
+    """(q, k, v, packed, scale, window) -> (out [T, heads, d], log-sum-exp fp32[heads, T], or [T, heads] where `lse_by_token`)"""
+    backward: Callable[
+        [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, PackedSequences, float, int | None], tuple[Tensor, Tensor, Tensor]
+    ]
+    """(d_out, q, k, v, out, log-sum-exp, packed, scale, window) -> (dq, dk, dv)"""
     lse_by_token: bool = False
 
 
@@ -45,73 +48,124 @@ class PackedSequences:
     def offsets(self) -> attention_cudnn.PackedOffsets:
         return attention_cudnn.PackedOffsets.of(self.cu_seqlens, self.max_seqlen)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        return self.kernel.forward(q, k, v, self, scale)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None = None) -> tuple[Tensor, Tensor]:
+        return self.kernel.forward(q, k, v, self, scale, self._reached(window))
 
     def backward(
-        self, d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+        self, d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, window: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return self.kernel.backward(d_out, q, k, v, out, lse, self, scale)
+        return self.kernel.backward(d_out, q, k, v, out, lse, self, scale, self._reached(window))
+
+    def _reached(self, window: int | None) -> int | None:
+        """Drop a window as long as the longest conversation, which changes nothing."""
+        return None if window is None or window >= self.max_seqlen else window
 
 
-def plain_varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
-    """Reference in plain PyTorch: one causal attention a conversation, so nothing can leak between them."""
+def plain_varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float, window: int | None = None) -> Tensor:
+    """Reference in plain PyTorch: one causal attention a conversation, so nothing can leak between them.
+
+    `window`: the most tokens, itself among them, that a token attends to.
+    """
     grouped = q.shape[1] != k.shape[1]
     parts = []
     for start, end in pairwise(cu_seqlens.tolist()):
         if start == end:
             continue
         q1, k1, v1 = (t[start:end].transpose(0, 1).unsqueeze(0) for t in (q, k, v))
-        out = scaled_dot_product_attention(q1, k1, v1, is_causal=True, scale=scale, enable_gqa=grouped)
+        near = None if window is None else _band(end - start, window, q.device)
+        out = scaled_dot_product_attention(q1, k1, v1, attn_mask=near, is_causal=near is None, scale=scale, enable_gqa=grouped)
         parts.append(out.squeeze(0).transpose(0, 1))
     return torch.cat(parts) if parts else q * 0
 
 
-def _plain_forward(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, scale: float) -> tuple[Tensor, Tensor]:
+def _band(length: int, window: int, device: torch.device) -> Tensor:
+    """bool[length, length]: which keys (columns) a query (row) attends to."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
+
+
+def _plain_forward(
+    q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, scale: float, window: int | None
+) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        out = plain_varlen(q, k, v, packed.cu_seqlens, scale)
+        out = plain_varlen(q, k, v, packed.cu_seqlens, scale, window)
     return out, torch.empty(q.shape[1], len(q), dtype=torch.float32, device=q.device)
 
 
 def _plain_backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, packed: PackedSequences, scale: float
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    packed: PackedSequences,
+    scale: float,
+    window: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.enable_grad():
         q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
-        dq, dk, dv = torch.autograd.grad(plain_varlen(q, k, v, packed.cu_seqlens, scale), (q, k, v), d_out)
+        dq, dk, dv = torch.autograd.grad(plain_varlen(q, k, v, packed.cu_seqlens, scale, window), (q, k, v), d_out)
     return dq, dk, dv
 
 
-def _flash_forward(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, scale: float) -> tuple[Tensor, Tensor]:
-    return flash_forward(q, k, v, packed.cu_seqlens, packed.max_seqlen, scale)
+def _flash_forward(
+    q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, scale: float, window: int | None
+) -> tuple[Tensor, Tensor]:
+    return flash_forward(q, k, v, packed.cu_seqlens, packed.max_seqlen, scale, window)
 
 
 def _flash_backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, packed: PackedSequences, scale: float
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    packed: PackedSequences,
+    scale: float,
+    window: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return flash_backward(d_out, q, k, v, out, lse, packed.cu_seqlens, packed.max_seqlen, scale)
+    return flash_backward(d_out, q, k, v, out, lse, packed.cu_seqlens, packed.max_seqlen, scale, window)
 
 
 def _fixed_backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, packed: PackedSequences, scale: float
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    packed: PackedSequences,
+    scale: float,
+    window: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums in one order, always. torch has no argument for it, only a global switch that the kernel reads when launched."""
     before, only_warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        return _flash_backward(d_out, q, k, v, out, lse, packed, scale)
+        return _flash_backward(d_out, q, k, v, out, lse, packed, scale, window)
     finally:
         torch.use_deterministic_algorithms(before, warn_only=only_warned)
 
 
-def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, scale: float) -> tuple[Tensor, Tensor]:
-    return attention_cudnn.forward(q, k, v, packed.offsets, scale)
+def _cudnn_forward(
+    q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, scale: float, window: int | None
+) -> tuple[Tensor, Tensor]:
+    return attention_cudnn.forward(q, k, v, packed.offsets, scale, window)
 
 
 def _cudnn_backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, packed: PackedSequences, scale: float
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    packed: PackedSequences,
+    scale: float,
+    window: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return attention_cudnn.backward(d_out, q, k, v, out, lse, packed.offsets, scale)
+    return attention_cudnn.backward(d_out, q, k, v, out, lse, packed.offsets, scale, window)
 
 
 PLAIN = Kernel("plain PyTorch", _plain_forward, _plain_backward)
@@ -140,12 +194,12 @@ def choose(device_type: str, dtype: torch.dtype, head_width: int, deterministic:
 
 @torch.library.custom_op("talaria::varlen", mutates_args=())
 def varlen(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, deterministic: bool
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, window: int | None, deterministic: bool
 ) -> tuple[Tensor, Tensor]:
     """(out, log-sum-exp) of a fused kernel, differentiable by q, k and v, opaque to torch.compile."""
     kernel, _ = choose(q.device.type, q.dtype, q.shape[-1], deterministic)
     q, k, v = (_dense(t) for t in (q, k, v))
-    return kernel.forward(q, k, v, PackedSequences(cu_seqlens, max_seqlen, kernel), scale)
+    return PackedSequences(cu_seqlens, max_seqlen, kernel).forward(q, k, v, scale, window)
 
 
 @torch.library.custom_op("talaria::varlen_backward", mutates_args=())
@@ -159,11 +213,12 @@ def varlen_backward(
     cu_seqlens: Tensor,
     max_seqlen: int,
     scale: float,
+    window: int | None,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     kernel, _ = choose(q.device.type, q.dtype, q.shape[-1], deterministic)
     d_out, q, k, v = (_dense(t) for t in (d_out, q, k, v))
-    dq, dk, dv = kernel.backward(d_out, q, k, v, out, lse, PackedSequences(cu_seqlens, max_seqlen, kernel), scale)
+    dq, dk, dv = PackedSequences(cu_seqlens, max_seqlen, kernel).backward(d_out, q, k, v, out, lse, scale, window)
     return dq, dk, dv
 
 
@@ -174,7 +229,7 @@ def _dense(t: Tensor) -> Tensor:
 
 @varlen.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, deterministic: bool
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, window: int | None, deterministic: bool
 ) -> tuple[Tensor, Tensor]:
     by_token = choose(q.device.type, q.dtype, q.shape[-1], deterministic)[0].lse_by_token
     return q.new_empty(q.shape), q.new_empty(q.shape[:2] if by_token else q.shape[:2][::-1], dtype=torch.float32)
@@ -191,6 +246,7 @@ def _(
     cu_seqlens: Tensor,
     max_seqlen: int,
     scale: float,
+    window: int | None,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
@@ -203,7 +259,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _differentiate(ctx: Any, d_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     grads = torch.ops.talaria.varlen_backward(d_out, *ctx.saved_tensors, *ctx.how)
-    return *grads, None, None, None, None
+    return *grads, *[None] * 5
 
 
 varlen.register_autograd(_differentiate, setup_context=_keep)
@@ -219,15 +275,16 @@ def interface(
     scaling: float,
     cu_seq_lens_q: Tensor,
     max_length_q: int,
+    sliding_window: int | None = None,
     deterministic: bool = False,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """What transformers' own layers call. query: [1, heads, T, d]; returns [1, T, heads, d]."""
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
     if choose(q.device.type, q.dtype, q.shape[-1], deterministic)[0] is PLAIN:
-        out = plain_varlen(q, k, v, cu_seq_lens_q, scaling)
+        out = plain_varlen(q, k, v, cu_seq_lens_q, scaling, sliding_window)
     else:
-        out, _lse = torch.ops.talaria.varlen(q, k, v, cu_seq_lens_q, max_length_q, scaling, deterministic)
+        out, _lse = torch.ops.talaria.varlen(q, k, v, cu_seq_lens_q, max_length_q, scaling, sliding_window, deterministic)
     return out.unsqueeze(0), None
 
 

@@ -32,6 +32,7 @@ class AttentionShape:
     rows: tuple[int, int, int]
     """Elements between one token and the next in q, k, v."""
     scale: float
+    window: int | None
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,11 @@ def bucket(length: int) -> int:
     return next((size for size in LENGTHS if size >= length), 1 << math.ceil(math.log2(length)))
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, offsets: PackedOffsets, scale: float) -> tuple[Tensor, Tensor]:
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, offsets: PackedOffsets, scale: float, window: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Returns (out [T, heads, d], log-sum-exp fp32[T, heads])."""
-    shape = shape_of(q, k, v, scale)
+    shape = shape_of(q, k, v, scale, window)
     out, lse = (
         torch.empty(q.shape, dtype=q.dtype, device=q.device),
         torch.empty(q.shape[:2], dtype=torch.float32, device=q.device),
@@ -105,9 +108,17 @@ def forward(q: Tensor, k: Tensor, v: Tensor, offsets: PackedOffsets, scale: floa
 
 
 def backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, offsets: PackedOffsets, scale: float
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    offsets: PackedOffsets,
+    scale: float,
+    window: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape = shape_of(q, k, v, scale)
+    shape = shape_of(q, k, v, scale, window)
     dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
     tensors = {"q": q, "k": k, "v": v, "out": out, "d_out": d_out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
     _, run = graphs(shape, offsets, len(q), q.device)
@@ -115,9 +126,9 @@ def backward(
     return dq, dk, dv
 
 
-def shape_of(q: Tensor, k: Tensor, v: Tensor, scale: float) -> AttentionShape:
+def shape_of(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> AttentionShape:
     rows = q.stride(0), k.stride(0), v.stride(0)
-    return AttentionShape(q.shape[1], k.shape[1], q.shape[2], rows, scale)
+    return AttentionShape(q.shape[1], k.shape[1], q.shape[2], rows, scale, window)
 
 
 def graphs(shape: AttentionShape, offsets: PackedOffsets, tokens: int, device: torch.device) -> tuple[Graph, Graph]:
@@ -143,7 +154,7 @@ def _build(shape: AttentionShape, count: int, longest: int, device: torch.device
 def fault(width: int, device: torch.device) -> str | None:
     """Why this cuDNN cannot do it; None if it can."""
     try:
-        _build(AttentionShape(2, 1, width, (2 * width, width, width), 1.0), _CONVERSATIONS, LENGTHS[0], device)
+        _build(AttentionShape(2, 1, width, (2 * width, width, width), 1.0, None), _CONVERSATIONS, LENGTHS[0], device)
     except Exception as error:  # whatever it is: another kernel is taken then, and start-up says why
         return str(error).partition("\n")[0]
     return None
@@ -214,8 +225,10 @@ class _Inputs:
 
     @property
     def options(self) -> dict[str, Any]:
+        window = {} if self.shape.window is None else {"sliding_window_length": self.shape.window}
         return {
             **{name: self.names[name] for name in "qkv"},
+            **window,
             "attn_scale": self.shape.scale,
             "use_causal_mask": True,
             "use_padding_mask": True,

@@ -1,15 +1,17 @@
-"""A decoder layer (Qwen3, Llama) as one differentiable function, its derivative written out.
+"""A decoder layer (Qwen3, Qwen2, Llama, Mistral) as one differentiable function, its derivative written out.
 
 Autograd would keep, or torch.compile would choose, what is saved for the backward pass. Here it is decided, by `Saved`: norms are
 always made again, in a kernel that runs anyway; rotated heads and the activation where memory is short; all where it is shorter
 still. Gradients of weights are added to their totals inside the products. There is nothing to compile per shape.
 
-The residual stream travels between layers as a pair whose sum has not been taken yet: the next norm's kernel takes it.
-The last layer's output is looked at only where it predicts a supervised token; what follows its attention is done for no other.
+Biases, LoRA adapters and frozen parameters are handled by linear.py. The residual stream travels between layers as a pair whose
+sum has not been taken yet: the next norm's kernel takes it. The last layer's output is looked at only where it predicts a
+supervised token; what follows its attention is done for no other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -17,9 +19,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from talaria.train.kernels import linear
 from talaria.train.kernels.attention import PackedSequences
 from talaria.train.kernels.elementwise import norm, norm_backward, rope, rope_backward, swiglu, swiglu_backward_
-from talaria.train.kernels.matmul import lay_side_by_side, project, project_backward, vector_gradient, weight_gradients
+from talaria.train.kernels.linear import Linear, linear_of
+from talaria.train.kernels.matmul import lay_side_by_side, vector_gradient
+
+FAMILIES = ("qwen3", "qwen2", "llama", "mistral")
+"""Model types whose layers are this function."""
 
 Stream = tuple[Tensor, Tensor | None]
 """[T, H] twice; the second, absent before the first layer, is still to be added."""
@@ -47,6 +54,9 @@ class LayerShape:
     scale: float
     fp8: bool
     """Whether products of activations and weights are taken in e4m3; gradients of weights never are."""
+    lora_scale: float
+    window: int | None
+    """How many tokens, itself among them, a token attends to at most; None for all before it."""
 
 
 @dataclass(frozen=True)
@@ -80,16 +90,39 @@ class Weights(NamedTuple):
     """A layer's parameters; and, in the same order, the derivatives by them."""
 
     norm1: Any
-    q: Any
-    k: Any
-    v: Any
+    norm2: Any
     q_norm: Any
     k_norm: Any
-    o: Any
-    norm2: Any
-    gate: Any
-    up: Any
-    down: Any
+    q: Linear
+    k: Linear
+    v: Linear
+    o: Linear
+    gate: Linear
+    up: Linear
+    down: Linear
+
+    def tensors(self) -> list[Any]:
+        """Lay all end to end, as autograd wants them."""
+        return [*self[:_VECTORS], *(tensor for group in self[_VECTORS:] for tensor in group)]
+
+    @classmethod
+    def of_tensors(cls, tensors: Sequence[Any]) -> Weights:
+        """Undo `tensors`."""
+        size = len(Linear._fields)
+        linears = [Linear(*tensors[start : start + size]) for start in range(_VECTORS, len(tensors), size)]
+        return cls(*tensors[:_VECTORS], *linears)
+
+    @property
+    def qkv(self) -> tuple[Linear, ...]:
+        return self.q, self.k, self.v
+
+    @property
+    def gate_up(self) -> tuple[Linear, ...]:
+        return self.gate, self.up
+
+
+_VECTORS = 4
+"""How many fields of `Weights` come before the linear layers."""
 
 
 class Residuals(NamedTuple):
@@ -103,21 +136,22 @@ class Residuals(NamedTuple):
     x2: Tensor
     rstd2: Tensor
     gate_up: Tensor
+    low_qkv: Tensor | None = None
+    """This and the others: the LoRA adapters' inner activations (linear.py)."""
+    low_o: Tensor | None = None
+    low_gate_up: Tensor | None = None
+    low_down: Tensor | None = None
     q: Tensor | None = None
     k: Tensor | None = None
     act: Tensor | None = None
 
 
 def why_not(layer: nn.Module, config: Any) -> str | None:
-    """Why a layer cannot run as this function; None if it can."""
-    linears = [module for module in layer.modules() if "Linear" in type(module).__name__]
-    if any(type(module) is not nn.Linear for module in linears):
-        return "its linear layers are wrapped"
-    if any(module.bias is not None for module in linears):
-        return "its linear layers have biases"
-    if config.model_type not in ("qwen3", "llama") or config.hidden_act != "silu":
+    """Say why a layer cannot run as this function; None if it can."""
+    if config.model_type not in FAMILIES or config.hidden_act != "silu":
         return f"of its architecture ({config.model_type})"
-    return None
+    unfit = (linear.why_not_plain_lora(module) for module in _linears(layer) if type(module) is not nn.Linear)
+    return next((why for why in unfit if why), None)
 
 
 def fuse(layer: nn.Module, config: Any, fp8: bool) -> None:
@@ -134,6 +168,8 @@ def fuse(layer: nn.Module, config: Any, fp8: bool) -> None:
         head_eps=attention.q_norm.variance_epsilon if hasattr(attention, "q_norm") else 0.0,
         scale=attention.scaling,
         fp8=fp8,
+        lora_scale=linear.lora_scale_of(_linears(layer)),
+        window=_window(attention, config),
     )
     original = layer.forward
 
@@ -145,35 +181,40 @@ def fuse(layer: nn.Module, config: Any, fp8: bool) -> None:
     layer.forward = forward
 
 
-def weights_of(layer: Any) -> Weights:
+def _linears(layer: Any) -> list[nn.Module]:
     attention, mlp = layer.self_attn, layer.mlp
-    has_head_norms = hasattr(attention, "q_norm")
+    projections = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+    return [*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+
+
+def _window(attention: Any, config: Any) -> int | None:
+    """Qwen gives each layer its own window or none, Mistral all the same."""
+    window: int | None = getattr(attention, "sliding_window", None)
+    return config.sliding_window if config.model_type == "mistral" else window
+
+
+def weights_of(layer: Any) -> Weights:
+    attention = layer.self_attn
     return Weights(
         layer.input_layernorm.weight,
-        attention.q_proj.weight,
-        attention.k_proj.weight,
-        attention.v_proj.weight,
-        attention.q_norm.weight if has_head_norms else None,
-        attention.k_norm.weight if has_head_norms else None,
-        attention.o_proj.weight,
         layer.post_attention_layernorm.weight,
-        mlp.gate_proj.weight,
-        mlp.up_proj.weight,
-        mlp.down_proj.weight,
+        attention.q_norm.weight if hasattr(attention, "q_norm") else None,
+        attention.k_norm.weight if hasattr(attention, "k_norm") else None,
+        *(linear_of(module) for module in _linears(layer)),
     )
 
 
 def lay_out(layer: Any) -> None:
     """Put weights that multiply the same input side by side. Call before anything else holds on to their memory."""
-    attention, mlp = layer.self_attn, layer.mlp
-    lay_side_by_side([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
-    lay_side_by_side([mlp.gate_proj.weight, mlp.up_proj.weight])
+    weights = weights_of(layer)
+    for group in (weights.qkv, weights.gate_up):
+        lay_side_by_side([part.weight for part in group])
 
 
 def decoder_layer(w: Weights, shape: LayerShape, stream: Stream, tokens: TokenLayout, saved: Saved) -> Stream:
     """The stream after the layer, where it is wanted."""
     x, add = stream
-    out: tuple[Tensor, Tensor] = _DecoderLayer.apply(x, add, shape, tokens, saved, *w)  # type: ignore[no-untyped-call]
+    out: tuple[Tensor, Tensor] = _DecoderLayer.apply(x, add, shape, tokens, saved, *w.tensors())  # type: ignore[no-untyped-call]
     return out
 
 
@@ -182,15 +223,15 @@ class _DecoderLayer(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, add: Tensor | None, shape: LayerShape, tokens: TokenLayout, saved: Saved, *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
-        w = Weights(*weights)
+        w = Weights.of_tensors(weights)
         x, n1, rstd1 = norm(x, w.norm1, shape.eps, add)
         res = _attend(x, n1, rstd1, w, shape, tokens, saved)
         act = swiglu(res.gate_up)
-        if saved == Saved.ALL:
-            res = res._replace(act=act)
+        y, low = linear.forward(act, (w.down,), shape.lora_scale, shape.fp8)
+        res = res._replace(low_down=low, act=act if saved == Saved.ALL else None)
         ctx.shape, ctx.tokens, ctx.saved, ctx.pair = shape, tokens, saved, add is not None
         ctx.save_for_backward(*((x,) if saved == Saved.INPUT else res), *weights)
-        return res.x2, project(act, (w.down,), shape.fp8)
+        return res.x2, y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -198,24 +239,26 @@ class _DecoderLayer(torch.autograd.Function):
         shape: LayerShape = ctx.shape
         if ctx.saved == Saved.INPUT:
             x, *weights = ctx.saved_tensors
-            w = Weights(*weights)
+            w = Weights.of_tensors(weights)
             _, n1, rstd1 = norm(x, w.norm1, shape.eps)
             res = _attend(x, n1, rstd1, w, shape, ctx.tokens, Saved.ALL)
         else:
             tensors, count = ctx.saved_tensors, len(Residuals._fields)
-            res, w = Residuals(*tensors[:count]), Weights(*tensors[count:])
+            res, w = Residuals(*tensors[:count]), Weights.of_tensors(tensors[count:])
         dx, d_weights = _backward(res, w, shape, ctx.tokens, skip, grad)
-        return dx, dx if ctx.pair else None, None, None, None, *d_weights
+        return dx, dx if ctx.pair else None, None, None, None, *d_weights.tensors()
 
 
 def _attend(x: Tensor, n1: Tensor, rstd1: Tensor, w: Weights, shape: LayerShape, tokens: TokenLayout, saved: Saved) -> Residuals:
     """The layer's forward pass up to the MLP's activation."""
-    rotary = tokens.rotary
-    qkv = project(n1, (w.q, w.k, w.v), shape.fp8)
+    rotary, lora = tokens.rotary, (shape.lora_scale, shape.fp8)
+    qkv, low_qkv = linear.forward(n1, w.qkv, *lora)
     q, k = rope(qkv, w.q_norm, w.k_norm, rotary.cos, rotary.sin, shape.heads, shape.kv_heads, shape.head_eps)
-    attended, lse = tokens.packed.forward(q, k, _values(qkv, shape), shape.scale)
-    x2, n2, rstd2 = norm(tokens.pick(x), w.norm2, shape.eps, project(tokens.pick(attended.flatten(1)), (w.o,), shape.fp8))
-    res = Residuals(x, rstd1, qkv, attended, lse, x2, rstd2, project(n2, (w.gate, w.up), shape.fp8))
+    attended, lse = tokens.packed.forward(q, k, _values(qkv, shape), shape.scale, shape.window)
+    out, low_o = linear.forward(tokens.pick(attended.flatten(1)), (w.o,), *lora)
+    x2, n2, rstd2 = norm(tokens.pick(x), w.norm2, shape.eps, out)
+    gate_up, low_gate_up = linear.forward(n2, w.gate_up, *lora)
+    res = Residuals(x, rstd1, qkv, attended, lse, x2, rstd2, gate_up, low_qkv, low_o, low_gate_up)
     return res._replace(q=q, k=k) if saved == Saved.ALL else res
 
 
@@ -227,27 +270,36 @@ def _backward(
     res: Residuals, w: Weights, shape: LayerShape, tokens: TokenLayout, skip: Tensor, grad: Tensor
 ) -> tuple[Tensor, Weights]:
     """`skip`, `grad`: derivatives by the two halves of the output. Overwrites res.gate_up."""
-    d_act, d_gate_up = project_backward(grad, (w.down,), shape.fp8), res.gate_up
-    swiglu_backward_(d_gate_up, d_act, again=res.act is None)
-    act = d_act if res.act is None else res.act
-    (d_down,) = weight_gradients((w.down,), grad, act)
-    dx2, n2, d_norm2 = norm_backward(res.x2, res.rstd2, w.norm2, project_backward(d_gate_up, (w.gate, w.up), shape.fp8), skip)
-    d_gate, d_up = weight_gradients((w.gate, w.up), d_gate_up, n2)
+    lora, scale = (shape.lora_scale, shape.fp8), shape.lora_scale
+    d_act, d_low_down = linear.backward(grad, (w.down,), *lora)
+    d_gate_up = res.gate_up
+    again = res.act is None and linear.wants_input((w.down,))
+    swiglu_backward_(d_gate_up, d_act, again)
+    (d_down,) = linear.gradients((w.down,), grad, d_act if res.act is None else res.act, res.low_down, d_low_down, scale)
+    dn2, d_low_gate_up = linear.backward(d_gate_up, w.gate_up, *lora)
+    dx2, n2, d_norm2 = norm_backward(res.x2, res.rstd2, w.norm2, dn2, skip)
+    d_gate, d_up = linear.gradients(w.gate_up, d_gate_up, n2, res.low_gate_up, d_low_gate_up, scale)
 
-    d_attended = tokens.spread(project_backward(dx2, (w.o,), shape.fp8)).view_as(res.attended)
-    (d_o,) = weight_gradients((w.o,), dx2, tokens.pick(res.attended.flatten(1)))
+    d_attended, d_low_o = linear.backward(dx2, (w.o,), *lora)
+    (d_o,) = linear.gradients((w.o,), dx2, tokens.pick(res.attended.flatten(1)), res.low_o, d_low_o, scale)
+    d_qkv, d_q_norm, d_k_norm = _attention_backward(res, w, shape, tokens, tokens.spread(d_attended).view_as(res.attended))
+
+    dn1, d_low_qkv = linear.backward(d_qkv, w.qkv, *lora)
+    dx, n1, d_norm1 = norm_backward(res.x, res.rstd1, w.norm1, dn1, tokens.spread(dx2))
+    d_q, d_k, d_v = linear.gradients(w.qkv, d_qkv, n1, res.low_qkv, d_low_qkv, scale)
+    parts = zip((w.norm1, w.norm2, w.q_norm, w.k_norm), (d_norm1, d_norm2, d_q_norm, d_k_norm), strict=True)
+    vectors = [vector_gradient(weight, part) for weight, part in parts]
+    return dx, Weights(vectors[0], vectors[1], vectors[2], vectors[3], d_q, d_k, d_v, d_o, d_gate, d_up, d_down)
+
+
+def _attention_backward(
+    res: Residuals, w: Weights, shape: LayerShape, tokens: TokenLayout, d_attended: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Derivatives by the projections' output and by the weights of the heads' norms (to be summed over rows)."""
     heads = (res.qkv, w.q_norm, w.k_norm, tokens.rotary.cos, tokens.rotary.sin)
     q, k = res.q, res.k
     if q is None or k is None:
         q, k = rope(*heads, shape.heads, shape.kv_heads, shape.head_eps)
-    d_heads = tokens.packed.backward(d_attended, q, k, _values(res.qkv, shape), res.attended, res.lse, shape.scale)
-    d_qkv, d_q_norm, d_k_norm = rope_backward(*heads, *d_heads, shape.head_eps)
-
-    dn1 = project_backward(d_qkv, (w.q, w.k, w.v), shape.fp8)
-    dx, n1, d_norm1 = norm_backward(res.x, res.rstd1, w.norm1, dn1, tokens.spread(dx2))
-    d_q, d_k, d_v = weight_gradients((w.q, w.k, w.v), d_qkv, n1)
-    vectors = [
-        vector_gradient(weight, parts)
-        for weight, parts in ((w.norm1, d_norm1), (w.q_norm, d_q_norm), (w.k_norm, d_k_norm), (w.norm2, d_norm2))
-    ]
-    return dx, Weights(vectors[0], d_q, d_k, d_v, vectors[1], vectors[2], d_o, vectors[3], d_gate, d_up, d_down)
+    values = _values(res.qkv, shape)
+    d_heads = tokens.packed.backward(d_attended, q, k, values, res.attended, res.lse, shape.scale, shape.window)
+    return rope_backward(*heads, *d_heads, shape.head_eps)

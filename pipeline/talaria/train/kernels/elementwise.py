@@ -114,8 +114,15 @@ def softmax_nll_(logits: Tensor, targets: Tensor, weights: Tensor | None, want_g
     return nll if weights is None else nll * weights
 
 
+def column_sums(x: Tensor) -> Tensor:
+    """fp32[any, n] whose sum over rows is that of x: [rows, n], any dtype."""
+    if kernels := fused(x):
+        return kernels.column_sums(x)  # type: ignore[no-any-return]
+    return x.float().sum(0, keepdim=True)
+
+
 def add_rows_(total: Tensor, parts: Tensor) -> None:
-    """total += the sum of parts over rows. total: [n], any dtype; parts: fp32[any, n]."""
+    """total += the sum of parts over rows. total: [n], any dtype; parts: fp32[any, n], may be strided over rows."""
     if kernels := fused(total):
         kernels.add_rows_(total, parts)
     else:

@@ -44,20 +44,25 @@ def side_by_side(tensors: Sequence[Tensor]) -> Tensor | None:
 def lay_side_by_side(weights: Sequence[nn.Parameter]) -> None:
     """Move matrices of equal width into one block of memory, in order."""
     block = torch.cat([weight.data for weight in weights])
-    for weight, rows in zip(weights, _slices(weights), strict=True):
+    for weight, rows in zip(weights, row_slices(weights), strict=True):
         weight.data = block[rows]
 
 
-def project(x: Tensor, weights: Sequence[Tensor], fp8: bool = False) -> Tensor:
-    """x @ [w1; w2; ...].T. x: [T, K]; weights: [N_i, K]. Returns [T, sum of N_i]."""
+def project(x: Tensor, weights: Sequence[Tensor], fp8: bool = False, bias: Tensor | None = None) -> Tensor:
+    """x @ [w1; w2; ...].T + bias. x: [T, K]; weights: [N_i, K]; bias: [sum of N_i]. Returns [T, sum of N_i]."""
     if fp8:
-        parts = [_project_fp8(x, w) for w in _blocks(weights)]
+        blocks = _blocks(weights)
+        slices = row_slices(blocks)
+        parts = [_project_fp8(x, w, None if bias is None else bias[rows]) for w, rows in zip(blocks, slices, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     if (block := side_by_side(weights)) is not None:
-        return x @ block.t()
+        return x @ block.t() if bias is None else torch.addmm(bias, x, block.t())
     out = torch.empty(len(x), sum(len(w) for w in weights), dtype=x.dtype, device=x.device)
-    for w, columns in zip(weights, _slices(weights), strict=True):
-        torch.mm(x, w.t(), out=out[:, columns])
+    for w, columns in zip(weights, row_slices(weights), strict=True):
+        if bias is None:
+            torch.mm(x, w.t(), out=out[:, columns])
+        else:
+            torch.addmm(bias[columns], x, w.t(), out=out[:, columns])
     return out
 
 
@@ -65,21 +70,21 @@ def project_backward(dy: Tensor, weights: Sequence[Tensor], fp8: bool = False) -
     """Derivative by x: dy @ [w1; w2; ...]. dy: [T, sum of N_i]. Returns [T, K]."""
     if fp8:
         blocks = _blocks(weights)
-        parts = [_project_backward_fp8(dy[:, columns], w) for w, columns in zip(blocks, _slices(blocks), strict=True)]
+        parts = [_project_backward_fp8(dy[:, columns], w) for w, columns in zip(blocks, row_slices(blocks), strict=True)]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
     if (block := side_by_side(weights)) is not None:
         return dy @ block
     dx = torch.empty(len(dy), weights[0].shape[1], dtype=dy.dtype, device=dy.device)
-    for w, columns in zip(weights, _slices(weights), strict=True):
+    for w, columns in zip(weights, row_slices(weights), strict=True):
         torch.addmm(dx, dy[:, columns], w, beta=int(columns.start > 0), out=dx)
     return dx
 
 
-def _project_fp8(x: Tensor, w: Tensor) -> Tensor:
-    """x @ w.T with both operands in e4m3, a scale for each row of each."""
+def _project_fp8(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    """x @ w.T + bias with both operands in e4m3, a scale for each row of each."""
     xq, x_scale = quantize(x)
     wq, w_scale = quantize(w)
-    return _scaled_product(xq, wq, x_scale, w_scale, x.dtype)
+    return _scaled_product(xq, wq, x_scale, w_scale, x.dtype, bias)
 
 
 def _project_backward_fp8(dy: Tensor, w: Tensor) -> Tensor:
@@ -89,11 +94,14 @@ def _project_backward_fp8(dy: Tensor, w: Tensor) -> Tensor:
     return _scaled_product(dyq, by_column, dy_scale, torch.ones(w.shape[1], device=w.device), dy.dtype)
 
 
-def _scaled_product(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """(a * a_scale) @ (b * b_scale).T; scales: fp32, one a row."""
+def _scaled_product(
+    a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype, bias: Tensor | None = None
+) -> Tensor:
+    """(a * a_scale) @ (b * b_scale).T + bias; scales: fp32, one a row."""
     if a.is_cuda:
-        return scaled_product(a, b, a_scale, b_scale, dtype)
-    return ((a.float() * a_scale[:, None]) @ (b.float() * b_scale[:, None]).t()).to(dtype)
+        return scaled_product(a, b, a_scale, b_scale, dtype, bias)
+    product = (a.float() * a_scale[:, None]) @ (b.float() * b_scale[:, None]).t()
+    return (product if bias is None else product + bias.float()).to(dtype)
 
 
 def _blocks(weights: Sequence[Tensor]) -> list[Tensor]:
@@ -111,7 +119,7 @@ def weight_gradients(weights: Sequence[Tensor], dy: Tensor, x: Tensor) -> list[T
         add_product(block, dy, x)
         return [None] * len(weights)
     grads: list[Tensor | None] = []
-    for total, columns in zip(totals, _slices(weights), strict=True):
+    for total, columns in zip(totals, row_slices(weights), strict=True):
         if total is None:
             grads.append(dy[:, columns].t() @ x)
         else:
@@ -122,7 +130,7 @@ def weight_gradients(weights: Sequence[Tensor], dy: Tensor, x: Tensor) -> list[T
 
 def vector_gradient(weight: Tensor | None, parts: Tensor | None) -> Tensor | None:
     """The same for the derivative by a vector, which comes as fp32[any, n] to be summed over rows."""
-    if weight is None or parts is None:
+    if weight is None or parts is None or not weight.requires_grad:
         return None
     if (total := total_of(weight)) is None:
         return parts.sum(0).to(weight.dtype)
@@ -140,7 +148,7 @@ def add_product(total: Tensor, dy: Tensor, x: Tensor) -> None:
         total.addmm_(dy.t().to(total.dtype), x.to(total.dtype))
 
 
-def _slices(weights: Sequence[Tensor]) -> list[slice]:
-    """Where each matrix's rows lie among the rows of all."""
+def row_slices(weights: Sequence[Tensor]) -> list[slice]:
+    """Return where each matrix's rows lie among the rows of all."""
     ends = list(accumulate(len(w) for w in weights))
     return [slice(end - len(w), end) for w, end in zip(weights, ends, strict=True)]

@@ -10,28 +10,49 @@ import torch
 from torch import Tensor
 
 
-def flash_forward(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Causal FlashAttention-2 inside each sequence. Returns (out [T, heads, d], log-sum-exp fp32[heads, T])."""
+def flash_forward(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, window: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Causal FlashAttention-2 inside each sequence. Returns (out [T, heads, d], log-sum-exp fp32[heads, T]).
+
+    `window`: the most tokens, itself among them, that a token attends to; None for all before it.
+    """
     lengths = cu_seqlens, cu_seqlens, max_seqlen, max_seqlen
-    out, lse, *_ = torch.ops.aten._flash_attention_forward(q, k, v, *lengths, 0.0, True, False, scale=scale)
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(q, k, v, *lengths, 0.0, True, False, scale=scale, **_sides(window))
     return out, lse
 
 
 def flash_backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    window: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (dq, dk, dv) of `flash_forward`."""
     lengths = cu_seqlens, cu_seqlens, max_seqlen, max_seqlen
     unused = torch.empty(2, dtype=torch.uint64, device=q.device)  # the state of dropout's generator
     dq, dk, dv = torch.ops.aten._flash_attention_backward(
-        d_out, q, k, v, out, lse, *lengths, 0.0, True, unused, unused, scale=scale
+        d_out, q, k, v, out, lse, *lengths, 0.0, True, unused, unused, scale=scale, **_sides(window)
     )
     return dq, dk, dv
 
 
-def scaled_product(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """(a * a_scale) @ (b * b_scale).T of e4m3 matrices on a GPU; scales: fp32, one a row."""
-    return torch._scaled_mm(a, b.t(), a_scale[:, None], b_scale[None], out_dtype=dtype, use_fast_accum=True)
+def _sides(window: int | None) -> dict[str, int]:
+    """FlashAttention counts the tokens beside the query's own."""
+    return {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
+
+
+def scaled_product(
+    a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype, bias: Tensor | None = None
+) -> Tensor:
+    """(a * a_scale) @ (b * b_scale).T + bias of e4m3 matrices on a GPU; scales: fp32, one a row."""
+    return torch._scaled_mm(a, b.t(), a_scale[:, None], b_scale[None], bias=bias, out_dtype=dtype, use_fast_accum=True)
 
 
 def embedding_gradient(grad: Tensor, ids: Tensor, rows: int) -> Tensor:

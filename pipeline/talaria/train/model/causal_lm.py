@@ -24,7 +24,7 @@ from talaria.train.kernels.torch_internals import embedding_gradient
 from talaria.train.model.activation_memory import USABLE, ActivationMemory, head_width
 from talaria.train.model.loss import CHUNK, linear_cross_entropy
 
-FAMILIES = ("qwen3", "qwen2", "llama")
+FAMILIES = ("qwen3", "qwen2", "llama", "mistral")
 
 
 @dataclass(frozen=True)
@@ -210,8 +210,6 @@ def check_supported(config: Any, folder: str) -> None:
     if config.model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise ConfigError(f"{folder}: model_type {config.model_type!r} is not one of {known}; choose another base model.")
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise ConfigError(f"{folder}: sliding-window attention is not supported; set use_sliding_window to false in config.json.")
     if getattr(config, "attention_dropout", 0.0):
         raise ConfigError(f"{folder}: attention dropout is not supported; set attention_dropout to 0 in config.json.")
 

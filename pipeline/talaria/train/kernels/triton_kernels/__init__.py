@@ -10,11 +10,12 @@ from talaria.train.kernels.triton_kernels.mlp import swiglu, swiglu_backward_
 from talaria.train.kernels.triton_kernels.norms import norm, norm_backward
 from talaria.train.kernels.triton_kernels.optim import adamw_
 from talaria.train.kernels.triton_kernels.rotary import rope, rope_backward
-from talaria.train.kernels.triton_kernels.sums import add_rows_
+from talaria.train.kernels.triton_kernels.sums import add_rows_, column_sums
 
 __all__ = [
     "adamw_",
     "add_rows_",
+    "column_sums",
     "norm",
     "norm_backward",
     "quantize",

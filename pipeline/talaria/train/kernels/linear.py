@@ -1,0 +1,168 @@
+"""Linear layers of the fused decoder layer: weight, bias and LoRA adapter, forward and both derivatives, without autograd.
+
+    y = x W^T + b + s (x A^T) B^T        (LoRA, Hu et al., 2021; s = alpha / r)
+
+Layers with the same input (query, key, value; gate, up) form a group and are multiplied as one where their weights lie side by
+side. x: [T, K]; W: [N, K]; b: [N]; A: [r, K]; B: [N, r]; y: [T, sum of N] of the group. A parameter that does not require a
+gradient gets none, and its product is not computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from talaria.train.kernels.elementwise import column_sums
+from talaria.train.kernels.matmul import (
+    project,
+    project_backward,
+    row_slices,
+    total_of,
+    vector_gradient,
+    weight_gradients,
+)
+
+
+class Linear(NamedTuple):
+    """A linear layer's parameters, or the derivatives by them; None for what it lacks."""
+
+    weight: Any
+    bias: Any = None
+    lora_a: Any = None
+    lora_b: Any = None
+
+
+def linear_of(module: nn.Module) -> Linear:
+    """Return the parameters of an nn.Linear or of peft's wrapper around one."""
+    layer: Any = module
+    base = getattr(layer, "base_layer", layer)
+    if base is layer:
+        return Linear(layer.weight, layer.bias)
+    return Linear(base.weight, base.bias, layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+
+
+def lora_scale_of(modules: Iterable[nn.Module]) -> float:
+    """Return alpha / r, which is the same for every adapter of a model; 0 without adapters."""
+    return next((float(module.scaling["default"]) for module in modules if hasattr(module, "lora_A")), 0.0)  # type: ignore[index]
+
+
+def why_not_plain_lora(module: nn.Module) -> str | None:
+    """Say why peft's wrapper around a linear layer is more than one adapter as the formula above has it; None if it is not."""
+    layer: Any = module
+    if type(getattr(layer, "base_layer", None)) is not nn.Linear or list(getattr(layer, "lora_A", ())) != ["default"]:
+        return f"of a linear layer of type {type(module).__name__}"
+    if layer.lora_variant or layer.lora_bias["default"]:
+        return "its adapters are of another kind than LoRA"
+    if not isinstance(layer.lora_dropout["default"], nn.Identity):
+        return "train.lora.dropout is set"
+    return None
+
+
+def forward(x: Tensor, group: Sequence[Linear], scale: float, fp8: bool) -> tuple[Tensor, Tensor | None]:
+    """Return (y, s x A^T [T, sum of r], which the backward pass wants; None without adapters)."""
+    y = project(x, [linear.weight for linear in group], fp8, _bias(group, x))
+    low = _down(x, group, scale)
+    if low is not None:
+        for linear, rows, ranks in _adapters(group):
+            part = y[:, rows]
+            torch.addmm(part, low[:, ranks], linear.lora_b.to(x.dtype).t(), out=part)
+    return y, low
+
+
+def backward(dy: Tensor, group: Sequence[Linear], scale: float, fp8: bool) -> tuple[Tensor, Tensor | None]:
+    """Return (derivative by x, that by x A^T [T, sum of r] or None)."""
+    dx = project_backward(dy, [linear.weight for linear in group], fp8)
+    adapters = _adapters(group)
+    if not adapters:
+        return dx, None
+    d_low = torch.empty(len(dy), adapters[-1][2].stop, dtype=dy.dtype, device=dy.device)
+    for linear, rows, ranks in adapters:
+        torch.mm(dy[:, rows], linear.lora_b.to(dy.dtype), out=d_low[:, ranks])
+    d_low *= scale
+    return dx.addmm_(d_low, _all_a(group, dy.dtype)), d_low
+
+
+def gradients(
+    group: Sequence[Linear], dy: Tensor, x: Tensor, low: Tensor | None, d_low: Tensor | None, scale: float
+) -> list[Linear]:
+    """Return the derivatives by the group's parameters; None for those that are frozen or have been added to their totals.
+
+    `low`, `d_low`: what `forward` and `backward` returned; `low` is computed anew where it is absent.
+    """
+    grads = [Linear(None)] * len(group)
+    slices = row_slices([linear.weight for linear in group])
+    trained = [place for place, linear in enumerate(group) if linear.weight.requires_grad]
+    if len(trained) == len(group):
+        for place, grad in enumerate(weight_gradients([linear.weight for linear in group], dy, x)):
+            grads[place] = grads[place]._replace(weight=grad)
+    else:
+        for place in trained:
+            (grad,) = weight_gradients([group[place].weight], dy[:, slices[place]], x)
+            grads[place] = grads[place]._replace(weight=grad)
+    if any(linear.bias is not None and linear.bias.requires_grad for linear in group):
+        sums = column_sums(dy)
+        for place, (linear, rows) in enumerate(zip(group, slices, strict=True)):
+            grads[place] = grads[place]._replace(bias=vector_gradient(linear.bias, sums[:, rows]))
+    if d_low is not None:
+        low = _down(x, group, scale) if low is None else low
+        _adapter_gradients(grads, group, dy, x, low, d_low)
+    return grads
+
+
+def wants_input(group: Sequence[Linear]) -> bool:
+    """Whether `gradients` reads x."""
+    return any(linear.weight.requires_grad or linear.lora_a is not None for linear in group)
+
+
+def _adapter_gradients(
+    grads: list[Linear], group: Sequence[Linear], dy: Tensor, x: Tensor, low: Tensor | None, d_low: Tensor
+) -> None:
+    assert low is not None
+    d_a = _product(d_low, x)
+    for linear, rows, ranks in _adapters(group):
+        place = next(place for place, other in enumerate(group) if other is linear)
+        d_b = _add_or_return(linear.lora_b, _product(dy[:, rows], low[:, ranks]))
+        grads[place] = grads[place]._replace(lora_a=_add_or_return(linear.lora_a, d_a[ranks]), lora_b=d_b)
+
+
+def _product(dy: Tensor, x: Tensor) -> Tensor:
+    """dy.T @ x, in fp32."""
+    if dy.is_cuda and dy.dtype != torch.float32:
+        return torch.mm(dy.t(), x, out_dtype=torch.float32)
+    return dy.t().float() @ x.float()
+
+
+def _add_or_return(param: Tensor, grad: Tensor) -> Tensor | None:
+    if (total := total_of(param)) is None:
+        return grad.to(param.dtype)
+    total.add_(grad)
+    return None
+
+
+def _adapters(group: Sequence[Linear]) -> list[tuple[Linear, slice, slice]]:
+    """Those of the group that have an adapter, each with its columns in y and in x A^T."""
+    rows = row_slices([linear.weight for linear in group])
+    adapted = [(linear, columns) for linear, columns in zip(group, rows, strict=True) if linear.lora_a is not None]
+    ranks = row_slices([linear.lora_a for linear, _ in adapted])
+    return [(linear, columns, rank) for (linear, columns), rank in zip(adapted, ranks, strict=True)]
+
+
+def _all_a(group: Sequence[Linear], dtype: torch.dtype) -> Tensor:
+    parts = [linear.lora_a for linear in group if linear.lora_a is not None]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(dtype)
+
+
+def _down(x: Tensor, group: Sequence[Linear], scale: float) -> Tensor | None:
+    if all(linear.lora_a is None for linear in group):
+        return None
+    return (x @ _all_a(group, x.dtype).t()).mul_(scale)
+
+
+def _bias(group: Sequence[Linear], x: Tensor) -> Tensor | None:
+    if all(linear.bias is None for linear in group):
+        return None
+    parts = [x.new_zeros(len(linear.weight)) if linear.bias is None else linear.bias for linear in group]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.dtype)
