@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from talaria.registry import kept_models as kept
+from talaria.registry import kept_models
 from talaria.registry.register import register
 from talaria.store.store import Store
 from talaria.tracking.mlflow_client import connect, tracking_uri
@@ -60,7 +60,7 @@ def main() -> None:
         folders = {name: output.path for name, output in outputs.items()} | {"evaluate": evaluation}
         connect(tracking_uri(root))  # the tables are made, and the libraries loaded, once
         start = time.perf_counter()
-        kept.hashes(folders["train"] / "model")
+        kept_models.hashes(folders["train"] / "model")
         hashing = time.perf_counter() - start
         before = used(root)
         start = time.perf_counter()

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context, task
-from talaria_airflow import dag_tasks as stage_tasks
+from talaria_airflow import dag_tasks
 from talaria_airflow.notifiers.webhook import Webhook
 from talaria_airflow.retry_policy import RETRIES
 
@@ -36,7 +36,7 @@ def rollback() -> None:
 
     @task(on_success_callback=Webhook("{{ params.model }} rolled back: {{ params.reason }}"))
     def move_champion_back() -> Any:
-        return stage_tasks.rollback(get_current_context())
+        return dag_tasks.rollback(get_current_context())
 
     move_champion_back()
 

@@ -8,7 +8,7 @@ from typing import Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Asset, Param, TaskGroup, dag, get_current_context, task
 from talaria.config import load as settings
-from talaria_airflow import dag_tasks as stage_tasks
+from talaria_airflow import dag_tasks
 from talaria_airflow.notifiers.webhook import Webhook
 from talaria_airflow.operators.accelerate_launch import AccelerateLaunchOperator
 from talaria_airflow.operators.register import RegisterOperator
@@ -65,7 +65,7 @@ def sft() -> None:
     @task
     def configure() -> Any:
         """Validate the configuration; end the run as skipped where a scheduled one has nothing to do."""
-        return stage_tasks.configure(get_current_context())
+        return dag_tasks.configure(get_current_context())
 
     config: Any = configure()
 
@@ -80,15 +80,15 @@ def sft() -> None:
         @task
         def parts(config: Any, upstream: Any) -> Any:
             """Row ranges to tokenise side by side (tokenize.shards); none where one process does it all."""
-            return stage_tasks.parts_to_do(config, upstream)
+            return dag_tasks.parts_to_do(config, upstream)
 
         @task
         def tokenize_part(part: Any, config: Any, upstream: Any) -> None:
-            stage_tasks.tokenize_part(config, upstream, part)
+            dag_tasks.tokenize_part(config, upstream, part)
 
         @task(outlets=[TOKENS], trigger_rule="none_failed_min_one_success")
         def tokenize(config: Any, upstream: Any) -> Any:
-            return stage_tasks.tokenize(config, upstream, TOKENS)
+            return dag_tasks.tokenize(config, upstream, TOKENS)
 
         texts = {"convert": convert, "base": base}
         ranges = tokenize_part.partial(config=config, upstream=texts).expand(part=parts(config, texts))
@@ -120,7 +120,7 @@ def sft() -> None:
         @task(trigger_rule="none_failed_min_one_success", on_success_callback=Webhook(DECIDED))
         def promote(config: Any, registered: Any) -> Any:
             """Give the candidate the alias champion if it beats the base model and the champion, else challenger."""
-            return stage_tasks.promote(config, registered)
+            return dag_tasks.promote(config, registered)
 
         approve = ApprovalOperator(
             task_id="approve",

@@ -13,7 +13,7 @@ from talaria.config import load as settings
 from talaria.config.schema import Config
 from talaria.stages.table import planned_keys
 from talaria.store.store import Output, Store
-from talaria.workflow import tokenize_parts as spread
+from talaria.workflow import tokenize_parts
 
 from talaria_airflow.operators.stage import store_root
 from talaria_airflow.scheduling import config_file
@@ -69,16 +69,16 @@ def _skip_if_unchanged(config: Config) -> None:
 
 def parts_to_do(config: Json, upstream: Json) -> list[int]:
     """Row ranges to tokenise, each a mapped task."""
-    return spread.parts_to_do(parse(config), store(), outputs(upstream), force=forced())
+    return tokenize_parts.parts_to_do(parse(config), store(), outputs(upstream), force=forced())
 
 
 def tokenize_part(config: Json, upstream: Json, part: int) -> None:
-    spread.tokenize_part(parse(config), store(), outputs(upstream), part)
+    tokenize_parts.tokenize_part(parse(config), store(), outputs(upstream), part)
 
 
 def tokenize(config: Json, upstream: Json, asset: Asset) -> dict[str, Any]:
     """The stage `tokenize`, joined from its row ranges where there are any."""
-    output = spread.join(parse(config), store(), outputs(upstream), force=forced())
+    output = tokenize_parts.join(parse(config), store(), outputs(upstream), force=forced())
     log.info("tokenize: %s %s", "reused" if output.reused else "made", output.path)
     event = get_current_context()["outlet_events"][asset]
     event.extra = {"key": output.key, "path": str(output.path), "reused": output.reused}

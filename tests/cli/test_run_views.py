@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from talaria.cli import run_views as terminal
+from talaria.cli import run_views
 from talaria.cli.terminal_plot import Line, chart
 from talaria.common.errors import UserError
 from talaria.runs.summary import duration
@@ -33,7 +33,7 @@ def test_runs_are_listed_newest_first_and_fit_eighty_columns(tmp_path: Path) -> 
     synthetic.finished(tmp_path, 1, name="a-name-that-is-much-too-long-for-a-column", start=synthetic.START)
     synthetic.running(tmp_path, 2, start=time.time() - 260)
     out = console(80)
-    terminal.show_runs(tmp_path, out)
+    run_views.show_runs(tmp_path, out)
     heading, first, second, *rest = text(out).splitlines()
     assert rest == []
     assert first.split()[:4] == [synthetic.key(2)[:8], "qwen3-4b-base", "running", "200/400"]
@@ -45,18 +45,18 @@ def test_runs_are_listed_newest_first_and_fit_eighty_columns(tmp_path: Path) -> 
 
 def test_an_empty_store_and_an_unknown_metric_are_the_users_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no training yet"):
-        terminal.show_runs(tmp_path, console())
+        run_views.show_runs(tmp_path, console())
     synthetic.finished(tmp_path, 1)
     with pytest.raises(UserError, match="unknown metric 'accuracy'"):
-        terminal.watch(tmp_path, synthetic.key(1), console(), metric="accuracy")
+        run_views.watch(tmp_path, synthetic.key(1), console(), metric="accuracy")
     with pytest.raises(UserError, match="2 to 6 runs"):
-        terminal.compare(tmp_path, [synthetic.key(1)], console())
+        run_views.compare(tmp_path, [synthetic.key(1)], console())
 
 
 def test_watch_draws_once_where_there_is_no_terminal(tmp_path: Path) -> None:
     synthetic.running(tmp_path, 1, restart_at=60, start=time.time() - 260)
     out = console()
-    terminal.watch(tmp_path, "00000001", out)
+    run_views.watch(tmp_path, "00000001", out)
     shown = text(out)
     assert "step 200 of 400" in shown
     assert "restarted at step 60: SIGTERM: saved and stopped" in shown
@@ -66,7 +66,7 @@ def test_watch_draws_once_where_there_is_no_terminal(tmp_path: Path) -> None:
 def test_watch_follows_a_run_until_it_is_published(tmp_path: Path) -> None:
     folder = synthetic.running(tmp_path, 1, steps=200, total=200, start=time.time() - 260)
     out = console(interactive=True)
-    watching = threading.Thread(target=terminal.watch, args=(tmp_path, "00000001", out), kwargs={"every": 0.02}, daemon=True)
+    watching = threading.Thread(target=run_views.watch, args=(tmp_path, "00000001", out), kwargs={"every": 0.02}, daemon=True)
     watching.start()
     while "running" not in text(out):
         assert watching.is_alive()
@@ -83,7 +83,7 @@ def test_compare_lays_runs_side_by_side(tmp_path: Path) -> None:
     synthetic.finished(tmp_path, 1, lr=1e-5)
     synthetic.finished(tmp_path, 2, lr=2e-5, seed=3)
     out = console()
-    terminal.compare(tmp_path, ["00000001", "00000002"], out, axis="tokens")
+    run_views.compare(tmp_path, ["00000001", "00000002"], out, axis="tokens")
     rows = {line.split()[0]: line.split()[1:] for line in text(out).splitlines() if line.split()}
     assert rows["train.lr"] == ["1e-05", "2e-05"]
     assert "train.epochs" not in rows
@@ -101,7 +101,7 @@ def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path: Path) -> None
 def test_the_commands_load_neither_torch_nor_mlflow(tmp_path: Path) -> None:
     synthetic.finished(tmp_path, 1)
     code = (
-        "import sys; from pathlib import Path; from rich.console import Console; from talaria.cli import run_views as terminal;"
+        "import sys; from pathlib import Path; from rich.console import Console; from talaria.cli import run_views;"
         f"terminal.watch(Path({str(tmp_path)!r}), '0000', Console());"
         "print({'torch', 'mlflow', 'numpy', 'polars', 'transformers'} & set(sys.modules) or 'light')"
     )

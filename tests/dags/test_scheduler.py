@@ -18,7 +18,7 @@ import yaml
 from rich.console import Console
 from talaria.common.errors import ConfigError
 from talaria.config import load as settings
-from talaria.data.synthetic import generate
+from talaria.data.synthetic.generator import generate
 from talaria.devstack.follow_run import Follower, failure, follow
 from talaria.devstack.installation import service_environment
 from talaria.devstack.processes import descendants

@@ -13,7 +13,7 @@ import zstandard
 from talaria.common.errors import DataError, UserError
 from talaria.config.schema import Convert
 from talaria.data.convert import convert
-from talaria.data.synthetic import generate, write_sample
+from talaria.data.synthetic.generator import generate, write_sample
 
 from tests.data.reference import our_rows, reference_rows
 

@@ -15,7 +15,7 @@ import pytest
 from talaria.common.errors import DataError, UserError
 from talaria.config.schema import Config, Download
 from talaria.data.download import download, fingerprint
-from talaria.data.synthetic import generate
+from talaria.data.synthetic.generator import generate
 
 from tests.data.hub import COMMIT, REPO, Hub, serve
 

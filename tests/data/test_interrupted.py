@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from talaria.config.schema import Convert
 from talaria.data.convert import convert
-from talaria.data.synthetic import write_sample
+from talaria.data.synthetic.generator import write_sample
 
 CONVERT = "import sys; from talaria.cli import main; sys.argv = ['talaria', 'convert', '--input', *sys.argv[1:]]; main()"
 ROWS = 60_000

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from talaria.data.json_schema import DECLARED
-from talaria.data.synthetic import ODDITIES, generate, write_sample
+from talaria.data.synthetic.generator import ODDITIES, generate, write_sample
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:

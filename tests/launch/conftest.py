@@ -15,7 +15,7 @@ from talaria.launch.accelerate_command import Machine
 from talaria.launch.stage import launch
 from talaria.process.supervisor import Stop
 
-from tests.support import process_trees
+from tests.support import process_trees, working_folder
 
 STUB = Path(__file__).parent / "stub"
 
@@ -70,7 +70,8 @@ def launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launch
     for name, file in (("tokens", "state.json"), ("model", "config.json")):
         (tmp_path / name).mkdir()
         (tmp_path / name / file).write_text("{}")
-    monkeypatch.chdir(tmp_path)  # `python -m` looks into the working directory first: it must not find the real trainer
+    monkeypatch.chdir(tmp_path)
+    working_folder.fill(tmp_path)
     launches = Launches(tmp_path)
     yield launches
     process_trees.kill_marked(launches.mark)

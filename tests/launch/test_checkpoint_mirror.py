@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from talaria.common.files import read_object
-from talaria.launch import checkpoint_mirror as mirror
+from talaria.launch import checkpoint_mirror
 from talaria.runs.identity import run_identity
 from talaria.store.remote import Remote
 from talaria.store.store import Output, Store
@@ -51,9 +51,9 @@ def job(upstream: dict[str, Output], tmp_path: Path) -> Callable[[str], TrainJob
     return make
 
 
-def mirrored(job: TrainJob, told: list[str], **options: Any) -> mirror.Mirror:
+def mirrored(job: TrainJob, told: list[str], **options: Any) -> checkpoint_mirror.Mirror:
     identity = run_identity(job.config, job.tokens, job.base)
-    found = mirror.of_store(job.output, identity, on_line=told.append, patience=60.0, **options)
+    found = checkpoint_mirror.of_store(job.output, identity, on_line=told.append, patience=60.0, **options)
     assert found is not None
     return found
 
@@ -140,7 +140,7 @@ def test_a_damaged_snapshot_is_told_and_not_used(job: Callable[[str], TrainJob],
 def test_the_snapshot_of_another_training_is_not_used(job: Callable[[str], TrainJob], bucket: Bucket) -> None:
     train(job("one"), kill_at=10)
     other = job("two")
-    mirror.Mirror(Remote(bucket.address), PLACE, other.output, "another", on_line=pytest.fail, patience=1.0).fetch()
+    checkpoint_mirror.Mirror(Remote(bucket.address), PLACE, other.output, "another", on_line=pytest.fail, patience=1.0).fetch()
     assert list(other.output.iterdir()) == []
 
 

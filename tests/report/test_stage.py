@@ -13,7 +13,7 @@ import pytest
 from talaria.config import load as settings
 from talaria.config.schema import Convert, Tokenize
 from talaria.data.convert import convert
-from talaria.data.synthetic import generate
+from talaria.data.synthetic.generator import generate
 from talaria.report.stage import distribution, report
 from talaria.stages.run import run_stage
 from talaria.store.store import Output, Store

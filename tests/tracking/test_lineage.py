@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from talaria.stages.table import STAGES, key_of
-from talaria.store import manifest as manifest_module
+from talaria.store.manifest import manifests, store_of
 from talaria.store.store import Store
 from talaria.tokenization import dataset as dataset_module
 from talaria.tracking import lineage
@@ -16,21 +16,21 @@ from tests.support import tiny_pipeline
 
 
 def test_manifests_are_found_from_the_last_folder_alone(folders, outputs):
-    known = manifest_module.manifests({"evaluate": folders["evaluate"]})
+    known = manifests({"evaluate": folders["evaluate"]})
     assert {name: manifest["key"] for name, manifest in known.items()} == {name: output.key for name, output in outputs.items()}
 
 
 def test_folders_outside_a_store_add_nothing(tmp_path, folders):
     (tmp_path / "manifest.json").write_text(json.dumps({"stage": "evaluate"}))
-    assert manifest_module.manifests({"evaluate": tmp_path, "train": tmp_path / "nowhere"}) == {}
-    assert manifest_module.store_of(tmp_path) is None
-    assert manifest_module.store_of(folders["train"]) == folders["train"].parent.parent
+    assert manifests({"evaluate": tmp_path, "train": tmp_path / "nowhere"}) == {}
+    assert store_of(tmp_path) is None
+    assert store_of(folders["train"]) == folders["train"].parent.parent
 
 
 def test_a_training_under_way_knows_the_key_it_will_have(tmp_path):
     config = tiny_pipeline.config()
     outputs = tiny_pipeline.prepare(Store(tmp_path), config)
-    known = manifest_module.manifests({name: outputs[name].path for name in ("tokenize", "base")})
+    known = manifests({name: outputs[name].path for name in ("tokenize", "base")})
     expected, _ = key_of(STAGES["train"], config, {name: output.key for name, output in outputs.items()})
     assert lineage.train_key(config, known) == expected
     assert lineage.train_key(config, {}) is None
@@ -40,7 +40,7 @@ def test_a_hub_data_set_is_named_with_the_commit_it_resolved_to(folders):
     config = tiny_pipeline.config(
         download={"source": "hub", "repo": "teknium/OpenHermes-2.5"}, base={"source": "hub", "repo": "Qwen/X"}
     )
-    known = manifest_module.manifests(folders)
+    known = manifests(folders)
     tags = lineage.run_tags(config, known)
     assert (tags["talaria.data.name"], tags["talaria.data.revision"]) == ("teknium/OpenHermes-2.5", "c0ffee")
     assert tags["talaria.base"] == "Qwen/X"
@@ -79,6 +79,6 @@ def test_the_commit_of_the_code_is_git_s(monkeypatch):
     head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
     if head.returncode == 0:
         assert (lineage.git_commit() or "").removesuffix("-dirty") == head.stdout.strip()
-    monkeypatch.setattr(lineage, "__file__", "/nowhere/pipeline/tracking/lineage.py")
+    monkeypatch.setattr(lineage, "__file__", "/nowhere/lineage.py")
     monkeypatch.setenv("TALARIA_GIT_COMMIT", "abc")
     assert lineage.git_commit() == "abc"

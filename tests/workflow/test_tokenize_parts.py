@@ -10,7 +10,7 @@ from talaria.common.files import file_digest
 from talaria.config.schema import Config
 from talaria.stages.run import run_stage
 from talaria.store.store import Output, Store
-from talaria.workflow import tokenize_parts as spread
+from talaria.workflow import tokenize_parts
 
 from tests.support import tiny_pipeline
 
@@ -34,9 +34,9 @@ def content(output: Output) -> dict[str, str]:
 
 
 def spread_out(store: Store, config: Config, made: dict[str, Output], **options: Any) -> Output:
-    for part in spread.parts_to_do(config, store, made, **options):
-        spread.tokenize_part(config, store, made, part)
-    return spread.join(config, store, made, **options)
+    for part in tokenize_parts.parts_to_do(config, store, made, **options):
+        tokenize_parts.tokenize_part(config, store, made, part)
+    return tokenize_parts.join(config, store, made, **options)
 
 
 @pytest.mark.parametrize("shards", [2, 5, 20])
@@ -55,9 +55,9 @@ def test_what_is_there_is_reused_and_made_again_by_force(tmp_path: Path) -> None
     store, config = Store(tmp_path), configuration(3)
     made = upstream(store, config)
     first = spread_out(store, config, made)
-    assert spread.parts_to_do(config, store, made) == []
-    assert spread.join(config, store, made).reused
-    assert spread.parts_to_do(config, store, made, force=True) == [0, 1, 2]
+    assert tokenize_parts.parts_to_do(config, store, made) == []
+    assert tokenize_parts.join(config, store, made).reused
+    assert tokenize_parts.parts_to_do(config, store, made, force=True) == [0, 1, 2]
     again = spread_out(store, config, made, force=True)
     assert not again.reused
     assert content(again) == content(first)
@@ -66,16 +66,16 @@ def test_what_is_there_is_reused_and_made_again_by_force(tmp_path: Path) -> None
 def test_a_finished_part_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, config = Store(tmp_path), configuration(3)
     made = upstream(store, config)
-    spread.tokenize_part(config, store, made, 0)
+    tokenize_parts.tokenize_part(config, store, made, 0)
 
     def fails(*_: Any) -> None:
         raise RuntimeError("half way")
 
     with monkeypatch.context() as patch:
         patch.setattr("talaria.tokenization.stage.tokenize_range", fails)
-        spread.tokenize_part(config, store, made, 0)
+        tokenize_parts.tokenize_part(config, store, made, 0)
         with pytest.raises(RuntimeError, match="half way"):
-            spread.tokenize_part(config, store, made, 1)
-    for part in spread.parts_to_do(config, store, made):
-        spread.tokenize_part(config, store, made, part)
-    assert spread.join(config, store, made).facts["rows"] == 200
+            tokenize_parts.tokenize_part(config, store, made, 1)
+    for part in tokenize_parts.parts_to_do(config, store, made):
+        tokenize_parts.tokenize_part(config, store, made, part)
+    assert tokenize_parts.join(config, store, made).facts["rows"] == 200

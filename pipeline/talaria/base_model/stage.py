@@ -51,10 +51,10 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, 
 
 
 def make_random(base: Base, inputs: Mapping[str, Path], out_dir: Path) -> None:
-    from talaria.base_model import random_init as scratch
+    from talaria.base_model import random_init
 
     if base.tokenizer is None:
-        scratch.train_tokenizer(inputs["convert"] / MESSAGES, base.vocab_size, out_dir)
+        random_init.train_tokenizer(inputs["convert"] / MESSAGES, base.vocab_size, out_dir)
     tokenizers.save(base.tokenizer or out_dir, out_dir)
     tokenizer = tokenizers.open_hugging_face(out_dir / "tokenizer.json")
     end_of_text = tokenizer.token_to_id(chat.END_OF_TEXT)
@@ -62,4 +62,4 @@ def make_random(base: Base, inputs: Mapping[str, Path], out_dir: Path) -> None:
         raise DataError(
             f"{base.tokenizer}: has no {chat.END_OF_TEXT}, which ends a text for a Qwen3 model; use a Qwen tokenizer."
         )
-    scratch.write_model(out_dir, base.shape, tokenizer.get_vocab_size(), end_of_text, base.seed)
+    random_init.write_model(out_dir, base.shape, tokenizer.get_vocab_size(), end_of_text, base.seed)

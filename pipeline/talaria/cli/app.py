@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
-import os
 import signal
 import sys
 import time
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer._click.exceptions import ClickException, NoArgsIsHelpError
 
+from talaria.cli.startup import leave
 from talaria.common.errors import TrainingStopped, UserError
 from talaria.common.printable import printable
 
@@ -53,16 +52,7 @@ def main() -> NoReturn:
         code = _refuse(f"{error.format_message()} See `{context.command_path if context else 'talaria'} --help`.")
     except KeyboardInterrupt:
         code = _refuse("interrupted.", code=130)
-    _leave(code)
-
-
-def _leave(code: int) -> NoReturn:
-    """End the process as it is: freeing its objects one by one, or waiting for threads nobody needs any more, takes its time."""
-    atexit._run_exitfuncs()
-    with contextlib.suppress(BrokenPipeError):  # whoever read our output has gone
-        sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    leave(code)
 
 
 def _refuse(sentence: str, code: int = 2) -> int:

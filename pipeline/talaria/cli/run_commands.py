@@ -22,9 +22,9 @@ def list_runs(
     """List the trainings in the store."""
     from rich.console import Console
 
-    from talaria.cli import run_views as terminal
+    from talaria.cli import run_views
 
-    terminal.show_runs(store, Console(), limit=limit)
+    run_views.show_runs(store, Console(), limit=limit)
 
 
 @app.command()
@@ -38,9 +38,9 @@ def watch(
     """Follow a training: its curve, drawn as it grows, and how it is doing."""
     from rich.console import Console
 
-    from talaria.cli import run_views as terminal
+    from talaria.cli import run_views
 
-    terminal.watch(store, run, Console(), metric=metric, every=every, once=once)
+    run_views.watch(store, run, Console(), metric=metric, every=every, once=once)
 
 
 @app.command()
@@ -53,6 +53,6 @@ def compare(
     """Lay runs over one another, and show where their results and settings differ."""
     from rich.console import Console
 
-    from talaria.cli import run_views as terminal
+    from talaria.cli import run_views
 
-    terminal.compare(store, runs, Console(), metric=metric, axis=axis)
+    run_views.compare(store, runs, Console(), metric=metric, axis=axis)

@@ -1,0 +1,1 @@
+"""The stages download and convert: any source becomes messages.parquet."""

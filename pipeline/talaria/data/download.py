@@ -59,7 +59,7 @@ def fill(config: Download, out_dir: Path) -> Facts:
         copy(config, data)
         origin |= {"path": str(config.path)}
     else:
-        from talaria.data.synthetic import FILE, write_sample
+        from talaria.data.synthetic.generator import FILE, write_sample
 
         write_sample(data / FILE, config.rows, config.seed)
         origin |= {"rows": config.rows, "seed": config.seed}

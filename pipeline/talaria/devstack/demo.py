@@ -60,6 +60,7 @@ def _wait_for_dag(api: AirflowApi, timeout: float = 120.0) -> None:
 def _trigger(home: Home, ports: Ports, run_id: str) -> None:
     command = [
         sys.executable,
+        "-P",
         "-m",
         "airflow",
         "dags",

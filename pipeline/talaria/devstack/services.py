@@ -85,10 +85,11 @@ def say_where(home: Home, ports: Ports, console: Console) -> None:
 
 def commands(home: Home, ports: Ports) -> dict[str, list[str]]:
     """The command line of each service. Log servers would listen on every interface and are not needed on one machine."""
-    airflow = [sys.executable, "-m", "airflow"]
+    airflow = [sys.executable, "-P", "-m", "airflow"]
     return {
         "mlflow": [
-            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(ports.mlflow), "--workers", "1"),
+            *(sys.executable, "-P", "-m", "mlflow", "server", "--workers", "1"),
+            *("--host", "127.0.0.1", "--port", str(ports.mlflow)),
             *("--backend-store-uri", f"sqlite:///{home.mlflow}/mlflow.db"),
             *("--default-artifact-root", f"file://{home.mlflow}/artifacts"),
             *("--allowed-hosts", "localhost:*,127.0.0.1:*"),
@@ -116,7 +117,7 @@ def _migrate(home: Home, ports: Ports) -> None:
     if stamp.exists() and stamp.read_text() == version and (home.airflow / "airflow.db").exists():
         return
     environment = service_environment(home, ports, "migrate")
-    command = [sys.executable, "-m", "airflow", "db", "migrate"]
+    command = [sys.executable, "-P", "-m", "airflow", "db", "migrate"]
     done = subprocess.run(command, env=environment, cwd=home.root, capture_output=True, text=True)
     (home.logs / "migrate.log").write_text(done.stdout + done.stderr)
     if done.returncode:

@@ -67,7 +67,7 @@ def command(
         arguments |= {"main_process_ip": host, "main_process_port": port, "rdzv_backend": "static"}
     # Two ranks on CPU start only as if they were GPUs: with --cpu, accelerate silently starts one.
     kind = ["--multi_gpu"] if world > 1 else [] if gpus else ["--cpu"]
-    argv = [machine.python, "-m", "accelerate.commands.launch", *kind]
+    argv = [machine.python, "-P", "-m", "accelerate.commands.launch", *kind]
     argv += [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
     argv += ["-m", "talaria.train", "--config", str(output / machine.own(CONFIG))]
     argv += ["--tokens", str(tokens), "--model", str(model), "--output", str(output)]
@@ -79,7 +79,7 @@ def gpu_count(python: str = sys.executable) -> int:
     drivers = ("nvidia[0-9]*", "kfd", "dxg")
     if not any(any(Path("/dev").glob(name)) for name in drivers):
         return 0
-    ask = [python, "-c", "import torch; print(torch.cuda.device_count())"]
+    ask = [python, "-P", "-c", "import torch; print(torch.cuda.device_count())"]
     return int(subprocess.run(ask, stdout=subprocess.PIPE, check=True, text=True).stdout)
 
 

@@ -20,10 +20,10 @@ from talaria.common.errors import DataError, UserError
 from talaria.common.files import write_atomically
 from talaria.common.locks import Busy, locked
 from talaria.config.schema import Config
-from talaria.launch import checkpoint_mirror as mirror
+from talaria.launch import checkpoint_mirror
 from talaria.launch.accelerate_command import ACCELERATE, ACCELERATE_CONFIG, SLACK, Machine, command, gpu_count
 from talaria.launch.diagnosis import Preempted, TrainingCrashed, facts, is_echo, likely_cause, oom_kills
-from talaria.process import supervisor as supervised
+from talaria.process import supervisor
 from talaria.process.supervisor import Stop
 from talaria.runs.folder import CONFIG, LOCK, LOG, METRICS, MODEL, RunFolder
 from talaria.runs.identity import run_identity
@@ -87,10 +87,14 @@ def launch(
     with contextlib.ExitStack() as stack:
         if stop is None:
             stop = Stop()
-            stack.enter_context(supervised.stopped_by_signals(stop))
+            stack.enter_context(supervisor.stopped_by_signals(stop))
         lock = stack.enter_context(_sole_use(output / machine.own(LOCK), config.train.stop_grace, on_line, stop))
         identity = run_identity(config, tokens, model)
-        copy = mirror.of_store(output, identity, on_line=on_line, patience=config.train.stop_grace) if machine.rank == 0 else None
+        copy = (
+            checkpoint_mirror.of_store(output, identity, on_line=on_line, patience=config.train.stop_grace)
+            if machine.rank == 0
+            else None
+        )
         if copy:
             copy.fetch()
         if _done(identity, output):
@@ -107,7 +111,7 @@ def launch(
             stack.enter_context(Tracker(config, {"tokenize": tokens, "base": model}, output, on_line=on_line))
         if copy:
             stack.enter_context(copy)
-        code = supervised.run(
+        code = supervisor.run(
             argv,
             log=output / machine.own(LOG),
             grace=config.train.stop_grace,

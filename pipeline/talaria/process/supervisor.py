@@ -49,9 +49,13 @@ class Stop:
 
 
 def environment() -> dict[str, str]:
-    """This process's, for a command: without Airflow's own settings, which hold secrets (its database's, its tokens')."""
+    """This process's environment, for a command that it starts.
+
+    It lacks Airflow's own settings, which hold secrets (its database's, its tokens'). Python, and all that it starts in turn,
+    imports nothing from the working folder: a user's file config.py or random.py there would stand for the library's.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW__")}
-    return {**kept, "PYTHONUNBUFFERED": "1"}
+    return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
 
 
 def run(

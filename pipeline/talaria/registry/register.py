@@ -20,7 +20,7 @@ from talaria.common.locks import locked
 from talaria.common.redact import scrub
 from talaria.config.schema import Config
 from talaria.evaluation.stage import REPORT
-from talaria.registry import mlflow_model as mlmodel
+from talaria.registry import mlflow_model
 from talaria.registry.kept_models import FINAL, Kept, candidate, kept_models
 from talaria.registry.model_card import Curve, Facts, card, readme
 from talaria.registry.run_artifacts import log_artifacts
@@ -39,7 +39,7 @@ from talaria.registry.versions import (
 )
 from talaria.runs.columns import Journal
 from talaria.runs.folder import EVALS, METRICS, RunFolder
-from talaria.store import manifest as manifest_module
+from talaria.store.manifest import Manifests, manifests
 from talaria.tracking import lineage
 from talaria.tracking.mlflow_client import plain_errors, version_url
 from talaria.tracking.run_log import RunLog
@@ -57,7 +57,7 @@ def register(config: Config, inputs: Mapping[str, Path], *, uri: str, context: M
     `inputs`: folders of train, tokenize and evaluate; report where there is one. `context`: further tags of the run.
     Raises DataError where training has not finished or a file is damaged, TrackingError where MLflow does not play along.
     """
-    known = manifest_module.manifests(inputs)
+    known = manifests(inputs)
     report = read_object(Path(inputs["evaluate"]) / REPORT)
     models = kept_models(Path(inputs["train"]), report, known.get("train"))
     key = lineage.train_key(config, known) or digest(models[-1].digest)
@@ -84,7 +84,7 @@ class _Registration:
     config: Config
     inputs: Mapping[str, Path]
     log: RunLog
-    known: manifest_module.Manifests
+    known: Manifests
     report: Mapping[str, Any]
     key: str
     models: Sequence[Kept]
@@ -170,10 +170,10 @@ class _Registration:
     def _place(self, kept: Kept, location: str, text: str, model_id: str) -> None:
         folder = local_folder(location)
         if folder is not None:
-            mlmodel.fill(folder, kept.folder, card=text, run_id=self.log.run_id, model_id=model_id)
+            mlflow_model.fill(folder, kept.folder, card=text, run_id=self.log.run_id, model_id=model_id)
             return
         with tempfile.TemporaryDirectory(dir=kept.folder.parent, prefix=".upload-") as staging:  # same disk: links, no copy
-            mlmodel.fill(Path(staging), kept.folder, card=text, run_id=self.log.run_id, model_id=model_id)
+            mlflow_model.fill(Path(staging), kept.folder, card=text, run_id=self.log.run_id, model_id=model_id)
             self.client.log_model_artifacts(model_id, staging)
 
     def _measure(self, kept: Kept, model_id: str) -> None:

@@ -1,4 +1,4 @@
-"""The one way through the house: which stages there are, what each reads, and how one is run.
+"""The stages of the pipeline: which there are, what each reads, and how one is run.
 
 Every stage is one function, `run(config, inputs, out_dir) -> facts`, named here and imported only when it runs, so that
 the CLI and the DAG files stay light. `config` is the whole Config, `inputs` maps a stage's name to its output folder,

@@ -1,0 +1,1 @@
+"""Content-addressed stage outputs on disk: manifests, pruning, and the copy on object storage."""

@@ -1,4 +1,4 @@
-"""Writes the tokens folder that shards.py shows and reads: the shards, and the files beside them that `datasets` wants."""
+"""Writes the tokens folder that dataset.py shows and reads: the shards, and the files beside them that `datasets` wants."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ must produce after it. So the ids of a prompt are always a prefix of the ids of 
 begins with a line break, which the tokenizer would otherwise merge with the header's. Text that looks like a control token
 stays text: only the control segments become control tokens.
 
-Pure, and the specification: batch.py computes the same with arrays, and every run compares the two on a sample.
+Pure, and the specification: encoder.py computes the same with arrays, and every run compares the two on a sample.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tokens folder: Arrow stream shards that `datasets.load_from_disk` opens as they are (writer.py makes them), and a reader
+"""The tokens folder: Arrow stream shards that `datasets.load_from_disk` opens as they are (made by arrow_writer.py), and a reader
 for the trainer.
 
     tokens/                         a DatasetDict where validation rows are held out, else one data set

@@ -1,4 +1,4 @@
-"""Many conversations at once: chat.py's rule on Arrow arrays and flat buffers, with no Python list of ids.
+"""Many conversations at once: chatml.py's rule on Arrow arrays and flat buffers, with no Python list of ids.
 
 Text becomes ids once per message, everything else is done on whole arrays: a message's tokens are
 `<|im_start|> [header] text <|im_end|> newline`, so the places of the fixed tokens follow from the lengths of the texts,

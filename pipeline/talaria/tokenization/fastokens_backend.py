@@ -24,7 +24,7 @@ def begin(file: Path) -> None:
 def prepare() -> None:
     """Settings that libraries read from the environment on first use, where it does not have them.
 
-    Threads are ours, one an encoder (encode.py). Arrow's own allocator returns freed memory within milliseconds, and the system
+    Threads are ours, one an encoder (stage.py). Arrow's own allocator returns freed memory within milliseconds, and the system
     clears each page that is then asked for anew; jemalloc, which its packages for Linux hold too, keeps it for a second.
     """
     for name in ("FASTOKENS_BPE_THREADS", "RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

@@ -55,7 +55,7 @@ class Tokenizer:
     """Why fastokens could not be used, where it was asked for."""
 
     def ids(self, segments: Iterable[chat.Segment]) -> tuple[list[int], list[bool]]:
-        """Ids and loss mask, segment by segment: the plain form of what batch.py does with arrays."""
+        """Ids and loss mask, segment by segment: the plain form of what encoder.py does with arrays."""
         parts = list(segments)
         flat, offsets = (values.tolist() for values in self.encode([part.text for part in parts if not part.control]))
         pieces = (flat[start:stop] for start, stop in pairwise(offsets))

@@ -21,7 +21,7 @@ from talaria.common.redact import scrub
 from talaria.config.schema import Config
 from talaria.runs.columns import Journal
 from talaria.runs.folder import EVALS, METRICS, MLFLOW, SYSTEM, RunFolder
-from talaria.store import manifest as manifest_module
+from talaria.store.manifest import manifests, store_of
 from talaria.tracking import lineage
 from talaria.tracking.mlflow_client import connect, experiment_id, plain_errors, public_uri, run_url
 
@@ -160,7 +160,7 @@ class RunLog:
         """Params and inputs that the run lacks, and the tags as they are now."""
         from mlflow.entities import Param, RunTag
 
-        known = manifest_module.manifests(self.inputs)
+        known = manifests(self.inputs)
         self.tags = lineage.run_tags(self.config, known, self.context)
         if not trains:
             self.tags |= {name: value for name, value in run.data.tags.items() if name in lineage.ORIGIN}
@@ -176,7 +176,7 @@ class RunLog:
         """The folder for the experiment's files: on the store's disk, so that a model is registered without copying it."""
         if self.uri.startswith("sqlite:///"):
             return Path(self.uri.removeprefix("sqlite:///").partition("?")[0]).parent / ARTIFACTS
-        store = manifest_module.store_of(self.folder)
+        store = store_of(self.folder)
         return store / ARTIFACTS if store and self.config.registry.artifacts == "store" else None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from talaria.common.errors import UserError
 from talaria.common.threads import Poller
 from talaria.config.schema import Config
-from talaria.store import manifest as manifest_module
+from talaria.store.manifest import store_of
 from talaria.tracking.mlflow_client import TrackingError, tracking_uri
 from talaria.tracking.run_log import RunLog, training_id, write_identity
 from talaria.tracking.system_metrics import Meter, find_gpus
@@ -101,6 +101,6 @@ def catch_up(config: Config, inputs: Mapping[str, str | Path], uri: str, context
 
 def _address(folder: Path) -> str | None:
     try:
-        return tracking_uri(manifest_module.store_of(folder))
+        return tracking_uri(store_of(folder))
     except UserError:
         return None

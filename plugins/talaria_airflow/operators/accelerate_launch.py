@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowRuntimeError
 from talaria.common.files import read_object
 from talaria.config import load as settings
 from talaria.config.schema import Config
-from talaria.launch import diagnosis as outcome
+from talaria.launch import diagnosis
 from talaria.launch import stage as launch
 from talaria.launch.accelerate_command import Machine
 from talaria.runs.folder import MLFLOW, RunPath
@@ -87,9 +87,9 @@ class AccelerateLaunchOperator(StageOperator):
             look = functools.partial(self._look, context)
             train = functools.partial(launch.run, on_look=look, **options)
             output = run_stage("train", config, store, upstream, force=self.forced, function=train)
-        except outcome.Preempted as stopped:
+        except diagnosis.Preempted as stopped:
             raise Preempted(str(stopped)) from None
-        except outcome.TrainingCrashed as crashed:
+        except diagnosis.TrainingCrashed as crashed:
             raise Crashed(str(crashed)) from None
         self._show(context, output.path)
         return output

@@ -17,8 +17,7 @@ from airflow.sdk.log import mask_secret
 from talaria.common.errors import Unavailable, UserError
 from talaria.config import load as settings
 from talaria.config.schema import Config
-from talaria.process import reaper
-from talaria.process import supervisor as supervised
+from talaria.process import reaper, supervisor
 from talaria.store.store import Output, Store
 
 REFUSED = 2
@@ -65,7 +64,7 @@ class StageOperator(BaseOperator):
         self.python = python
         self.env = env
         self.grace = grace
-        self._stop = supervised.Stop()
+        self._stop = supervisor.Stop()
 
     def execute(self, context: Context) -> dict[str, Any]:
         with _as_task_failure():
@@ -86,7 +85,7 @@ class StageOperator(BaseOperator):
         with tempfile.TemporaryDirectory(prefix="talaria-") as scratch:
             folder = Path(scratch)
             (folder / "config.yaml").write_text(config.model_dump_json())
-            command = [self.interpreter, "-m", "talaria.cli", "stage", self.stage, str(folder / "config.yaml")]
+            command = [self.interpreter, "-P", "-m", "talaria.cli", "stage", self.stage, str(folder / "config.yaml")]
             command += ["--inputs", json.dumps({name: output.as_json() for name, output in upstream.items()})]
             command += ["--store", str(store.root), "--result", str(folder / "result.json")]
             command += ["--force"] if self.forced else []
@@ -96,11 +95,11 @@ class StageOperator(BaseOperator):
                 lines[:] = [*lines[-9:], line]
                 self.hear(line)
 
-            code = supervised.run(
+            code = supervisor.run(
                 command,
                 log=folder / "log",
                 grace=30.0 if self.grace is None else float(self.grace),
-                env={**supervised.environment(), **self.environment(context)},
+                env={**supervisor.environment(), **self.environment(context)},
                 stop=self._stop,
                 on_line=hear,
                 lifelines=lifelines(),
@@ -163,8 +162,8 @@ def lifelines() -> Sequence[int]:
 
     if not isinstance(getattr(task_runner, "SUPERVISOR_COMMS", None), CommsDecoder):
         return ()
-    supervisor = os.getppid()
-    found = reaper.alive(supervisor)
-    if found is None or found.parent <= 1 or os.getpgid(found.parent) != os.getpgid(supervisor):
-        return (supervisor,)
-    return (supervisor, found.parent)
+    parent = os.getppid()
+    found = reaper.alive(parent)
+    if found is None or found.parent <= 1 or os.getpgid(found.parent) != os.getpgid(parent):
+        return (parent,)
+    return (parent, found.parent)

@@ -12,6 +12,8 @@ from airflow.sdk import DAG, BaseOperator
 from talaria.store.store import Store
 from talaria_airflow.operators.accelerate_launch import AccelerateLaunchOperator
 
+from tests.support import working_folder
+
 STUB = Path(__file__).parents[2] / "launch" / "stub"
 
 
@@ -70,5 +72,6 @@ def mlflow_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 def runner(airflow_db: None, mlflow_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_file)
     monkeypatch.setenv("TALARIA_MLFLOW_URL", "http://mlflow.example")
-    monkeypatch.chdir(tmp_path)  # `python -m` looks into the working directory first: it must not find the real trainer
+    monkeypatch.chdir(tmp_path)
+    working_folder.fill(tmp_path)
     return Runner(tmp_path)

@@ -1,0 +1,1 @@
+"""Sharded checkpoints, written beside the training, whole or recognisably not."""

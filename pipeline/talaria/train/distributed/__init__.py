@@ -1,0 +1,1 @@
+"""The ranks: process group, sharding, and sums of gradients."""

@@ -1,0 +1,1 @@
+"""Fast code for the decoder layer, each piece with a plain twin that says what it computes."""

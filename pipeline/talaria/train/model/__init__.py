@@ -1,0 +1,1 @@
+"""The causal language model on packed input, its loss, and the memory that its activations take."""

@@ -27,7 +27,7 @@ def linear_cross_entropy(
     """scale * the sum over rows of weights * NLL(softmax(hidden @ weight.T), targets), an fp32 scalar; 0 for no rows.
 
     hidden: [S, H]; weight: [V, H]; targets: int64[S]; weights: float32[S] or None for ones.
-    Where `weight` has a running total of gradients (kernels_products.py), the result must be differentiated as it is: its
+    Where `weight` has a running total of gradients (matmul.py), the result must be differentiated as it is: its
     gradient is added to the total here, before a factor that came later could be known.
     """
     differentiate = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)

@@ -1,0 +1,1 @@
+"""What a rank says about itself: console lines, FLOPs, loss spikes, and the watchdog that ends a hang."""

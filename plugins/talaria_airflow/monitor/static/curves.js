@@ -11,7 +11,7 @@ export function extend(curve, piece) {
 /** A curve as the server sends it, with x in full. */
 export const received = ({ step, x, y }) => ({ step, x: x ?? step, y });
 
-/** Indices of the lowest and the highest value in each of `buckets` stretches, and of both ends (journal.py has its twin). */
+/** Indices of the lowest and the highest value in each of `buckets` stretches, and of both ends (columns.py has its twin). */
 export function thin(values, buckets) {
   const kept = new Set([0, values.length - 1]);
   for (let bucket = 0; bucket < buckets; bucket++) {

@@ -1,4 +1,4 @@
-"""Triton kernels for what surrounds the matrix products of a decoder layer. Each has a plain twin in kernels.py or optim.py.
+"""Triton kernels for what surrounds the matrix products of a decoder layer. Each has a plain twin in elementwise.py or adamw.py.
 
 All of them move each byte once and do their arithmetic in fp32. Row counts are not specialised, so a new micro-batch size
 compiles nothing.

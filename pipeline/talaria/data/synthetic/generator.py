@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from talaria.data.synthetic_tasks import (
+from talaria.data.synthetic.tasks import (
     ADDITION,
     CAPITALS,
     COLOURS,

@@ -1,0 +1,112 @@
+"""Measure how the packages are laid out, and fail where that is worse than agreed.
+
+    python tools/house.py
+
+Prints one line a measure: modules at a package's root, import cycles between modules and between folders, imports that run upward
+through the layers of pyproject.toml's first import-linter contract, and the largest folder. Imports in functions count; those for
+type checkers alone do not. Exits 1 where a limit is passed.
+"""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import grimp
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = {"talaria": ROOT / "pipeline" / "talaria", "talaria_airflow": ROOT / "plugins" / "talaria_airflow"}
+MOST_LOOSE, MOST_FILES = 2, 14
+
+
+def cycles(imports: Mapping[str, set[str]]) -> list[list[str]]:
+    """Return the strongly connected components of more than one node (Tarjan 1972, by path, without recursion)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    path: list[str] = []
+    on_path: set[str] = set()
+    found: list[list[str]] = []
+    for start in imports:
+        work = [(start, iter(sorted(imports[start])))] if start not in index else []
+        while work:
+            node, targets = work[-1]
+            if node not in index:
+                index[node] = low[node] = len(index)
+                path.append(node)
+                on_path.add(node)
+            following = next((target for target in targets if target not in index or target in on_path), None)
+            if following is not None and following not in index:
+                work.append((following, iter(sorted(imports.get(following, set())))))
+                continue
+            if following is not None:
+                low[node] = min(low[node], index[following])
+                continue
+            work.pop()
+            if work:
+                low[work[-1][0]] = min(low[work[-1][0]], low[node])
+            if low[node] == index[node]:
+                group = path[path.index(node) :]
+                del path[path.index(node) :]
+                on_path -= set(group)
+                found += [group] if len(group) > 1 else []
+    return found
+
+
+def folder_of(module: str) -> str:
+    """Return the folder directly below the package that a module lies in; its own name for one at the root."""
+    return ".".join(module.split(".")[:2])
+
+
+def layers() -> list[list[str]]:
+    """Return the layers, top first, each a list of packages beside one another."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        contracts = tomllib.load(file)["tool"]["importlinter"]["contracts"]
+    return [[name.strip() for name in layer.split("|")] for layer in contracts[0]["layers"]]
+
+
+def upward(imports: Mapping[str, set[str]]) -> Iterable[tuple[str, str]]:
+    """Yield (importer, imported) where a lower layer imports a higher one, or one beside it."""
+    level = {name: depth for depth, names in enumerate(layers()) for name in names}
+
+    def place(module: str) -> tuple[str, int] | None:
+        name = next((name for name in (module.split(".")[0], folder_of(module)) if name in level), None)
+        return (name, level[name]) if name else None
+
+    for importer, targets in imports.items():
+        for imported in targets:
+            above, below = place(importer), place(imported)
+            if above and below and above[0] != below[0] and above[1] >= below[1]:
+                yield importer, imported
+
+
+def main() -> int:
+    graph = grimp.build_graph(*SOURCES, exclude_type_checking_imports=True, cache_dir=None)
+    imports = {module: set(graph.find_modules_directly_imported_by(module)) for module in graph.modules}
+    folders: dict[str, set[str]] = {}
+    for module, targets in imports.items():
+        folders.setdefault(folder_of(module), set()).update({folder_of(target) for target in targets} - {folder_of(module)})
+    loose = {name: sum(path.name != "__init__.py" for path in source.glob("*.py")) for name, source in SOURCES.items()}
+    sizes = {
+        folder: sum(path.name != "__init__.py" for path in folder.glob("*.py"))
+        for source in SOURCES.values()
+        for folder in [source, *(path for path in source.rglob("*/") if path.is_dir())]
+    }
+    largest = max(sizes, key=lambda folder: sizes[folder])
+    of_modules, of_folders, up = cycles(imports), cycles(folders), list(upward(imports))
+    print(f"modules: {len(imports)}, imports between them: {sum(map(len, imports.values()))}")
+    print(f"loose modules at a package's root: {max(loose.values())} (at most {MOST_LOOSE})")
+    print(f"import cycles: {len(of_modules)} of modules, {len(of_folders)} of folders (none allowed)")
+    print(f"imports upward or sideways: {len(up)} (none allowed)")
+    print(f"files in the largest folder, {largest.relative_to(ROOT)}: {sizes[largest]} (at most {MOST_FILES})")
+    for group in of_modules + of_folders:
+        print(f"  cycle: {' -> '.join(group)}")
+    for importer, imported in up:
+        print(f"  upward: {importer} imports {imported}")
+    worse = max(loose.values()) > MOST_LOOSE or of_modules or of_folders or up or sizes[largest] > MOST_FILES
+    return 1 if worse else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
