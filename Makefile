@@ -46,10 +46,13 @@ debian:
 test-storm: $(STAMP) ## End one training in every way that there is, again and again
 	@$(BIN)/pytest -m storm $(PYTEST_ARGS)
 
-lint: $(STAMP) ## Check style, imports, types and known vulnerabilities
+lint: $(STAMP) ## Check style, types, layers, declared dependencies and known vulnerabilities
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python tools/house.py
+	@$(BIN)/deptry .
 	@$(MAKE) --no-print-directory audit
 
 docs: $(STAMP) ## Build the documentation site into build/site; a broken link is an error

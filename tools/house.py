@@ -18,7 +18,9 @@ import grimp
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {"talaria": ROOT / "pipeline" / "talaria", "talaria_airflow": ROOT / "plugins" / "talaria_airflow"}
-MOST_LOOSE, MOST_FILES = 2, 14
+MOST_LOOSE = {"talaria": 2, "talaria_airflow": 4}
+"""The plugin for Airflow has what its DAGs are wired with at its root: tasks, schedule, retries, and the plugin itself."""
+MOST_FILES = 14
 
 
 def cycles(imports: Mapping[str, set[str]]) -> list[list[str]]:
@@ -96,7 +98,8 @@ def main() -> int:
     largest = max(sizes, key=lambda folder: sizes[folder])
     of_modules, of_folders, up = cycles(imports), cycles(folders), list(upward(imports))
     print(f"modules: {len(imports)}, imports between them: {sum(map(len, imports.values()))}")
-    print(f"loose modules at a package's root: {max(loose.values())} (at most {MOST_LOOSE})")
+    for name, count in loose.items():
+        print(f"loose modules at the root of {name}: {count} (at most {MOST_LOOSE[name]})")
     print(f"import cycles: {len(of_modules)} of modules, {len(of_folders)} of folders (none allowed)")
     print(f"imports upward or sideways: {len(up)} (none allowed)")
     print(f"files in the largest folder, {largest.relative_to(ROOT)}: {sizes[largest]} (at most {MOST_FILES})")
@@ -104,7 +107,8 @@ def main() -> int:
         print(f"  cycle: {' -> '.join(group)}")
     for importer, imported in up:
         print(f"  upward: {importer} imports {imported}")
-    worse = max(loose.values()) > MOST_LOOSE or of_modules or of_folders or up or sizes[largest] > MOST_FILES
+    too_loose = any(count > MOST_LOOSE[name] for name, count in loose.items())
+    worse = too_loose or of_modules or of_folders or up or sizes[largest] > MOST_FILES
     return 1 if worse else 0
 
 
