@@ -1,33 +1,38 @@
-# Everything starts here. Needs Python 3.11 or later, make and pip; nothing outside this folder is changed.
+# Everything starts here. Needs Linux, make and Python 3.11 to 3.14; nothing outside this folder is changed.
+# uv installs what uv.lock names: the one on the PATH, or one that is put into .uv/. TORCH=cpu or TORCH=cuda says which build of
+# torch is installed; without it, CUDA's where there is an NVIDIA driver. docs/installation.md has the other variables.
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
-STACK  := $(VENV)/.installed-production
+RUN    := $(VENV)/.installed
+DEV    := $(VENV)/.installed-dev
+STACK  := $(VENV)/.installed-stack
+DOCS   := $(VENV)/.installed-docs
 DEBIAN := postgresql redis-server iproute2 curl
+BEGAN  := $(shell date +%s)
 LOCAL  := $(BIN)/python -m talaria.devstack
 
 # More for pytest, for example: make test PYTEST_ARGS='-k convert -x'
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv up demo down test test-stack test-load test-storm debian lint docs audit compose-env
+.PHONY: help venv up demo down test test-stack test-load test-storm debian lint docs audit lock compose-env wheel-test
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-venv: $(STAMP) ## Make .venv with the locked versions
+venv: $(DEV) ## Make .venv with the locked versions, for work on Talaria too
 
-up: $(STAMP) ## Start Airflow and MLflow on free loopback ports; everything is kept under .talaria/
+up: $(RUN) ## Start Airflow and MLflow on free loopback ports; everything is kept under .talaria/
 	@$(LOCAL) up
 
-demo: $(STAMP) ## Train, evaluate, register and promote a tiny model through the DAG `sft`
-	@$(LOCAL) demo
+demo: $(RUN) ## Train, evaluate, register and promote a tiny model through the DAG `sft`
+	@TALARIA_MAKE_BEGAN=$(BEGAN) $(LOCAL) demo
 
 down: ## Stop everything that `make up` and `make demo` started
 	@if [ -x $(BIN)/python ]; then $(LOCAL) down; else echo "Nothing to stop: there is no $(VENV)."; fi
 
-test: $(STAMP) ## Run the tests that need nothing but this clone
+test: $(DEV) ## Run the tests that need nothing but this clone
 	@$(BIN)/pytest -m "not stack and not load and not storm" $(PYTEST_ARGS)
 
 compose-env: ## Write .env with fresh secrets for docker compose; an existing one is kept
@@ -43,36 +48,38 @@ debian:
 	@if [ "$$(id -u)" = 0 ] && ! dpkg -s $(DEBIAN) >/dev/null 2>&1; then \
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(DEBIAN) >/dev/null; fi
 
-test-storm: $(STAMP) ## End one training in every way that there is, again and again
+test-storm: $(DEV) ## End one training in every way that there is, again and again
 	@$(BIN)/pytest -m storm $(PYTEST_ARGS)
 
-lint: $(STAMP) ## Check style, types, layers, declared dependencies and known vulnerabilities
+lint: $(DEV) ## Check style, imports, layers, dependencies, types, the locks and known vulnerabilities
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python tools/house.py
 	@$(BIN)/deptry .
+	@$(BIN)/mypy
+	@$(PYTHON) tools/lock.py --check
 	@$(MAKE) --no-print-directory audit
 
-docs: $(STAMP) ## Build the documentation site into build/site; a broken link is an error
-	@[ -x $(BIN)/mkdocs ] || $(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[docs]'
+docs: $(DOCS) ## Build the documentation site into build/site; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+lock: ## Write uv.lock and requirements.lock anew from pyproject.toml; versions change only where they must
+	@$(PYTHON) tools/lock.py
 
 audit: ## Look the locked versions up in the advisory database (OSV), where that can be reached
 	@if $(BIN)/python -c 'import socket; socket.create_connection(("api.osv.dev", 443), 5)' 2>/dev/null; \
 	then $(BIN)/pip-audit --service osv --no-deps --disable-pip --progress-spinner off --requirement requirements.lock; \
 	else echo "api.osv.dev cannot be reached: the dependencies were not audited."; fi
 
-$(STAMP): pyproject.toml requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Talaria needs Python 3.11 or later, found $$($(PYTHON) --version 2>&1); try: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
-	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
-	@echo "Installing the locked dependencies into $(VENV) (about 2 GB, a few minutes the first time)..."
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[train,airflow,dev]'
-	@touch $@
+# Each stamp stands for a set of extras; what is installed already stays.
+$(RUN):   EXTRAS = train airflow
+$(DEV):   EXTRAS = train airflow dev
+$(STACK): EXTRAS = train airflow production dev stack
+$(DOCS):  EXTRAS = train airflow docs
 
-$(STACK): $(STAMP)
-	@echo "Adding the production dependencies to $(VENV)..."
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[train,airflow,production,dev,stack]'
+$(RUN) $(DEV) $(STACK) $(DOCS): pyproject.toml uv.lock tools/install.py
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
+		{ echo "Talaria needs Python 3.11 to 3.14, found $$($(PYTHON) --version 2>&1); try: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) tools/install.py $(VENV) $(EXTRAS)
 	@touch $@

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import httpx
 from rich.console import Console
 
 from talaria.common.errors import UserError
@@ -29,6 +30,10 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         Console(stderr=True, highlight=False).print(f"talaria: {error}", markup=False)
         return 2
+    except httpx.HTTPError as error:
+        said = f"Airflow does not answer ({type(error).__name__}); see {home.logs}, and try again: finished stages are reused."
+        Console(stderr=True, highlight=False).print(f"talaria: {said}", markup=False, soft_wrap=True)
+        return 1
     except KeyboardInterrupt:
         Console(stderr=True).print("talaria: interrupted; the services keep running until `make down`.")
         return 130

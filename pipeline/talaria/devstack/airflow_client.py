@@ -20,7 +20,7 @@ class AirflowApi:
     """A logged-in client; raises httpx.HTTPError when a call fails."""
 
     def __init__(self, url: str, user: str, password: str) -> None:
-        self._http = httpx.Client(base_url=url, timeout=30, trust_env=False)
+        self._http = httpx.Client(base_url=url, timeout=120, trust_env=False)  # a busy machine's first answers take half a minute
         token = self.call("POST", "/auth/token", json={"username": user, "password": password})["access_token"]
         self._http.headers["Authorization"] = f"Bearer {token}"
 
