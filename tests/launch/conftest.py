@@ -27,13 +27,16 @@ class Launches:
     root: Path
     mark: str = field(default_factory=process_trees.new_mark)
     lines: list[str] = field(default_factory=list)
+    restarts: int = 0
 
     @property
     def output(self) -> Path:
         return self.root / "output"
 
     def config(self, ranks: int = 1, grace: float = 60.0) -> Config:
-        return settings.parse({"name": "stub", "train": {"num_processes": ranks, "stop_grace": grace}}, "test")
+        return settings.parse(
+            {"name": "stub", "train": {"num_processes": ranks, "stop_grace": grace, "restarts": self.restarts}}, "test"
+        )
 
     def machine(self, rank: int = 0, rendezvous: str | None = None, **stub: Any) -> Machine:
         env = {"PYTHONPATH": str(STUB), "STUB": json.dumps(stub), process_trees.MARK: self.mark}

@@ -20,9 +20,11 @@ from talaria.common.errors import DataError, UserError
 from talaria.common.locks import Busy, locked
 from talaria.config import load as settings
 from talaria.config.schema import Train
+from talaria.launch import restarts as restarts_module
 from talaria.launch import stage as launch
 from talaria.launch.accelerate_command import Machine, command
 from talaria.launch.diagnosis import Preempted, TrainingCrashed, likely_cause
+from talaria.launch.restarts import RankDeaths, Restarts
 from talaria.process.supervisor import MARK, Stop
 from talaria.stages.run import run_stage
 from talaria.store.store import Store
@@ -65,6 +67,48 @@ def test_a_killed_rank_ends_the_launch(launches, ranks: int) -> None:
         launches.start(ranks=ranks, at={2: "kill"}, steps=1000)
     assert process_trees.marked(launches.mark) == {}
     assert launches.status()["state"] == "failed"
+
+
+def test_ranks_that_die_are_started_again_until_no_new_step_comes(launches) -> None:
+    launches.restarts = 1
+    assert launches.start(ranks=2, at={2: "kill"})["steps"] == 3
+    assert sum("The ranks are started again (start 1 of 1 without a new step)" in line for line in launches.lines) == 1
+    assert "rank 0 of 2 from step 1" in launches.lines
+
+
+def test_what_the_program_did_wrong_is_not_tried_again(launches) -> None:
+    launches.restarts = 3
+    with pytest.raises(TrainingCrashed, match="the loss is not finite"):
+        launches.start(at={2: "raise"})
+    assert not any("started again" in line for line in launches.lines)
+
+
+def test_restarts_are_counted_since_the_last_new_step(tmp_path: Path) -> None:
+    def made(step: int) -> None:
+        (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": step}) + "\n")
+
+    restarts = Restarts(Train(restarts=2), tmp_path)
+    assert restarts.allowed()
+    assert restarts.allowed()
+    made(5)
+    assert [restarts.allowed() for _ in range(3)] == [True, True, False]
+    made(4)  # repeated, not new
+    assert not restarts.allowed()
+
+
+def test_a_rank_that_died_is_noticed_and_one_that_left_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restarts_module, "_MOURNING", 0.0)
+    deaths = RankDeaths(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as rank:
+        note = tmp_path / "rank-0.pid"
+        note.write_text(str(rank.pid))
+        assert not deaths.unmourned()
+        rank.kill()
+    assert not deaths.unmourned()  # its survivors may still say why
+    assert deaths.unmourned()
+    assert not deaths.unmourned()  # once
+    note.unlink()
+    assert not RankDeaths(tmp_path).unmourned()
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

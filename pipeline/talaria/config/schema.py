@@ -179,6 +179,30 @@ class Train(Section):
     save_every: Annotated[Int, NotInKey] = Field(
         1000, ge=1, description="Steps between checkpoints; one is also saved at each epoch's end."
     )
+    save_minutes: Annotated[float, NotInKey] = Field(
+        15.0,
+        ge=0,
+        le=1e6,
+        description="Minutes after which a checkpoint is saved beside those of save_every; 0: none.",
+    )
+    snapshot_seconds: Annotated[float, NotInKey] = Field(
+        60.0,
+        ge=0,
+        le=1e6,
+        description="Seconds between copies of the state to host memory, from which ranks that died are started again; 0: none.",
+    )
+    restarts: Annotated[int, NotInKey] = Field(
+        3,
+        ge=0,
+        le=1_000,
+        description="Starts of ranks that died, without a new step between them, before it is given up.",
+    )
+    compare_every: Annotated[int, NotInKey] = Field(
+        100,
+        ge=0,
+        le=1_000_000_000,
+        description="Steps between comparisons of weights that all ranks hold, bit by bit; 0: none.",
+    )
     keep_last: Annotated[int, NotInKey] = Field(2, ge=1, le=10_000, description="Checkpoints kept for resuming.")
     keep_epochs: bool = Field(False, description="Export a model at each epoch's end, each a version of its own.")
     keep_best: bool = Field(False, description="Export the model with the lowest held-out loss.")

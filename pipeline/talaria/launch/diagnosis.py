@@ -23,6 +23,15 @@ _ECHOES = (
     "Connection reset",
 )
 """Errors that follow another's: the launcher's about its ranks, a rank's about its peers."""
+_OF_THE_MACHINE = (
+    "by signal",
+    "(train.hang_timeout)",
+    "AcceleratorError",
+    "CUDA error",
+    "DistBackendError",
+    "DistNetworkError",
+    "ReplicasDiffer",
+)
 _GPU_MEMORY = ("OutOfMemoryError", "CUDA out of memory", "CUDA error: out of memory")
 
 
@@ -32,6 +41,11 @@ class Preempted(TrainingStopped):
 
 class TrainingCrashed(TrainingStopped):
     """It failed; the message names the likely cause."""
+
+    @property
+    def by_machine(self) -> bool:
+        """Whether a process, a device or a link gave way, not the program: the same again may well go through."""
+        return any(sign in str(self) for sign in _OF_THE_MACHINE)
 
 
 def facts(folder: Path) -> dict[str, Any]:

@@ -23,9 +23,11 @@ from talaria.config.schema import Config
 from talaria.launch import checkpoint_mirror
 from talaria.launch.accelerate_command import ACCELERATE, ACCELERATE_CONFIG, SLACK, Machine, command, gpu_count
 from talaria.launch.diagnosis import Preempted, TrainingCrashed, facts, is_echo, likely_cause, oom_kills
+from talaria.launch.host_memory import host_memory
+from talaria.launch.restarts import RankDeaths, Restarts
 from talaria.process import supervisor
 from talaria.process.supervisor import Stop
-from talaria.runs.folder import CONFIG, LOCK, LOG, METRICS, MODEL, RunFolder
+from talaria.runs.folder import CONFIG, HOST_MEMORY, LOCK, LOG, METRICS, MODEL, RunFolder
 from talaria.runs.identity import run_identity
 from talaria.runs.jsonl import tail
 from talaria.stages.table import STAGES, key_of
@@ -76,7 +78,7 @@ def launch(
     """Train in the folder `output`, going on from what is there, and return the facts of the finished training.
 
     Waits for the folder's lock while an earlier launch still saves. `on_line` gets what the ranks print, `on_look` the folder,
-    several times a second; `stop` ends the ranks (absent: SIGTERM and Ctrl-C do); `lifelines` as of `supervised.run`.
+    several times a second; `stop` ends the ranks (absent: SIGTERM and Ctrl-C do); `lifelines` as of `supervisor.run`.
 
     With several machines, each launches in the same folder on a shared disk; machine 0 keeps the status and the facts.
 
@@ -100,31 +102,49 @@ def launch(
         if _done(identity, output):
             return facts(output)
         argv, env = command(config.train, tokens, model, output, machine, gpus=gpu_count(machine.python))
-        _prepare(config, output, machine)
-        before, lines = oom_kills(), deque[str](maxlen=LAST_LINES)
-
-        def hear(line: str) -> None:
-            lines.append(line)
-            on_line(line)
-
+        locks = [lock]
+        if memory := stack.enter_context(host_memory(output)):
+            env[HOST_MEMORY] = str(memory[0])
+            locks.append(memory[1])
         if machine.rank == 0:
             stack.enter_context(Tracker(config, {"tokenize": tokens, "base": model}, output, on_line=on_line))
         if copy:
             stack.enter_context(copy)
-        code = supervisor.run(
+        start = functools.partial(
+            supervisor.run,
             argv,
             log=output / machine.own(LOG),
             grace=config.train.stop_grace,
             env=env,
             stop=stop,
-            on_line=hear,
-            on_look=functools.partial(on_look, output),
-            inherit=[lock],
+            inherit=locks,
             lifelines=lifelines,
         )
-        if machine.rank and code == 0 and not RunFolder(output).status():
-            return {}  # machine 0 has published the folder already
-        return _outcome(output, code, lines, oom_kills() - before, stop)
+        restarts = Restarts(config.train, output)
+        while True:
+            _prepare(config, output, machine)
+            look = functools.partial(_look, output, on_look, RankDeaths(memory[0] if memory else None), stop)
+            before, lines = oom_kills(), deque[str](maxlen=LAST_LINES)
+
+            def hear(line: str, lines: deque[str] = lines) -> None:
+                lines.append(line)
+                on_line(line)
+
+            code = start(on_line=hear, on_look=look)
+            if machine.rank and code == 0 and not RunFolder(output).status():
+                return {}  # machine 0 has published the folder already
+            try:
+                return _outcome(output, code, lines, oom_kills() - before, stop)
+            except TrainingCrashed as crash:
+                if not (crash.by_machine and restarts.allowed()):
+                    raise
+                on_line(f"{crash} The ranks are started again ({restarts}).")
+
+
+def _look(output: Path, on_look: Callable[[Path], None], deaths: RankDeaths, stop: Stop) -> None:
+    on_look(output)
+    if deaths.unmourned():
+        stop.end_now()
 
 
 @contextlib.contextmanager

@@ -38,6 +38,10 @@ class Stop:
         self.requested = True
         self._send(signal.SIGQUIT)
 
+    def end_now(self) -> None:
+        """Kill what runs, without a request to stop: it is broken, and may be started again."""
+        self._send(signal.SIGQUIT)
+
     def watch(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
         if self.requested:

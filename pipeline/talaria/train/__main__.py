@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,7 @@ from talaria.common.files import disk_is_full
 from talaria.config.load import parse
 from talaria.process.reaper import die_with_parent
 from talaria.process.supervisor import MARK
-from talaria.runs.folder import RunFolder
+from talaria.runs.folder import HOST_MEMORY, RunFolder
 from talaria.train.distributed import process_group as ranks
 from talaria.train.telemetry.console import say
 from talaria.train.telemetry.watchdog import NotFinite, OutOfMemory, StopSignal, Watchdog
@@ -48,6 +48,23 @@ def train(job: TrainJob) -> int:
     stop = StopSignal().listen()
     if MARK in os.environ:  # launched beneath a reaper: should it and the launcher be killed, this rank saves and leaves too
         die_with_parent()
+    with _announced():
+        return _train(job, stop)
+
+
+@contextlib.contextmanager
+def _announced() -> Iterator[None]:
+    """Leave this rank's pid where the launcher looks: should it still be there when the process is gone, the rank was killed."""
+    memory = os.environ.get(HOST_MEMORY)
+    note = Path(memory, f"rank-{os.environ.get('LOCAL_RANK', '0')}.pid") if memory else None
+    if note:
+        note.write_text(str(os.getpid()))
+    yield
+    if note:
+        note.unlink(missing_ok=True)
+
+
+def _train(job: TrainJob, stop: StopSignal) -> int:
     job.output.mkdir(parents=True, exist_ok=True)
     folder, timeout = RunFolder(job.output), job.config.train.hang_timeout
     rank = int(os.environ.get("RANK", "0"))

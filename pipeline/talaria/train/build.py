@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from talaria.common.errors import ConfigError, DataError
-from talaria.runs.folder import CHECKPOINTS
+from talaria.runs.folder import CHECKPOINTS, HOST_MEMORY
 from talaria.tokenization.dataset import TRAIN, VALIDATION, open_tokens
 from talaria.train.batching.plan import Plan
 from talaria.train.checkpoint.manager import CheckpointManager
@@ -56,7 +58,8 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
     model = load_model(job.base, model_options(train), group.device)
     flops = metrics.flop_count(model)
     memory = min(group.gather(parallel.device_memory(group.device)))  # all ranks must decide the same by it
-    layout = parallel.choose_layout(train.sharding, train.shard_size, group, parallel.state_bytes(model, train.precision), memory)
+    replicated = parallel.state_bytes(model, train.precision, group.size)
+    layout = parallel.choose_layout(train.sharding, train.shard_size, group, replicated, memory)
     trained = parallel.distribute(model, layers(model), train.precision, layout, group, memory)
     if not layout.sharded:
         lay_out(model)
@@ -76,8 +79,15 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
     plan.require_fitting(tokens.rows, job.config.tokenize.max_tokens)
     held_out = _held_out(splits[VALIDATION], train, group.size, flops.quadratic)
     state_dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
-    optimizer = AdamW([param for _, param in trained.named], trained.low_bits, adamw_settings(train), state_dtype)
-    staging = Staging(trained.named, optimizer, layout, group.device)
+    optimizer = AdamW(
+        [param for _, param in trained.named],
+        trained.low_bits,
+        adamw_settings(train),
+        state_dtype,
+        spans=trained.spans,
+        updated=trained.updated,
+    )
+    staging = Staging([name for name, _ in trained.named], optimizer, group.device, host_memory(train), group.rank)
     return Components(
         tokens=tokens,
         held_out=held_out,
@@ -92,15 +102,23 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
             trained.gradients,
             LRSchedule(train.lr, train.min_lr, train.warmup_fraction, len(plan)),
             group,
+            fence=staging.fence,
             clip=train.clip,
             reduction=train.reduction,
             seed=train.seed,
+            compare_every=train.compare_every if layout.replicas > 1 and not layout.sharded else 0,
         ),
         checkpoints=CheckpointManager(
             job.output / CHECKPOINTS, group, staging, identity=identity, keep=train.keep_last, alive=alive
         ),
-        exporter=Exporter(model, optimizer, job, group),
+        exporter=Exporter(model, optimizer, trained, job, group),
     )
+
+
+def host_memory(train: Train) -> Path | None:
+    """The launcher's folder in memory, which outlives this rank; None where there is none, or no snapshots are asked for."""
+    folder = os.environ.get(HOST_MEMORY)
+    return Path(folder) if folder and train.snapshot_seconds else None
 
 
 def model_options(train: Train) -> ModelOptions:

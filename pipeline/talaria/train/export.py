@@ -17,6 +17,7 @@ from talaria.common.files import link_or_copy
 from talaria.common.output_folder import whole
 from talaria.tokenization import tokenizer as tokenizers
 from talaria.train.distributed.process_group import ProcessGroup
+from talaria.train.distributed.sharding import TrainedParameters
 from talaria.train.optim.adamw import AdamW
 from talaria.train.train_state import TrainJob
 
@@ -31,8 +32,8 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 class Exporter:
     """Writes the model as it is now. Collective: all ranks hold parts, rank 0 writes."""
 
-    def __init__(self, model: CausalLM, optimizer: AdamW, job: TrainJob, group: ProcessGroup) -> None:
-        self.model, self.optimizer, self.job, self.group = model, optimizer, job, group
+    def __init__(self, model: CausalLM, optimizer: AdamW, trained: TrainedParameters, job: TrainJob, group: ProcessGroup) -> None:
+        self.model, self.optimizer, self.trained, self.job, self.group = model, optimizer, trained, job, group
         self.dtype = stored_dtype(job.base)
 
     def write(self, folder: Path, step: int) -> None:
@@ -81,18 +82,12 @@ class Exporter:
 
     def _whole(self, param: nn.Parameter) -> Tensor:
         index = next((index for index, trained in enumerate(self.optimizer.params) if trained is param), None)
-        return gather_whole(param.detach() if index is None else self.optimizer.master(index), param)
-
-
-def gather_whole(part: Tensor, param: nn.Parameter) -> Tensor:
-    if not isinstance(param, DTensor):
-        return part
-    if not isinstance(part, DTensor):
-        part = DTensor.from_local(
-            part, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
-        )
-    whole: Tensor = part.full_tensor()
-    return whole
+        if index is not None:
+            return self.trained.whole(index, self.optimizer.master(index))
+        if isinstance(param, DTensor):
+            whole: Tensor = param.full_tensor().detach()
+            return whole
+        return param.detach()
 
 
 def save_weights(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:

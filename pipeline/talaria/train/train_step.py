@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from talaria.train.batching.dataloader import Prepared
+from talaria.train.distributed import replicas
 from talaria.train.distributed.gradients import Gradients
 from talaria.train.distributed.process_group import ProcessGroup
+from talaria.train.distributed.replicas import ReplicasDiffer
 from talaria.train.model.causal_lm import sum_loss
 from talaria.train.optim.adamw import AdamW
 from talaria.train.optim.lr_schedule import LRSchedule
 from talaria.train.telemetry.flops import row_checksum
 from talaria.train.telemetry.watchdog import Alive, NotFinite
+
+
+class Due(NamedTuple):
+    """What is to be done after a step because a signal or a clock says so: one rank's word is enough for all."""
+
+    stop: bool = False
+    save: bool = False
+    snapshot: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,8 +39,8 @@ class StepResult:
     lr: float
     rows: int
     """Checksum of the rows that were trained."""
-    stop: bool
-    """Whether a rank was told to stop."""
+    due: Due
+    """What a rank asks for, agreed by all."""
 
 
 class TrainStep:
@@ -42,30 +52,46 @@ class TrainStep:
         schedule: LRSchedule,
         group: ProcessGroup,
         *,
+        fence: Callable[[], None],
         clip: float,
         reduction: Literal["token", "sample"],
         seed: int,
+        compare_every: int,
     ) -> None:
         self.model, self.optimizer, self.gradients = model, optimizer, gradients
+        self.fence = fence
+        """Called before an update: what still reads the state (a checkpoint's copy) is waited for."""
         self.schedule, self.group, self.clip, self.reduction, self.seed = schedule, group, clip, reduction, seed
+        self.compare_every = compare_every
+        """Steps between comparisons of the ranks' weights; 0: they do not all hold the same."""
 
-    def run(self, prepared: Prepared, stopping: Callable[[], bool], alive: Alive) -> StepResult:
-        """Raises NotFinite, on every rank and with the parameters untouched, if loss or gradient norm is no finite number."""
+    def run(self, prepared: Prepared, due: Callable[[], Due], alive: Alive) -> StepResult:
+        """Raises, on every rank and with the parameters untouched, NotFinite if loss or gradient norm is no finite number, and
+        ReplicasDiffer if ranks that should hold the same weights do not."""
         plan = prepared.plan
         seed_dropout(self.seed, plan.index, self.group.rank)
         losses = self._accumulate(prepared, alive)
         parts = self.gradients.reduce()
-        squares = float(torch.nn.utils.get_total_norm(parts).double() ** 2) / self.gradients.copies
+        squares = self.gradients.squared_norm(parts)
         rows = [batch.rows for batch in prepared.batches]
-        mine = [float(losses.sum()), squares, float(row_checksum(np.concatenate(rows))), float(stopping())]
-        loss, squares, checksum, stop = self.group.sum(mine)
+        compared = replicas.weights_digest(self.optimizer.params) if self._compares(plan.index) else None
+        mine = [float(losses.sum()), squares, float(row_checksum(np.concatenate(rows))), *map(float, due())]
+        digest = [] if compared is None else replicas.for_sum(compared)
+        loss, squares, checksum, *others = self.group.sum([*mine, *digest])
+        asked, digests = others[: len(Due._fields)], others[len(Due._fields) :]
+        if digests and not replicas.all_equal(digests, self.group.size):
+            raise ReplicasDiffer(plan.index + 1, self.group.gather(compared))
         norm = squares**0.5
         if not (np.isfinite(loss) and np.isfinite(norm)):
             raise self._not_finite(prepared, losses, loss, norm)
         lr = self.schedule(plan.index)
+        self.fence()
         self.optimizer.step(parts, lr, min(1.0, self.clip / (norm + 1e-6)))
         self.gradients.clear()
-        return StepResult(loss, norm, lr, int(checksum), bool(stop))
+        return StepResult(loss, norm, lr, int(checksum), Due(*map(bool, asked)))
+
+    def _compares(self, index: int) -> bool:
+        return self.compare_every > 0 and (index + 1) % self.compare_every == 0
 
     def _accumulate(self, prepared: Prepared, alive: Alive) -> Tensor:
         """Forward and backward of each micro-batch; their shares of the loss, float64[micro-batches]."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from typing import Any, TypeVar
 
 from talaria.common.errors import ConfigError
 from talaria.runs.folder import MODEL, RunFolder, exported
@@ -12,13 +14,18 @@ from talaria.runs.identity import run_identity
 from talaria.train.batching.dataloader import Loader
 from talaria.train.build import Components, build
 from talaria.train.checkpoint.manager import CheckpointError
+from talaria.train.checkpoint.save_clock import SaveClock
 from talaria.train.distributed.process_group import ProcessGroup, require_size
+from talaria.train.distributed.replicas import ReplicasDiffer
 from talaria.train.export import link_folder
 from talaria.train.model.causal_lm import describe
 from talaria.train.reporter import Reporter
 from talaria.train.telemetry.watchdog import StopSignal, Watchdog
 from talaria.train.train_state import TrainJob, TrainState
+from talaria.train.train_step import Due
 from talaria.train.validation import Validation
+
+T = TypeVar("T")
 
 
 class Trainer:
@@ -32,6 +39,8 @@ class Trainer:
         self.folder = RunFolder(job.output)
         self.report = Reporter(self.folder, group)
         self.state = TrainState()
+        self.clock = SaveClock(self.train.save_minutes, self.train.snapshot_seconds)
+        self._owes_save = False
 
     def run(self) -> None:
         """Train to the end, or to the step at which a rank was told to stop; the status says which."""
@@ -47,7 +56,12 @@ class Trainer:
             return
         self.components = build(self.job, self.group, identity, self.alive)
         self._resume(identity)
-        if self._steps():
+        try:
+            through = self._steps()
+        except ReplicasDiffer:
+            self.components.checkpoints.snapshot.void()  # it may hold the flipped bit
+            raise
+        if through:
             self._finish()
         else:
             self._preempted()
@@ -58,7 +72,7 @@ class Trainer:
         components = self.components
         found = components.checkpoints.newest(lambda text: self._event("warning", text))
         if found:
-            self.alive(f"loading {found.folder.name}")
+            self.alive(f"loading {found}")
             components.checkpoints.load(found)
             self.state = TrainState(**{name: value for name, value in found.progress.items() if name != "world_size"})
             components.optimizer.steps_done = self.state.step
@@ -72,7 +86,7 @@ class Trainer:
         shape = f"{self.group.size} ranks on {self.group.device.type}, {components.layout}, balance {balance:.3f}, "
         shape += f"packing {density:.1%} of {components.plan.packed_tokens:,} tokens"
         if found:
-            self._event("resume", f"from {found.folder.name}, saved on {found.progress['world_size']} ranks: {shape}", **quality)
+            self._event("resume", f"from {found}, saved on {found.progress['world_size']} ranks: {shape}", **quality)
         else:
             self._event("start", f"{total} steps on {shape}", **quality)
         self.report.note(describe(components.model))
@@ -103,16 +117,15 @@ class Trainer:
         with loader:
             before = time.perf_counter()
             for prepared in loader:
-                outcome = components.stepper.run(prepared, self._stopping, self.alive)
+                outcome = components.stepper.run(prepared, self._due, self.alive)
                 seconds = time.perf_counter() - before
                 self.watchdog.stepping()
                 self.state = replace(self.state, step=prepared.plan.index + 1, last_loss=outcome.loss)
                 flops = components.flops.of(components.plan.lengths[prepared.plan.indices])
                 self.report.step(prepared, outcome, len(components.plan), flops, seconds, loader.wait_seconds)
-                if outcome.stop or not self._run_due_evaluation_and_export():
+                if outcome.due.stop or not self._run_due_evaluation_and_export():
                     return False
-                if self._every(self.train.save_every) or components.plan.ends_epoch(self.state.step):
-                    self._save()
+                self._save_where_due(outcome.due)
                 if self._out_of_patience():
                     break
                 before = time.perf_counter()
@@ -144,19 +157,38 @@ class Trainer:
                 shutil.rmtree(self.job.export(former.best_step), ignore_errors=True)
         return True
 
-    def _save(self) -> None:
-        """Start a checkpoint. One that failed, on a full disk say, is reported and leaves those before it as they are."""
+    def _save_where_due(self, due: Due) -> None:
+        """Start a checkpoint or a snapshot. One that is due while another is being written comes when that one is."""
+        step = self.state.step
+        self._owes_save |= due.save or self._every(self.train.save_every) or self.components.plan.ends_epoch(step)
+        if self._owes_save:
+            self._owes_save = not self._save(wait=False)
+        elif due.snapshot:
+            self.clock.copied()
+            self._despite_a_failed_save(lambda: self.components.checkpoints.keep_in_memory(self._progress()))
+
+    def _save(self, *, wait: bool) -> bool:
+        """Start a checkpoint; False where the one before is still being written and `wait` is not asked for."""
         self.alive("saving a checkpoint")
-        progress = {**asdict(self.state), "world_size": self.group.size}
+        if not self._despite_a_failed_save(lambda: self.components.checkpoints.save(self._progress(), wait=wait)):
+            return False
+        self.clock.saved()
+        self._event("checkpoint", f"saving step {self.state.step}")
+        return True
+
+    def _despite_a_failed_save(self, do: Callable[[], T]) -> T:
+        """A save that failed, on a full disk say, is reported and leaves those before it as they are."""
         try:
-            self.components.checkpoints.save(progress)
+            return do()
         except CheckpointError as error:
             self._event("warning", f"{error}; training goes on, and earlier checkpoints are kept")
-            self.components.checkpoints.save(progress)
-        self._event("checkpoint", f"saving step {self.state.step}")
+            return do()
+
+    def _progress(self) -> dict[str, Any]:
+        return {**asdict(self.state), "world_size": self.group.size}
 
     def _preempted(self) -> None:
-        self._save()
+        self._save(wait=True)
         self.components.checkpoints.finish()
         reason = f"told to stop ({self.stop.name or 'by another rank'}); the next start goes on from step {self.state.step}"
         self.report.status("preempted", step=self.state.step, reason=reason)
@@ -199,6 +231,10 @@ class Trainer:
 
     def _out_of_patience(self) -> bool:
         return self.train.patience is not None and self.state.without_gain >= self.train.patience
+
+    def _due(self) -> Due:
+        main = self.group.is_main
+        return Due(self._stopping(), main and self.clock.save_due(), main and self.clock.snapshot_due())
 
     def _stopping(self) -> bool:
         return self.stop.name is not None

@@ -1,11 +1,12 @@
-"""Checkpoints: sharded, written beside the training, whole or recognisably not, and readable by any number of ranks.
+"""Checkpoints: in parts, written beside the training, whole or recognisably not, and readable by any number of ranks.
 
     checkpoints/step-00001000/
-        rank-00000-000.safetensors ...   what rank 0 wrote, and so on
+        rank-00000-000.safetensors ...   what rank 0 wrote, and so on: stretches of flattened tensors
         complete.json                    written last: progress, identity, size and sha256 of each file
 
-Tensors go through torch.distributed.checkpoint in its safetensors form and all else is JSON, so that reading a checkpoint,
-whoever wrote it, never unpickles anything.
+Tensors are in safetensors files and all else is JSON, so that reading a checkpoint, whoever wrote it, never unpickles anything.
+Between the device and the disk lies a block of host memory; while it is whole, it is a snapshot from which ranks that died are
+started again without the disk.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from safetensors import SafetensorError
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from talaria.common.files import disk_is_full, file_digest, write_atomically
 from talaria.runs.folder import MARKER, step_folder
-from talaria.train.checkpoint.shard_writer import ShardWriter
+from talaria.train.checkpoint.reader import read
+from talaria.train.checkpoint.snapshot import Snapshot
 from talaria.train.checkpoint.staging import Staging
+from talaria.train.checkpoint.writer_process import WriterProcess
 from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.telemetry.watchdog import Alive
 
-FORMAT = 1
+FORMAT = 2
+"""1, until November 2026, held rows of tensors; it is still read."""
+_PATIENCE = 1.0
+"""Seconds that a save waits for the one before it; then the training goes on, and the save comes later."""
 
 
 class CheckpointError(OSError):
@@ -43,13 +44,12 @@ class CheckpointError(OSError):
 
 @dataclass(frozen=True)
 class Found:
-    folder: Path
-    marker: dict[str, Any]
+    folder: Path | None
+    """None: it is in this machine's memory."""
+    progress: dict[str, Any]
 
-    @property
-    def progress(self) -> dict[str, Any]:
-        progress: dict[str, Any] = self.marker["progress"]
-        return progress
+    def __str__(self) -> str:
+        return self.folder.name if self.folder else f"the snapshot of step {self.progress['step']} in memory"
 
 
 class CheckpointManager:
@@ -57,23 +57,51 @@ class CheckpointManager:
 
     def __init__(self, root: Path, group: ProcessGroup, staging: Staging, *, identity: str, keep: int, alive: Alive) -> None:
         self.root, self.group, self.staging, self.identity, self.keep, self.alive = root, group, staging, identity, keep, alive
+        self.snapshot = Snapshot(staging, identity, group.size)
+        self.writer = WriterProcess(staging.block, group.rank)
         # Saving talks between ranks while training does: it needs a group, and so an order of messages, of its own.
         self._gloo = dist.new_group(backend="gloo")
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        self._held = -1
+        self._saved_step = -1
 
-    def save(self, progress: dict[str, Any]) -> None:
+    def save(self, progress: dict[str, Any], *, wait: bool = True) -> bool:
         """Copy the state to host memory, then write it in the background. Raises CheckpointError for the save before.
 
-        A step that is saved already, or that the run went on from, is left as it is.
+        A step that is saved already, or that the run resumed from, is left as it is. With `wait` False the training is held up
+        for a second at most: returns False, on every rank, where the save before is still being written then.
         """
-        self.finish()
-        if progress["step"] == self._held:
-            return
+        if not self._settled(None if wait else _PATIENCE):
+            return False
+        if progress["step"] != self._saved_step:
+            self._saved_step = progress["step"]
+            self._stage(lambda: self._write(self.place(progress["step"]), progress), progress)
+        return True
+
+    def keep_in_memory(self, progress: dict[str, Any]) -> None:
+        """Copy the state to host memory only, unless a save is still being written. Raises CheckpointError for that save."""
+        if self.snapshot.kept and progress["step"] != self._saved_step and self._settled(0.0):
+            self._stage(lambda: None, progress)
+
+    def _stage(self, then: Callable[[], None], progress: dict[str, Any]) -> None:
+        self.snapshot.void()
         self.staging.fetch()
-        self._held = progress["step"]
-        self._pending = self._thread.submit(self._write, self.place(progress["step"]), progress)
+
+        def finish() -> None:
+            self.staging.wait()
+            self.snapshot.holds(progress)
+            then()
+
+        self._pending = self._thread.submit(finish)
+
+    def _settled(self, patience: float | None) -> bool:
+        """Wait, at most `patience` seconds, until every rank is through with the save under way; whether they are."""
+        if patience is not None:
+            busy = self._pending is not None and not wait([self._pending], timeout=patience).done
+            if self.group.sum([float(busy)]) != [0.0]:
+                return False
+        self.finish()
+        return True
 
     def finish(self) -> None:
         """Wait for the save under way; on every rank, raise CheckpointError if it failed."""
@@ -89,37 +117,49 @@ class CheckpointManager:
         try:
             pending.result()
         except CheckpointError:
-            self._held = -1
+            self._saved_step = -1
             raise
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self.writer.close()
 
     def place(self, step: int) -> Path:
         return step_folder(self.root, step)
 
     def load(self, found: Found) -> None:
-        """Read a checkpoint into the parameters and the optimiser. Collective."""
-        load(self.staging.tensors, storage_reader=HuggingFaceStorageReader(str(found.folder)), process_group=self._gloo)
-        self.staging.push()
-        self._held = found.progress["step"]
+        """Read a checkpoint, from memory or the disk, into the parameters and the optimiser. Collective."""
+        if found.folder:
+            self.snapshot.void()
+            read(found.folder, [(part, self.staging.view(part)) for part in self.staging.parts])
+            self._saved_step = found.progress["step"]
+        self.staging.put_back()
+        self.snapshot.holds(found.progress)
 
     def newest(self, warn: Callable[[str], None]) -> Found | None:
         """The newest checkpoint that is whole and ours. Collective; `warn` hears, on rank 0, why others were passed over."""
+        in_memory = self._in_memory()
         for folder in self.group.broadcast(sorted(self.root.glob("step-*"), reverse=True)):
+            if in_memory and self.place(in_memory.progress["step"]) >= folder:
+                break
             found, fault = self._inspect(folder)
             faults = [fault for fault in self.group.gather(fault) if fault]
             if not faults and found:
                 return found
             if self.group.is_main:
                 warn(f"checkpoint {folder.name} is passed over: {faults[0]}")
-        return None
+        return in_memory
+
+    def _in_memory(self) -> Found | None:
+        """The snapshot, where each rank's block holds the same step."""
+        first, *others = self.group.gather(self.snapshot.found())
+        return Found(None, first) if first and all(other == first for other in others) else None
 
     def _inspect(self, folder: Path) -> tuple[Found | None, str | None]:
         """The checkpoint, or what is wrong with it; ranks share the reading of its files."""
         try:
             marker = json.loads((folder / MARKER).read_text())
-            if marker["format"] != FORMAT:
+            if marker["format"] not in (1, FORMAT):
                 return None, f"its format is {marker['format']}, not {FORMAT}"
             if marker["identity"] != self.identity:
                 return None, "it belongs to a run with other data, another base model or other settings"
@@ -132,40 +172,39 @@ class CheckpointManager:
                 if file_digest(folder / name) != file["sha256"]:
                     return None, f"{name} is damaged"
                 self.alive()
+            return Found(folder, dict(marker["progress"])), None
         except FileNotFoundError as error:
             missing = Path(error.filename).name
             return None, "its saving was cut off" if missing == MARKER else f"{missing} is missing"
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             return None, f"{MARKER} is not readable ({error})"
-        return Found(folder, marker), None
 
     def _write(self, folder: Path, progress: dict[str, Any]) -> None:
         # The writer of another rank makes the folder too: it must not do so while it is being cleared.
-        box: list[Any] = [self._clear(folder) if self.group.is_main else []]
-        dist.broadcast_object_list(box, src=0, group=self._gloo)
-        if box[0]:
-            raise CheckpointError(f"{folder.name} could not be saved: {box[0][0]}")
+        self._agree(folder, self._clear(folder) if self.group.is_main else [])
         fault, files = None, {}
         try:
-            writer = ShardWriter(folder)
-            save(self.staging.tensors, storage_writer=writer, process_group=self._gloo)
-            files = {path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in writer.written}
-        except (OSError, SafetensorError, CheckpointException) as error:
-            fault = _reason(error)
+            files = self.writer.write(folder, self.staging.files())
+        except OSError as error:
+            fault = f"rank {self.group.rank}: {error}"
         parts: list[Any] = [None] * self.group.size
         dist.all_gather_object(parts, (fault, files), group=self._gloo)
         faults = [fault for fault, _ in parts if fault]
         if self.group.is_main and not faults:
             every = {name: file for _, part in parts for name, file in part.items()}
             faults = self._complete(folder, {"format": FORMAT, "identity": self.identity, "progress": progress, "files": every})
-        box = [faults]
+        self._agree(folder, faults)
+        if self.group.is_main:
+            self._prune()
+
+    def _agree(self, folder: Path, faults: list[str]) -> None:
+        """Raise CheckpointError, on every rank, for what rank 0 found wrong; nothing is left of the checkpoint then."""
+        box: list[Any] = [faults]
         dist.broadcast_object_list(box, src=0, group=self._gloo)
         if box[0]:
             if self.group.is_main:
                 shutil.rmtree(folder, ignore_errors=True)
             raise CheckpointError(f"{folder.name} could not be saved: {box[0][0]}")
-        if self.group.is_main:
-            self._prune()
 
     def _clear(self, folder: Path) -> list[str]:
         """Make the folder, without what an interrupted save left in it."""
@@ -201,11 +240,6 @@ def _written_bytes(root: Path) -> int:
     return total
 
 
-def _reason(error: BaseException) -> str:
-    """The cause that a user can act on, from under torch's wrapping."""
-    if isinstance(error, CheckpointException):
-        rank, (inner, _) = min(error.failures.items())
-        return f"rank {rank}: {_reason(inner)}"
-    if disk_is_full(error):
-        return "the disk is full"
-    return f"{type(error).__name__}: {error}"
+def _reason(error: OSError) -> str:
+    """The cause that a user can act on."""
+    return "the disk is full" if disk_is_full(error) else f"{type(error).__name__}: {error}"

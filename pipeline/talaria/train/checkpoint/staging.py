@@ -1,66 +1,134 @@
 """Host memory between the device and the disk: fp32 masters and Adam state, as a checkpoint holds them.
 
-The same on any number of ranks and however they share the model, which is what makes resuming on others possible.
+Each rank stages what it updates, in one block; together the ranks stage the whole state once. What a part is does
+not depend on how ranks share the model: a stretch of a flattened parameter, which is what makes resuming on others possible.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from talaria.train.distributed.sharding import Layout
-from talaria.train.optim.adamw import AdamW, local
+import torch
+from torch import Tensor
+
+from talaria.train.checkpoint.host_block import HostBlock
+from talaria.train.optim.adamw import AdamW
+from talaria.train.optim.span import Span
+
+KINDS = ("param", "exp_avg", "exp_avg_sq")
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+_FILE_BYTES = 4 << 30
+"""A file is closed once it holds so much."""
+_ALIGNED = 64
+
+
+@dataclass(frozen=True)
+class Part:
+    """This rank's stretch of one flattened tensor of the state: "param.", "exp_avg." or "exp_avg_sq." + a parameter's name."""
+
+    name: str
+    kind: str
+    index: int
+    """Of the parameter."""
+    dtype: torch.dtype
+    span: Span
+    start: int
+    """Its first byte in the block."""
+
+    @property
+    def bytes(self) -> int:
+        return self.span.count * self.dtype.itemsize
 
 
 class Staging:
-    """`tensors`: "param.", "exp_avg." and "exp_avg_sq." + name -> this rank's part, in host memory, reused by every save."""
+    """`names`, `optimizer`: of the trained parameters. `folder`: where the block survives this process, if anywhere."""
 
-    def __init__(self, named: list[tuple[str, nn.Parameter]], optimizer: AdamW, layout: Layout, device: torch.device) -> None:
-        self.optimizer = optimizer
-        self.names = [name for name, _ in named]
-        self.params = [param for _, param in named]
-        self.mesh = layout.mesh("cpu") if layout.sharded and device.type != "cpu" else None
-        self.pinned = device.type == "cuda"
-        self._tensors: dict[str, Tensor] = {}
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        if not self._tensors:
-            for name, param, m in zip(self.names, self.params, self.optimizer.exp_avg, strict=True):
-                dtype = torch.bfloat16 if param.dtype == m.dtype == torch.bfloat16 else torch.float32
-                self._tensors[f"param.{name}"] = self._like(param, dtype)
-                self._tensors[f"exp_avg.{name}"] = self._like(param, m.dtype)
-                self._tensors[f"exp_avg_sq.{name}"] = self._like(param, m.dtype)
-        return self._tensors
+    def __init__(self, names: list[str], optimizer: AdamW, device: torch.device, folder: Path | None, rank: int) -> None:
+        self.optimizer, self.device = optimizer, device
+        self.parts: list[Part] = []
+        size = 0
+        for index, name in enumerate(names):
+            span, state = optimizer.spans[index], optimizer.exp_avg[index].dtype
+            for kind in KINDS:
+                dtype = optimizer.master_dtype(index) if kind == "param" else state
+                self.parts.append(Part(f"{kind}.{name}", kind, index, dtype, span, size))
+                size += -(-self.parts[-1].bytes // _ALIGNED) * _ALIGNED
+        self.block = HostBlock(size, folder=folder, name=f"rank-{rank}", pin=device.type == "cuda")
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._copied: torch.cuda.Event | None = None
 
     @torch.no_grad()
     def fetch(self) -> None:
-        """Device to host."""
-        optimizer = self.optimizer
-        for index, name in enumerate(self.names):
-            parts = (
-                ("param", optimizer.master(index)),
-                ("exp_avg", optimizer.exp_avg[index]),
-                ("exp_avg_sq", optimizer.exp_avg_sq[index]),
-            )
-            for kind, tensor in parts:
-                local(self.tensors[f"{kind}.{name}"]).copy_(tensor, non_blocking=True)
-        if self.pinned:
-            torch.cuda.current_stream().synchronize()
+        """Begin to copy the state from the device, beside whatever runs next there; `fence` is for what changes it."""
+        self.block.ready()
+        if self._stream is None:
+            self._copy_out()
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            self._copy_out()
+            self._copied = self._stream.record_event()
+
+    def fence(self) -> None:
+        """Let no update begin on the device before the copy under way has read what it would change."""
+        if self._copied is not None:
+            torch.cuda.current_stream(self.device).wait_event(self._copied)
+
+    def wait(self) -> None:
+        """Wait until the block holds the state."""
+        if self._copied is not None:
+            self._copied.synchronize()
 
     @torch.no_grad()
-    def push(self) -> None:
-        """Host to device."""
-        for index, name in enumerate(self.names):
-            self.optimizer.set_master(index, local(self.tensors[f"param.{name}"]))
-            self.optimizer.exp_avg[index].copy_(local(self.tensors[f"exp_avg.{name}"]))
-            self.optimizer.exp_avg_sq[index].copy_(local(self.tensors[f"exp_avg_sq.{name}"]))
+    def put_back(self) -> None:
+        """From the block to the device."""
+        for part in self.parts:
+            if part.kind == "param":
+                self.optimizer.set_master(part.index, self.view(part))
+            else:
+                self._state(part).copy_(self.view(part))
 
-    def _like(self, param: nn.Parameter, dtype: torch.dtype) -> Tensor:
-        part = torch.empty(local(param.detach()).shape, dtype=dtype, pin_memory=self.pinned)
-        if not isinstance(param, DTensor):
-            return part
-        mesh: DeviceMesh = self.mesh or param.device_mesh
-        return DTensor.from_local(part, mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride())
+    def view(self, part: Part) -> Tensor:
+        return self.block.view(part.start, part.span.count, part.dtype)
+
+    def files(self) -> list[list[dict[str, Any]]]:
+        """What the writing process is to put into which file: of parts that several ranks hold, one writes."""
+        written = [part for part in self.parts if part.span.written_here and part.span.count]
+        return [[_described(part) for part in file] for file in _in_files(written)]
+
+    def _copy_out(self) -> None:
+        for part in self.parts:
+            if part.kind == "param":
+                self.optimizer.copy_master(part.index, self.view(part))
+            else:
+                self.view(part).copy_(self._state(part), non_blocking=True)
+
+    def _state(self, part: Part) -> Tensor:
+        return (self.optimizer.exp_avg if part.kind == "exp_avg" else self.optimizer.exp_avg_sq)[part.index].view(-1)
+
+
+def _described(part: Part) -> dict[str, Any]:
+    return {
+        "name": part.name,
+        "dtype": DTYPES[part.dtype],
+        "shape": [part.span.count],
+        "place": part.span.start,
+        "start": part.start,
+        "bytes": part.bytes,
+    }
+
+
+def _in_files(parts: list[Part]) -> Iterator[list[Part]]:
+    file: list[Part] = []
+    size = 0
+    for part in parts:
+        file.append(part)
+        size += part.bytes
+        if size >= _FILE_BYTES:
+            yield file
+            file, size = [], 0
+    if file:
+        yield file

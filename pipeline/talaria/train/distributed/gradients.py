@@ -1,14 +1,14 @@
 """A step's gradients: summed over micro-batches, then over ranks.
 
-Replicated ranks add theirs layer by layer beside the step's last backward pass; of sharded ranks fully_shard does it. All add up,
-and none averages: the loss is divided by the global count of targets before it is differentiated, so a gradient's sum over ranks
-is the gradient, however the batch was split.
+Replicated ranks hold every weight and gradient but share the optimiser: of each gradient's sum a rank receives the stretch that
+it updates (ZeRO's first stage: Rajbhandari et al., 2020), layer by layer beside the step's last backward pass; of sharded ranks
+fully_shard does it. All add up, and none averages: the loss is divided by the global count of targets beforehand,
+and so a sum over ranks is the gradient, however the batch was split.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -16,77 +16,94 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from talaria.train.distributed.process_group import ProcessGroup
+from talaria.train.distributed.process_group import ProcessGroup, reduce_scatter
 from talaria.train.kernels.matmul import accumulate_into
 from talaria.train.optim.adamw import local
+from talaria.train.optim.span import Span
 
 
 class Gradients(Protocol):
-    copies: int
-    """How many ranks hold the same part of a gradient once it is reduced."""
-
     def expect(self, *, last: bool) -> None:
         """Say whether the next backward pass is the step's last."""
 
     def reduce(self) -> list[Tensor]:
-        """Finish the step's sums over micro-batches and ranks; this rank's part of each gradient."""
+        """Finish the step's sums over micro-batches and ranks; return this rank's part of each gradient."""
+
+    def squared_norm(self, parts: Sequence[Tensor]) -> float:
+        """Return this rank's share of the squared norm of all gradients: over ranks, the shares add up to it."""
 
     def clear(self) -> None:
         """Forget the gradients."""
 
 
 class ReplicatedGradients:
-    """Gradients of a whole model, accumulated in one flat buffer and added over ranks in one call.
+    """Gradients of a whole model, accumulated in one flat buffer; `spans`: the stretch of each that this rank updates.
 
-    Fused layers add to it inside their products, and in a step's last backward pass their stretches set off at once. What
-    autograd gives for bf16 parameters under mixed precision is added, in fp32, and dropped at once.
+    Fused layers add to it inside their products, and in a step's last backward pass a layer's stretches set off at once. What
+    autograd gives for bf16 parameters under mixed precision is added, in fp32, and dropped at once. Parameters that every rank
+    updates whole (norms, biases) lie at the buffer's end and are added up in one call.
     """
 
     def __init__(
-        self, units: Sequence[nn.Module], params: Sequence[nn.Parameter], dtype: torch.dtype, group: ProcessGroup
+        self,
+        units: Sequence[nn.Module],
+        params: Sequence[nn.Parameter],
+        spans: Sequence[Span],
+        dtype: torch.dtype,
+        group: ProcessGroup,
     ) -> None:
-        self.group = group
+        self.group, self.spans = group, spans
         self.last = False
-        self._under_way: list[tuple[slice, dist.Work]] = []
-        self.copies = group.size
+        self._under_way: dict[int, dist.Work] = {}
+        order = sorted(range(len(params)), key=lambda index: not spans[index].partial)  # stable: layers stay together
         self.flat = torch.zeros(sum(param.numel() for param in params), dtype=dtype, device=group.device)
-        pieces = self.flat.split([param.numel() for param in params])  # type: ignore[no-untyped-call]
-        self.grads = [piece.view_as(param) for piece, param in zip(pieces, params, strict=True)]
-        for param, grad in zip(params, self.grads, strict=True):
+        pieces = self.flat.split([params[index].numel() for index in order])  # type: ignore[no-untyped-call]
+        self._sums: list[Tensor] = [piece for _, piece in sorted(zip(order, pieces, strict=True), key=lambda pair: pair[0])]
+        self._small = self.flat[sum(span.whole for span in spans if span.partial) :]
+        for param, total in zip(params, self._sums, strict=True):
+            grad = total.view_as(param)
             accumulate_into(param, grad)
             if param.dtype == dtype:
                 param.grad = grad
             else:
                 param.register_post_accumulate_grad_hook(_AddGradient(grad))  # type: ignore[no-untyped-call]
         if group.size > 1:
+            places = {id(param): index for index, param in enumerate(params)}
             for unit in units:
-                unit.register_forward_pre_hook(self._when_done(_stretch(unit, params)))
+                own = [places[id(param)] for param in unit.parameters() if id(param) in places]
+                unit.register_forward_pre_hook(self._when_done([index for index in own if spans[index].partial]))
 
     def expect(self, *, last: bool) -> None:
         self.last = last
 
     def reduce(self) -> list[Tensor]:
         if self.group.size > 1:
-            start = 0
-            for stretch, work in sorted(self._under_way, key=lambda sent: sent[0].start):
+            for index, span in enumerate(self.spans):
+                if span.partial and index not in self._under_way:
+                    self._send(index)
+            if len(self._small):
+                dist.all_reduce(self._small)
+            for work in self._under_way.values():
                 work.wait()
-                self._add_up(slice(start, stretch.start))
-                start = stretch.stop
-            self._add_up(slice(start, len(self.flat)))
             self._under_way.clear()
-        return self.grads
+        return [total[span.start : span.stop] for total, span in zip(self._sums, self.spans, strict=True)]
 
-    def _add_up(self, stretch: slice) -> None:
-        if stretch.start < stretch.stop:
-            dist.all_reduce(self.flat[stretch])
+    def squared_norm(self, parts: Sequence[Tensor]) -> float:
+        mine = _squared_norm([part for part, span in zip(parts, self.spans, strict=True) if span.partial])
+        held_by_all = _squared_norm([part for part, span in zip(parts, self.spans, strict=True) if not span.partial])
+        return mine + held_by_all / self.group.size
 
-    def _when_done(self, stretch: slice) -> Callable[..., None]:
+    def _send(self, index: int) -> None:
+        total, span = self._sums[index], self.spans[index]
+        # In place: a rank's stretch of the sum takes the place of its own addend.
+        self._under_way[index] = reduce_scatter(total[span.start : span.stop], total, async_op=True)
+
+    def _when_done(self, indices: list[int]) -> Callable[..., None]:
         """Forward pre-hook of a layer. A fused one is one step of autograd: with its input's gradient its weights' are there."""
 
         def send(_: Tensor) -> None:
-            work = dist.all_reduce(self.flat[stretch], async_op=True)
-            assert work is not None
-            self._under_way.append((stretch, work))
+            for index in indices:
+                self._send(index)
 
         def before(layer: nn.Module, args: tuple[Any, ...]) -> None:
             stream = args[0]
@@ -102,7 +119,8 @@ class ReplicatedGradients:
 class ShardedGradients:
     """fully_shard adds over ranks during the step's last backward pass.
 
-    `stay`: whether weights, once fetched, stay until then, instead of being fetched twice a micro-batch.
+    `copies`: how many ranks hold the same part; `stay`: whether weights, once fetched, stay until the last backward pass, instead
+    of being fetched twice a micro-batch.
     """
 
     def __init__(self, model: FSDPModule, params: Sequence[nn.Parameter], copies: int, stay: bool) -> None:
@@ -117,6 +135,9 @@ class ShardedGradients:
     def reduce(self) -> list[Tensor]:
         return [torch.zeros_like(local(p.detach())) if p.grad is None else local(p.grad) for p in self.params]
 
+    def squared_norm(self, parts: Sequence[Tensor]) -> float:
+        return _squared_norm(parts) / self.copies
+
     def clear(self) -> None:
         for param in self.params:
             param.grad = None
@@ -124,15 +145,8 @@ class ShardedGradients:
             self.model.set_reshard_after_forward(True)  # an evaluation has no backward pass after which to let go
 
 
-def _stretch(unit: nn.Module, params: Sequence[nn.Parameter]) -> slice:
-    """Where a unit's parameters lie among all, which are laid end to end."""
-    ends = list(accumulate(param.numel() for param in params))
-    own = {id(param) for param in unit.parameters()}
-    places = [index for index, param in enumerate(params) if id(param) in own]
-    if not places:
-        return slice(0, 0)
-    assert places == list(range(places[0], places[-1] + 1)), "a layer's parameters follow each other"
-    return slice(ends[places[0]] - params[places[0]].numel(), ends[places[-1]])
+def _squared_norm(parts: Sequence[Tensor]) -> float:
+    return float(torch.nn.utils.get_total_norm(parts).double() ** 2) if parts else 0.0
 
 
 class _AddGradient:

@@ -13,6 +13,10 @@ import torch.distributed as dist
 
 from talaria.common.errors import ConfigError
 
+# torch 2.13 renamed them; 2.11, which is supported too, has the former names alone.
+reduce_scatter: Any = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+all_gather: Any = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+
 
 @dataclass(frozen=True)
 class ProcessGroup:

@@ -1,7 +1,8 @@
 """How a model lies over the ranks.
 
-Replicated ranks keep the whole model. Sharded ranks (PyTorch's fully_shard) keep a part of each parameter and fetch the rest
-layer by layer, once a step where there is room for all. Hybrid shards within groups of ranks and replicates over the groups.
+Replicated ranks keep the whole model and share the optimiser's state. Sharded ranks (PyTorch's fully_shard) keep a part of each
+parameter and fetch the rest layer by layer, once a step where there is room for all. Hybrid shards within groups of ranks and
+replicates over the groups.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from torch.distributed.tensor import DTensor
 from talaria.common.errors import ConfigError
 from talaria.train.distributed.gradients import Gradients, ReplicatedGradients, ShardedGradients
 from talaria.train.distributed.process_group import ProcessGroup
+from talaria.train.distributed.weight_gather import WeightGather
 from talaria.train.optim.bf16_masters import split_halves
+from talaria.train.optim.span import Span
 
 Precision = Literal["mixed", "fp32", "bf16"]
 Sharding = Literal["auto", "replicate", "shard", "hybrid"]
@@ -77,6 +80,8 @@ class TrainedParameters:
     named: list[tuple[str, nn.Parameter]]
     low_bits: list[Tensor | None]
     """Per parameter: the 16 bits that its bf16 form lacks of the fp32 master, or None where the parameter is the master."""
+    spans: list[Span]
+    """Per parameter: the stretch that this rank updates."""
     gradients: Gradients
     state: int
     """Bytes of weights, gradients and optimiser state that this rank holds in the midst of a step."""
@@ -84,13 +89,33 @@ class TrainedParameters:
     """How many of them are allocated only inside a step."""
     fetched_anew: bool = False
     """Whether each micro-batch fetches the weights anew."""
+    gather: WeightGather | None = None
+    """Of replicated ranks, which update parts and exchange them."""
+
+    def updated(self, index: int) -> None:
+        """This rank's stretch of a weight is new."""
+        if self.gather:
+            self.gather.send(index)
+
+    def whole(self, index: int, part: Tensor) -> Tensor:
+        """Return the whole of which each rank has the stretch that it updates, in the parameter's shape. Collective."""
+        param = self.named[index][1]
+        if isinstance(param, DTensor):
+            rows = part.view(-1, *param.shape[1:])
+            placed = DTensor.from_local(
+                rows, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
+            )
+            whole: Tensor = placed.full_tensor()
+            return whole
+        return (self.gather.whole(index, part) if self.gather else part).view(param.shape)
 
 
-def state_bytes(model: nn.Module, precision: Precision) -> int:
-    """Weights, gradients and optimiser state of the whole model under its precision."""
-    trained = 8 if precision == "bf16" else 16
+def state_bytes(model: nn.Module, precision: Precision, sharing: int = 1) -> int:
+    """Return the bytes of weights, gradients and optimiser state on each of `sharing` ranks that share the last alone."""
+    held, shared = {"mixed": (6, 10), "fp32": (8, 8), "bf16": (4, 4)}[precision]
+    trained = held + shared / sharing
     frozen = 4 if precision == "fp32" else 2
-    return sum(param.numel() * (trained if param.requires_grad else frozen) for param in model.parameters())
+    return int(sum(param.numel() * (trained if param.requires_grad else frozen) for param in model.parameters()))
 
 
 def device_memory(device: torch.device) -> int:
@@ -107,7 +132,7 @@ def distribute(
 
     `units`: modules that sharded ranks fetch, and replicated ranks add up, as a whole; `memory`: bytes of every rank's device.
     """
-    whole = state_bytes(model, precision)
+    whole = state_bytes(model, precision)  # over the shards; replicated ranks share the optimiser's part of it alone
     lowered = torch.bfloat16 if precision == "mixed" else None
     if lowered:
         for param in model.parameters():
@@ -127,10 +152,41 @@ def distribute(
         stay = whole / layout.shards + totals + buffers + weights <= _FOR_STATE * memory
         transient = totals + buffers + (weights if stay else 0)
         gradients = ShardedGradients(model, params, layout.replicas, stay)
-        return TrainedParameters(named, [None] * len(params), gradients, whole // layout.shards + transient, transient, not stay)
-    low_bits = [_lower(param) if lowered else None for param in params]
+        state = whole // layout.shards + transient
+        spans = [_rows(param) for param in params]
+        return TrainedParameters(named, [None] * len(params), spans, gradients, state, transient, not stay)
+    spans = [_share(param, group) for param in params]
+    low_bits = [_lower(param, span) if lowered else None for param, span in zip(params, spans, strict=True)]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return TrainedParameters(named, low_bits, ReplicatedGradients(units, params, dtype, group), whole)
+    gather = WeightGather(model, units, params, spans) if group.size > 1 else None
+    return TrainedParameters(
+        named,
+        low_bits,
+        spans,
+        ReplicatedGradients(units, params, spans, dtype, group),
+        state_bytes(model, precision, group.size),
+        gather=gather,
+    )
+
+
+def _share(param: nn.Parameter, group: ProcessGroup) -> Span:
+    """Return a replicated rank's even share of a matrix; vectors, and what cannot be shared evenly, each rank updates whole."""
+    whole = param.numel()
+    if param.ndim < 2 or whole % group.size:
+        return Span(0, whole, whole, written_here=group.is_main)
+    share = whole // group.size
+    return Span(group.rank * share, (group.rank + 1) * share, whole)
+
+
+def _rows(param: nn.Parameter) -> Span:
+    """Return where a sharded parameter's local rows lie in it: fully_shard gives each rank ceil(rows / shards) in turn."""
+    assert isinstance(param, DTensor)
+    mesh = param.device_mesh
+    shard, shards = (mesh.get_local_rank(mesh.ndim - 1), mesh.size(mesh.ndim - 1))
+    rows, width = len(param), param.numel() // max(len(param), 1)
+    share = -(-rows // shards)
+    start, stop = min(shard * share, rows), min((shard + 1) * share, rows)
+    return Span(start * width, stop * width, param.numel(), written_here=mesh.ndim == 1 or mesh.get_local_rank(0) == 0)
 
 
 def _shard(
@@ -146,8 +202,8 @@ def _shard(
         module.set_force_sum_reduction_for_comms(True)
 
 
-def _lower(param: nn.Parameter) -> Tensor:
-    """Make a parameter bf16 in place; what that cuts off."""
+def _lower(param: nn.Parameter, span: Span) -> Tensor:
+    """Make a parameter bf16 in place; return what that cuts off of this rank's stretch."""
     high, cut = split_halves(param.detach())
     param.data = high
-    return cut
+    return cut.view(-1)[span.start : span.stop].clone() if span.partial else cut

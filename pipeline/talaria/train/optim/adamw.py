@@ -1,6 +1,6 @@
 """AdamW with fp32 masters and fp32 state, and Megatron's learning-rate schedule.
 
-What is trained is this rank's part of each parameter, whole or a shard, so the arithmetic is the same wherever it runs.
+What is trained is this rank's stretch of each flattened parameter, so the arithmetic is the same wherever it runs.
 Where a parameter is bf16 and precision is mixed, its fp32 master is the parameter itself and the 16 bits that rounding cut
 off, kept beside it: exact, at half the memory of a copy. Under precision bf16 there is no master; weights are rounded
 stochastically.
@@ -9,7 +9,7 @@ stochastically.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from talaria.train.kernels.elementwise import fused
 from talaria.train.optim.bf16_masters import join_halves, round_stochastically, split_halves
+from talaria.train.optim.span import Span
 
 _CHUNK = 1 << 26
 """Elements updated at a time: bounds the temporaries of an update in plain PyTorch."""
@@ -37,59 +38,85 @@ class AdamW:
     """Decoupled weight decay (Loshchilov & Hutter, 2019) on matrices only.
 
     params: what is trained; low_bits: per parameter the low 16 bits of its fp32 master, or None where it is its own master;
-    state_dtype: of the two moments.
+    spans: the stretch of each that this rank updates (absent: all of it), to which its low bits and moments belong;
+    state_dtype: of the two moments; updated: called with a parameter's index once its update is under way.
     """
 
     def __init__(
-        self, params: Sequence[nn.Parameter], low_bits: Sequence[Tensor | None], settings: AdamWSettings, state_dtype: torch.dtype
+        self,
+        params: Sequence[nn.Parameter],
+        low_bits: Sequence[Tensor | None],
+        settings: AdamWSettings,
+        state_dtype: torch.dtype,
+        *,
+        spans: Sequence[Span] | None = None,
+        updated: Callable[[int], None] = lambda index: None,
     ) -> None:
-        self.settings = settings
+        self.settings, self.updated = settings, updated
         self.params = list(params)
-        self.low_bits = list(low_bits)
+        self.low_bits = [None if low is None else low.view(-1) for low in low_bits]
+        self.spans = list(spans or [Span(0, param.numel(), param.numel()) for param in params])
         self.decays = [param.ndim >= 2 for param in params]
         self.steps_done = 0
         self.exp_avg = [torch.zeros_like(part, dtype=state_dtype) for part in self.parts()]
         self.exp_avg_sq = [torch.zeros_like(part, dtype=state_dtype) for part in self.parts()]
-        state = zip(self.low_bits, self.exp_avg, self.exp_avg_sq, strict=True)
-        self._flat = [(None if low is None else low.view(-1), m.view(-1), v.view(-1)) for low, m, v in state]
 
     @torch.no_grad()
     def step(self, grads: Sequence[Tensor], lr: float, scale: float) -> None:
         """One update at rate `lr` with `scale` * grads, each this rank's part (fp32, or bf16 under precision bf16)."""
         self.steps_done += 1
-        params = [part.view(-1) for part in self.parts()]
+        params = self.parts()
         kernels = fused(params[0])
         # Hundreds of small updates: what is done for each of them here must take less time than the update on a GPU.
         shared = AdamWScalars.of(self.settings, self.steps_done, lr, scale)
-        for index, (param, grad, (low, m, v)) in enumerate(zip(params, grads, self._flat, strict=True)):
+        state = zip(params, grads, self.low_bits, self.exp_avg, self.exp_avg_sq, strict=True)
+        for index, (param, grad, low, m, v) in enumerate(state):
             scalars = shared.of_parameter(self.steps_done, index, self.decays[index])
             if kernels:
                 kernels.adamw_(param, low, grad.view(-1), m, v, scalars)
-                continue
-            for start in range(0, len(param), _CHUNK):
-                piece = slice(start, start + _CHUNK)
-                update(
-                    param[piece], None if low is None else low[piece], grad.view(-1)[piece], m[piece], v[piece], scalars, start
-                )
+            else:
+                for start in range(0, len(param), _CHUNK):
+                    piece = slice(start, start + _CHUNK)
+                    lower = None if low is None else low[piece]
+                    update(param[piece], lower, grad.view(-1)[piece], m[piece], v[piece], scalars, start)
+            self.updated(index)
 
     def parts(self) -> list[Tensor]:
-        """This rank's part of each parameter. Looked up anew each time: fully_shard may move it to other memory."""
-        return [local(param.detach()) for param in self.params]
+        """This rank's stretch of each flattened parameter. Looked up anew each time: fully_shard may move it to other memory."""
+        return [self.part(index) for index in range(len(self.params))]
+
+    def part(self, index: int) -> Tensor:
+        flat, span = local(self.params[index].detach()).view(-1), self.spans[index]
+        return flat[span.start : span.stop] if len(flat) == span.whole else flat
 
     def master(self, index: int) -> Tensor:
-        """This rank's part of a parameter as the optimiser knows it."""
-        part, low = local(self.params[index].detach()), self.low_bits[index]
+        """This rank's stretch of a parameter as the optimiser knows it."""
+        part, low = self.part(index), self.low_bits[index]
         return part if low is None else join_halves(part, low)
+
+    def master_dtype(self, index: int) -> torch.dtype:
+        return self.params[index].dtype if self.low_bits[index] is None else torch.float32
+
+    def copy_master(self, index: int, target: Tensor) -> None:
+        """Copy this rank's stretch to host memory; on a GPU in the background, in pieces that take little memory of their own."""
+        part, low = self.part(index), self.low_bits[index]
+        for start in range(0, len(part), _CHUNK):
+            piece = slice(start, start + _CHUNK)
+            target[piece].copy_(part[piece] if low is None else join_halves(part[piece], low[piece]), non_blocking=True)
 
     @torch.no_grad()
     def set_master(self, index: int, value: Tensor) -> None:
-        part, low = local(self.params[index].detach()), self.low_bits[index]
-        if low is None:
-            part.copy_(value)
-        else:
-            high, cut = split_halves(value.to(low.device))
-            part.copy_(high)
-            low.copy_(cut)
+        """Take over this rank's stretch; `updated` hands it to other ranks."""
+        part, low = self.part(index), self.low_bits[index]
+        for start in range(0, len(part), _CHUNK):
+            piece = slice(start, start + _CHUNK)
+            if low is None:
+                part[piece].copy_(value[piece])
+                continue
+            high, cut = split_halves(value[piece].to(low.device))
+            part[piece].copy_(high)
+            low[piece].copy_(cut)
+        self.updated(index)
 
 
 class AdamWScalars(NamedTuple):

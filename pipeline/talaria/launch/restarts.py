@@ -1,0 +1,78 @@
+"""Starting ranks again that died: when it is worth it, and how soon the survivors are ended."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from talaria.runs.folder import METRICS
+from talaria.runs.jsonl import tail
+
+if TYPE_CHECKING:
+    from talaria.config.schema import Train
+
+_MOURNING = 2.0
+"""Seconds that survivors get to say themselves what has happened, before they are killed."""
+
+
+class Restarts:
+    """Counts starts in a row that brought no step that had not been made before."""
+
+    def __init__(self, train: Train, output: Path) -> None:
+        self.limit, self.output = train.restarts, output
+        # Several machines must begin anew together, which is the orchestrator's to see to.
+        self.possible = train.num_machines == 1
+        self.furthest = self._step()
+        self.in_a_row = 0
+
+    def allowed(self) -> bool:
+        """Whether the ranks that have just died are to be started again; counts them as started."""
+        step = self._step()
+        self.in_a_row = 1 if step > self.furthest else self.in_a_row + 1
+        self.furthest = max(step, self.furthest)
+        return self.possible and self.in_a_row <= self.limit
+
+    def __str__(self) -> str:
+        return f"start {self.in_a_row} of {self.limit} without a new step"
+
+    def _step(self) -> int:
+        return next((int(row["step"]) for row in reversed(tail(self.output / METRICS))), 0)
+
+
+class RankDeaths:
+    """Ranks leave their pids in `folder` and take them away when they end of their own will.
+
+    A rank that was killed leaves the others waiting inside NCCL, which hears of it minutes later if at all.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._seen: float | None = None
+        for stale in self._pids():
+            stale.unlink(missing_ok=True)
+
+    def unmourned(self) -> bool:
+        """Whether a rank has been dead for long enough; says so once."""
+        if self._seen is None:
+            self._seen = time.monotonic() if any(map(_dead, self._pids())) else None
+        elif time.monotonic() - self._seen > _MOURNING:
+            self.folder, self._seen = None, None
+            return True
+        return False
+
+    def _pids(self) -> list[Path]:
+        return list(self.folder.glob("rank-*.pid")) if self.folder else []
+
+
+def _dead(note: Path) -> bool:
+    try:
+        pid = int(note.read_text() or 0)
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError):  # taken away, or not yet written
+        return False
+    return state == "Z"

@@ -1,0 +1,28 @@
+"""Which stretch of a parameter a rank updates, stages and writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Span:
+    """Elements [start, stop) of a flattened parameter of `whole` elements.
+
+    Two ranks of three share a parameter of 6: Span(0, 3, 6), Span(3, 6, 6). All may hold the whole of a small one, Span(0, 6, 6);
+    then one of them has `written_here`.
+    """
+
+    start: int
+    stop: int
+    whole: int
+    written_here: bool = True
+    """Whether this rank writes it to checkpoints; of ranks that hold the same stretch, one does."""
+
+    @property
+    def count(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def partial(self) -> bool:
+        return self.count < self.whole

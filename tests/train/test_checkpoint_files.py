@@ -1,0 +1,87 @@
+"""The writing process, the reader and the block between them: any split of a tensor is read into any other."""
+
+from __future__ import annotations
+
+import os
+import signal
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from talaria.train.checkpoint.host_block import HostBlock
+from talaria.train.checkpoint.reader import read
+from talaria.train.checkpoint.staging import Part
+from talaria.train.checkpoint.writer_process import WriteFailed, WriterProcess
+from talaria.train.optim.span import Span
+
+WHOLE = torch.randn(1000)
+
+
+def written(folder: Path, rank: int, start: int, stop: int) -> dict[str, dict[str, object]]:
+    """What rank `rank` writes of WHOLE."""
+    block = HostBlock(4 * (stop - start), folder=None, name="test", pin=False)
+    block.view(0, stop - start, torch.float32).copy_(WHOLE[start:stop])
+    writer = WriterProcess(block, rank)
+    tensor = {"name": "param.x", "dtype": "F32", "shape": [stop - start], "place": start, "start": 0, "bytes": 4 * (stop - start)}
+    try:
+        return writer.write(folder, [[tensor]])
+    finally:
+        writer.close()
+
+
+def part(start: int, stop: int) -> Part:
+    return Part("param.x", "param", 0, torch.float32, Span(start, stop, len(WHOLE)), 0)
+
+
+@pytest.mark.parametrize("edges", [(0, 1000), (0, 500, 1000), (0, 333, 334, 1000)])
+def test_what_some_ranks_wrote_any_others_read(tmp_path: Path, edges: tuple[int, ...]) -> None:
+    for rank, (start, stop) in enumerate(pairwise(edges)):
+        written(tmp_path, rank, start, stop)
+    for start, stop in ((0, 1000), (0, 250), (250, 750), (333, 334), (999, 1000)):
+        target = torch.zeros(stop - start)
+        read(tmp_path, [(part(start, stop), target)])
+        assert torch.equal(target, WHOLE[start:stop])
+
+
+def test_the_files_are_safetensors_with_the_digests_that_were_told(tmp_path: Path) -> None:
+    from talaria.common.files import file_digest
+
+    files = written(tmp_path, 3, 100, 300)
+    assert list(files) == ["rank-00003-000.safetensors"]
+    path = tmp_path / "rank-00003-000.safetensors"
+    assert files[path.name] == {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+    with safe_open(path, "pt") as file:
+        assert torch.equal(file.get_tensor("param.x"), WHOLE[100:300])
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    written(tmp_path, 0, 0, 400)
+    with pytest.raises(ValueError, match=r"holds 150 of the 500 elements of param\.x"):
+        read(tmp_path, [(part(250, 750), torch.zeros(500))])
+
+
+def test_a_writer_that_cannot_write_says_why_and_one_that_was_killed_too(tmp_path: Path) -> None:
+    block = HostBlock(4, folder=None, name="test", pin=False)
+    writer = WriterProcess(block, 0)
+    tensor = {"name": "x", "dtype": "F32", "shape": [1], "place": 0, "start": 0, "bytes": 4}
+    with pytest.raises(WriteFailed, match="FileNotFoundError"):
+        writer.write(tmp_path / "missing", [[tensor]])
+    assert writer.write(tmp_path, [[tensor]])  # it lives on
+    os.kill(writer.pid, signal.SIGTERM)
+    assert writer.write(tmp_path, [[tensor]])  # a rank that is told to stop still saves
+    os.kill(writer.pid, signal.SIGKILL)
+    with pytest.raises(WriteFailed, match="exit code -9"):
+        writer.write(tmp_path, [[tensor]])
+    writer.close()
+
+
+def test_a_block_in_a_folder_outlives_its_process(tmp_path: Path) -> None:
+    first = HostBlock(64, folder=tmp_path, name="rank-0", pin=False)
+    assert not first.kept
+    first.bytes.fill_(7)
+    again = HostBlock(64, folder=tmp_path, name="rank-0", pin=False)
+    assert again.kept
+    assert again.bytes.tolist() == [7] * 64
+    assert not HostBlock(128, folder=tmp_path, name="rank-0", pin=False).kept  # another size: another state
