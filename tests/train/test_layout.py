@@ -8,7 +8,7 @@ import pytest
 import torch
 from talaria.common.errors import ConfigError
 from talaria.train.distributed.process_group import ProcessGroup
-from talaria.train.distributed.sharding import Layout, choose_layout, state_bytes
+from talaria.train.distributed.sharding import Layout, _share, choose_layout, state_bytes
 
 GB = 10**9
 CARD = 85 * GB  # an H100
@@ -56,6 +56,17 @@ def test_groups_must_divide_the_ranks() -> None:
 def test_state_of_a_parameter(precision: Any, expected: int) -> None:
     model = torch.nn.Linear(10, 10, bias=False)
     assert state_bytes(model, precision) == 100 * expected
+
+
+def test_replicated_ranks_share_the_optimisers_state() -> None:
+    model = torch.nn.Linear(10, 10, bias=False)
+    assert [state_bytes(model, precision, 4) for precision in ("mixed", "fp32", "bf16")] == [850, 1000, 500]
+    matrix, vector, odd = (torch.nn.Parameter(torch.zeros(*shape)) for shape in ((6, 4), (8,), (3, 3)))
+    spans = [_share(matrix, ProcessGroup(rank, 4, rank, 4, torch.device("cpu"))) for rank in range(4)]
+    assert [(span.start, span.stop) for span in spans] == [(0, 6), (6, 12), (12, 18), (18, 24)]
+    for whole in (vector, odd):  # each rank updates all of it, and the first writes it
+        spans = [_share(whole, ProcessGroup(rank, 4, rank, 4, torch.device("cpu"))) for rank in range(4)]
+        assert [(span.partial, span.written_here) for span in spans] == [(False, rank == 0) for rank in range(4)]
 
 
 def test_frozen_parameters_have_no_state() -> None:

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from talaria.runs.folder import HOST_MEMORY
+from talaria.train.batching.dataloader import Prepared
+from talaria.train.checkpoint.manager import CheckpointManager
+from talaria.train.checkpoint.save_clock import SaveClock
+from talaria.train.distributed.replicas import ReplicasDiffer, all_equal, for_sum, weights_digest
 from talaria.train.train_state import TrainJob
+from talaria.train.train_step import StepResult, TrainStep
 
 from tests.train import ranks
 
@@ -129,3 +136,92 @@ def test_bad_checkpoints_are_passed_over(job: Callable[..., TrainJob], uninterru
         assert reason in warning
     assert ranks.events(broken.output, "resume")[0]["message"].startswith(f"from {good.name}")
     assert ranks.steps(broken.output) == ranks.steps(uninterrupted)
+
+
+def snapshots_at_each_step(then: Callable[[int], None]) -> Callable[[int], None]:
+    """For `before`: a snapshot after each step, whole before the next begins, so that no thread decides which one is found."""
+
+    def before(me: int) -> None:
+        original = CheckpointManager.keep_in_memory
+
+        def keep_in_memory(self: CheckpointManager, progress: dict[str, Any]) -> None:
+            original(self, progress)
+            self.finish()
+
+        CheckpointManager.keep_in_memory = keep_in_memory  # type: ignore[method-assign]
+        SaveClock.snapshot_due = lambda self: True  # type: ignore[method-assign]
+        then(me)
+
+    return before
+
+
+@pytest.fixture
+def host_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "memory"
+    folder.mkdir()
+    monkeypatch.setenv(HOST_MEMORY, str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("harm", ["none", "torn", "other ranks"])
+def test_ranks_that_died_take_up_from_the_snapshot_in_memory(
+    job: Callable[..., TrainJob], uninterrupted: Path, host_memory: Path, harm: str
+) -> None:
+    broken = job(**SETTINGS | {"save_every": 1000, "num_processes": 0})
+    started = ranks.Ranks(broken, 2, snapshots_at_each_step(ranks.at_step(9, 1, signal.SIGKILL)))
+    assert -signal.SIGKILL in started.codes(), started.log()
+    assert (host_memory / "rank-1.pid").exists()  # by which the launcher learns of it
+    if harm == "torn":  # killed while it was copying
+        (host_memory / "rank-1.json").unlink()
+    size = 1 if harm == "other ranks" else 2
+    ranks.run(broken, size)
+    [resumed] = ranks.events(broken.output, "resume") or [{"message": ""}]
+    assert resumed["message"].startswith("from the snapshot of step 8 in memory") == (harm == "none")
+    assert not list(host_memory.glob("*.pid"))
+    if size == 2:
+        assert ranks.steps(broken.output) == ranks.steps(uninterrupted)
+
+
+def test_a_bit_that_flips_in_one_replica_stops_the_run_before_an_update_is_built_on_it(job: Callable[..., TrainJob]) -> None:
+    def before(me: int) -> None:
+        original = TrainStep.run
+
+        def run(self: TrainStep, prepared: Prepared, *args: Any) -> StepResult:
+            if me == 1 and prepared.plan.index == 3:
+                self.optimizer.params[0].detach().view(-1).view(torch.int32)[5] ^= 1 << 12
+            return original(self, prepared, *args)
+
+        TrainStep.run = run  # type: ignore[method-assign]
+
+    broken = job(**SETTINGS | {"compare_every": 2})
+    started = ranks.Ranks(broken, 2, before)
+    assert started.codes() == [1, 1], started.log()
+    status = ranks.status(broken.output)
+    assert status["kind"] == "crash"
+    assert "ReplicasDiffer: step 4: the weights of ranks 0, 1 differ from each other" in status["reason"]
+    assert [step["step"] for step in ranks.steps(broken.output)] == [1, 2, 3]
+
+
+def test_of_more_than_two_replicas_the_odd_one_is_named() -> None:
+    assert "the weights of rank 2 differ from the others'" in str(ReplicasDiffer(7, [5, 5, 6, 5]))
+
+
+def test_any_flipped_bit_changes_the_digest() -> None:
+    params = [torch.randn(6, 4), torch.randn(3).bfloat16()]
+    digest = weights_digest(params)
+    for param in params:
+        bits = param.view(-1).view(torch.int16)
+        for element in range(len(bits)):
+            for bit in (0, 7, 15):
+                bits[element] ^= torch.tensor(1 << bit).to(torch.int16)
+                assert weights_digest(params) != digest
+                bits[element] ^= torch.tensor(1 << bit).to(torch.int16)
+    assert weights_digest(params) == digest
+
+
+@pytest.mark.parametrize(
+    ("digests", "equal"), [([2**64 - 1] * 8, True), ([0] * 3, True), ([1, 0, 1], False), ([1 << 63, 0], False)]
+)
+def test_equal_digests_are_told_by_their_sums(digests: list[int], equal: bool) -> None:
+    sums = [sum(column) for column in zip(*map(for_sum, digests), strict=True)]
+    assert all_equal(sums, len(digests)) == equal
