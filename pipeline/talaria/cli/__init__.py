@@ -2,7 +2,7 @@
 
 
 def main() -> None:
-    """Entry point; app.main with the commands."""
+    """Run the command line: the entry point `talaria`."""
     from talaria.cli.startup import hasten
 
     hasten()

@@ -1,4 +1,4 @@
-"""What all commands share: the app, its options, and how a mistake ends."""
+"""The typer app, the options that commands share, and the exit codes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DEFAULT_STORE = Path(".talaria/store")
 
 
 def main() -> NoReturn:
-    """Runs the command of sys.argv and turns a user's mistake into one line and exit code 2."""
+    """Run the command of sys.argv; turn a user's mistake into one line and exit code 2."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # unwinds, so that half an output is removed
     try:
         code = app(standalone_mode=False) or 0
@@ -61,13 +61,13 @@ def _refuse(sentence: str, code: int = 2) -> int:
 
 
 def say(text: str) -> None:
-    """Progress and remarks go to stderr; stdout is for results."""
+    """Print progress or a remark to stderr; stdout is for results."""
     print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def progress(title: str, unit: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Call what this yields with (done, to do or None): a bar on a terminal, elsewhere a line every ten seconds."""
+    """Yield a function to call with (done, total or None): it shows a bar on a terminal, elsewhere a line every ten seconds."""
     last = time.monotonic()
 
     def line(done: int, total: int | None) -> None:
@@ -88,7 +88,7 @@ def progress(title: str, unit: str) -> Iterator[Callable[[int, int | None], None
 
 
 def finish(facts: dict[str, Any], as_json: bool) -> None:
-    """Print a stage's facts: JSON, or a line each."""
+    """Print a stage's facts, as JSON or one line each."""
     if as_json:
         print(json.dumps(facts))
         return
@@ -97,7 +97,7 @@ def finish(facts: dict[str, Any], as_json: bool) -> None:
 
 
 def load(path: Path | None, overrides: list[str]) -> Config:
-    """The configuration; the defaults where a command's CONFIG is left out."""
+    """Return the configuration of a command, or the defaults if CONFIG is left out."""
     from talaria.config import load as settings
 
     if path is not None:

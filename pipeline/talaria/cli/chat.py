@@ -16,9 +16,9 @@ _HELP = "An empty line or Ctrl-D ends the talk; /new begins another."
 
 
 def resolve_model(name: str, *, uri: str | None = None) -> Path:
-    """A model's folder: the folder itself, or that of a registered version (models:/NAME@ALIAS, models:/NAME/VERSION).
+    """Return a model's folder: the folder itself, or that of a registered version (models:/NAME@ALIAS, models:/NAME/VERSION).
 
-    Raises DataError where there is none.
+    Raises DataError if there is none.
     """
     if not name.startswith("models:"):
         return _model_folder(Path(name))
@@ -42,7 +42,7 @@ def resolve_model(name: str, *, uri: str | None = None) -> Path:
 
 
 def parse_reference(name: str) -> tuple[str, str, str]:
-    """'models:/NAME@ALIAS' or 'models:/NAME/VERSION' -> (name, alias, version), one of the last two empty."""
+    """Split 'models:/NAME@ALIAS' or 'models:/NAME/VERSION' into (name, alias, version); one of the last two is empty."""
     path = name.removeprefix("models:").strip("/")
     model, _, alias = path.partition("@")
     if alias and model:
@@ -94,7 +94,7 @@ class Talk:
         )
 
     def say(self, text: str, write: Callable[[str], None]) -> str:
-        """Send a message; `write` gets the answer piece by piece. Greedy, up to <|im_end|> or `max_new_tokens`."""
+        """Send a message and stream the greedy answer to `write`, up to <|im_end|> or `max_new_tokens`."""
         import torch
 
         self.messages.append({"role": "user", "content": text})
@@ -110,7 +110,7 @@ class Talk:
         return answer
 
     def _ends(self) -> dict[str, Any]:
-        """Ends an answer even where the folder's generation_config forgets <|im_end|>, as base models' do."""
+        """Return generation options with <|im_end|> among the end tokens, which a base model's generation_config lacks."""
         known = self.tokenizer.get_added_vocab()
         ids = [known[name] for name in (template.END, template.END_OF_TEXT) if name in known]
         return {"max_new_tokens": self.max_new_tokens, "eos_token_id": ids, "pad_token_id": ids[-1]}
@@ -148,7 +148,7 @@ def chat(
 
 
 def _lines() -> Iterator[str]:
-    """What the user types, until an empty line or the end of input."""
+    """Yield what the user types, until an empty line or the end of input."""
     while True:
         try:
             text = input("> ")

@@ -37,7 +37,7 @@ def evaluate(
     set_: Overrides = [],
     as_json: AsJson = False,
 ) -> None:
-    """Held-out loss and answers of a model, beside its base's."""
+    """Measure held-out loss and answers of a model, and of its base model."""
     from talaria.evaluation.stage import evaluate as work
 
     finish(work(load(config, set_), model=model, tokens=tokens, base=base, output=output), as_json)
@@ -53,7 +53,7 @@ def register(
     store: StoreDir = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Make the kept models of a training folder versions of the registered model."""
+    """Register the exported models of a training folder as versions."""
     from talaria.registry.register import register as work
     from talaria.tracking.mlflow_client import tracking_uri
 
@@ -99,7 +99,7 @@ def prune(
     store: StoreDir = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Delete old versions of a model and their files; one with an alias stays, and the one a rollback would go to."""
+    """Delete old versions of a model and their files, except those with an alias and the previous champion."""
     from talaria.registry.versions import prune as work
     from talaria.tracking.mlflow_client import tracking_uri
 
@@ -114,7 +114,7 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 512,
     store: StoreDir = DEFAULT_STORE,
 ) -> None:
-    """Talk to a model."""
+    """Chat with a model."""
     from talaria.cli.chat import chat as work
     from talaria.tracking.mlflow_client import tracking_uri
 
@@ -153,7 +153,7 @@ def store_prune(
     remote: Annotated[bool, typer.Option("--remote", help="Remove their copies on TALARIA_REMOTE too.")] = False,
     store: StoreDir = DEFAULT_STORE,
 ) -> None:
-    """Free space. Registered models stay: the registry holds links of its own."""
+    """Delete outputs to free space. Registered models stay, because the registry has its own hard links."""
     from talaria.store.prune import prune
     from talaria.store.store import Store
 

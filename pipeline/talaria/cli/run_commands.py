@@ -35,7 +35,7 @@ def watch(
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Look once and leave.")] = False,
 ) -> None:
-    """Follow a training: its curve, drawn as it grows, and how it is doing."""
+    """Follow a training: draw its curve and show its progress until it ends."""
     from rich.console import Console
 
     from talaria.cli import run_views
@@ -50,7 +50,7 @@ def compare(
     metric: Metric = "loss",
     axis: Annotated[Axis, typer.Option(help="What the curves are drawn over.")] = "step",
 ) -> None:
-    """Lay runs over one another, and show where their results and settings differ."""
+    """Overlay the curves of several runs, and show how their results and settings differ."""
     from rich.console import Console
 
     from talaria.cli import run_views

@@ -43,7 +43,7 @@ _CHART_HEIGHT = 20
 
 
 def show_runs(root: Path, console: Console, *, limit: int = 20) -> None:
-    """A table of the store's runs, the latest active first."""
+    """Print a table of the store's runs, the latest first."""
     cards = RunCatalog(root).summaries(limit)
     if not cards:
         raise UserError(f"{root} holds no training yet; `talaria run CONFIG` starts one.")
@@ -64,7 +64,7 @@ def show_runs(root: Path, console: Console, *, limit: int = 20) -> None:
 
 
 def watch(root: Path, name: str, console: Console, *, metric: str = "loss", every: float = 2.0, once: bool = False) -> None:
-    """Draw a run's curve and facts, again and again until it has ended."""
+    """Draw a run's curve and results repeatedly until it has ended."""
     training = _open(resolve_run(root, name), metric)
     frame, ended = _frame(training, metric, console)
     if console.is_terminal and not once:
@@ -81,7 +81,7 @@ def watch(root: Path, name: str, console: Console, *, metric: str = "loss", ever
 
 
 def compare(root: Path, names: Sequence[str], console: Console, *, metric: str = "loss", axis: Axis = "step") -> None:
-    """Curves of several runs over one another, and a table of how they ended and where their settings differ."""
+    """Print the curves of several runs in one chart, and a table of their results and of the settings that differ."""
     if not 2 <= len(names) <= len(_COLORS):
         raise UserError(f"compare takes 2 to {len(_COLORS)} runs, got {len(names)}.")
     trainings = [_open(resolve_run(root, name), metric) for name in names]
@@ -104,7 +104,7 @@ def _state(card: dict[str, Any]) -> Text:
 
 
 def _line(training: Training, metric: str, axis: Axis, color: str) -> Line:
-    """The metric, smoothed over a hundredth of the run, since noise would fill the few lines of a terminal."""
+    """Return the metric, smoothed over a hundredth of the run, because noise would fill the few lines of a terminal."""
     span = len(training.metrics.steps) // 100
     curves = training.series({metric: _POINTS}, axis=axis, smooth=(metric, span) if span > 1 else None)["curves"]
     curve = curves.get(SMOOTH) or curves[metric]
@@ -112,7 +112,7 @@ def _line(training: Training, metric: str, axis: Axis, color: str) -> Line:
 
 
 def _frame(training: Training, metric: str, console: Console) -> tuple[RenderableType, bool]:
-    """What `watch` shows now, and whether the run has ended."""
+    """Return what `watch` shows now, and whether the run has ended."""
     card, history = summarize(training.run, time.time()), training.history()
     lines, legend = [_line(training, metric, "step", _PLOT[0])], [(metric, _RICH[0])]
     if metric == "loss" and len(training.evals.steps):

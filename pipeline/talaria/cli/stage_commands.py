@@ -34,7 +34,7 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Make every stage again, even where its output exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run every stage, from the data set to the promoted model; what is there already is reused."""
+    """Run every stage, from the data set to the promoted model; existing outputs are reused."""
     from talaria.cli.training_progress import TrainingProgress
     from talaria.launch import stage as launch
     from talaria.store.store import Store
@@ -59,7 +59,7 @@ def stage(
 ) -> None:
     """Run one stage in the store; the Airflow tasks that want a process of their own use this.
 
-    Exits 75 (EX_TEMPFAIL) where something outside does not answer, so that the task is tried again.
+    Exits with 75 (EX_TEMPFAIL) if an external service does not answer, so that the task is retried.
     """
     from talaria.stages.run import run_stage
     from talaria.stages.table import STAGES
@@ -137,7 +137,7 @@ def train(
     set_: Overrides = [],
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune; run again with the same output to continue where it stopped."""
+    """Fine-tune a model; run it again with the same output to resume."""
     from talaria.cli.training_progress import TrainingProgress
     from talaria.launch.accelerate_command import Machine
     from talaria.launch.stage import launch
@@ -157,7 +157,7 @@ def inspect(
     split: Annotated[str, typer.Option(help="train or validation.")] = "train",
     html: Annotated[Path | None, typer.Option(help="Write a page of samples instead.")] = None,
 ) -> None:
-    """Show what the model will see and what counts in the loss."""
+    """Show what the model sees and which tokens count in the loss."""
     from talaria.tokenization import inspection as page
 
     if html is not None:

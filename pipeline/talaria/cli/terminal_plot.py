@@ -22,7 +22,7 @@ class Line:
 
 
 def chart(lines: Sequence[Line], width: int, height: int) -> RenderableType:
-    """Lines drawn with braille dots; a remark where there is nothing to draw."""
+    """Draw lines with braille dots; return a remark if there is nothing to draw."""
     drawn = [line for line in lines if line.y]
     if not drawn:
         return Text("no such values yet", style="dim")
@@ -46,7 +46,7 @@ def chart(lines: Sequence[Line], width: int, height: int) -> RenderableType:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """A few places from low to high, even and inclusive."""
+    """Return a few evenly spaced values from low to high, both included."""
     return [low + (high - low) * part / (_TICKS - 1) for part in range(_TICKS)]
 
 

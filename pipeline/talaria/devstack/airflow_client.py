@@ -9,7 +9,7 @@ import httpx
 
 
 def is_up(url: str) -> bool:
-    """Whether something answers there with success."""
+    """Return whether the address answers with success."""
     try:
         return httpx.get(url, timeout=5, trust_env=False).is_success
     except httpx.HTTPError:
@@ -17,7 +17,7 @@ def is_up(url: str) -> bool:
 
 
 class AirflowApi:
-    """A logged-in client; raises httpx.HTTPError when a call fails."""
+    """An authenticated client of Airflow's REST API; its calls raise httpx.HTTPError when they fail."""
 
     def __init__(self, url: str, user: str, password: str) -> None:
         self._http = httpx.Client(base_url=url, timeout=120, trust_env=False)  # a busy machine's first answers take half a minute
@@ -45,38 +45,38 @@ class AirflowApi:
         self.call("PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": False})
 
     def dag_tasks(self, dag_id: str) -> list[dict[str, Any]]:
-        """The tasks of a DAG, with what follows each."""
+        """Return the tasks of a DAG with their downstream task ids."""
         return list(self.call("GET", f"/api/v2/dags/{dag_id}/tasks")["tasks"])
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         return dict(self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}"))
 
     def unfinished_runs(self, dag_id: str) -> list[str]:
-        """Ids of the runs that are running or queued, oldest first."""
+        """Return the ids of running and queued runs, oldest first."""
         params = {"state": ["running", "queued"], "order_by": "id"}
         return [run["dag_run_id"] for run in self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns", params=params)["dag_runs"]]
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        """The run's task instances, mapped ones one by one."""
+        """Return the run's task instances, one entry per mapped instance."""
         return list(
             self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 1000})["task_instances"]
         )
 
     def xcom(self, dag_id: str, run_id: str, task_id: str) -> Any:
-        """What the task returned, or None."""
+        """Return the task's return value, or None."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/return_value"
         answer = self._http.get(path, params={"deserialize": True})
         return answer.json()["value"] if answer.is_success else None
 
     def log(self, dag_id: str, run_id: str, task_id: str, attempt: int, map_index: int = -1) -> list[dict[str, Any]]:
-        """The structured lines of a task's log."""
+        """Return the structured lines of a task's log."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{attempt}"
         params = {"full_content": True, "map_index": map_index}
         content = self.call("GET", path, params=params, headers={"Accept": "application/json"})["content"]
         return [line for line in content if isinstance(line, dict)]
 
     def call(self, method: str, path: str, **kwargs: Any) -> Any:
-        """The JSON that a call answers; raises httpx.HTTPStatusError when it fails."""
+        """Send a request and return its JSON; raise httpx.HTTPStatusError when it fails."""
         answer = self._http.request(method, path, **kwargs)
         answer.raise_for_status()
         return answer.json()

@@ -17,7 +17,7 @@ KEYS = ("AIRFLOW_SECRET_KEY", "MLFLOW_SECRET_KEY")
 
 
 def fresh_secrets() -> dict[str, str]:
-    """A value for every secret of docker-compose.yaml. Hexadecimal, so that none needs quoting in a URL, in SQL or in a shell."""
+    """Return a value for every secret of docker-compose.yaml, in hexadecimal, which needs no quoting in a URL, SQL or a shell."""
     values = {f"{name}_PASSWORD": secrets.token_hex(24) for name in PASSWORDS}
     values |= {name: secrets.token_hex(32) for name in KEYS}
     values["AIRFLOW_JWT_SECRET"] = secrets.token_hex(64)  # HS512 wants a key as long as its digest
@@ -26,19 +26,19 @@ def fresh_secrets() -> dict[str, str]:
 
 
 def storage_login() -> dict[str, str]:
-    """Of the object storage that the profile `s3` brings; who has another puts its login in this one's place."""
+    """Return the login of the object storage in the profile `s3`; replace it to use another storage."""
     return {"AWS_ACCESS_KEY_ID": "talaria", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(24)}
 
 
 def placement(has_gpu: bool) -> dict[str, str]:
-    """Who runs training: a worker that owns the GPUs or, where there is none, the CPU worker."""
+    """Return the settings that place training: on a worker with the GPUs, or on the CPU worker if there is no GPU."""
     if has_gpu:
         return {"COMPOSE_PROFILES": "gpu", "WORKER_QUEUES": "default", "TALARIA_CONFIG": "qwen3-4b-base"}
     return {"WORKER_QUEUES": "default,gpu", "TALARIA_CONFIG": "tiny"}
 
 
 def write(path: Path, has_gpu: bool) -> None:
-    """Readable by the owner alone from its first byte on. Raises UserError where the file exists."""
+    """Write the file, readable by the owner only from its first byte on. Raises UserError if it exists."""
     values = placement(has_gpu) | fresh_secrets() | storage_login()
     try:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

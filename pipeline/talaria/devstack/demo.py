@@ -24,7 +24,7 @@ EVALUATE, REGISTER, PROMOTE = "model.evaluate", "registry.register", "registry.p
 
 
 def demo(home: Home, console: Console) -> int:
-    """Returns the exit code: 0 when the run succeeded. Raises UserError where the services or the DAG do not load."""
+    """Run the demo and return the exit code: 0 if the run succeeded. Raises UserError if the services or the DAG do not load."""
     start = time.monotonic()
     ports = up(home, console)
     with AirflowApi(ports.airflow_url, "admin", home.password()) as api:
@@ -47,7 +47,7 @@ def demo(home: Home, console: Console) -> int:
 
 
 def _wait_for_dag(api: AirflowApi, timeout: float = 120.0) -> None:
-    """Until the dag-processor has read the DAG file."""
+    """Wait until the dag-processor has parsed the DAG file."""
     start = time.monotonic()
     while not api.has_dag(DAG):
         for error in api.import_errors():

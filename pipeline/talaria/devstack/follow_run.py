@@ -22,14 +22,14 @@ from talaria.runs.summary import progress_line, summarize
 FINISHED = ("success", "failed", "upstream_failed", "skipped", "removed")
 MARKS = {"success": "[green]✔[/]", "failed": "[red]✘[/]", "upstream_failed": "[red]·[/]", "skipped": "[dim]-[/]"}
 PLAIN_SECONDS = 5.0
-"""Between two lines on a training's progress where there is no terminal."""
+"""Seconds between two progress lines of a training without a terminal."""
 SILENCE_SECONDS = 60.0
-"""How long Airflow may be out of reach while a run is followed."""
+"""Seconds that Airflow may be unreachable while a run is followed."""
 
 
 @dataclass(frozen=True)
 class TaskView:
-    """What is shown of a task; a mapped task is one view for all its parts."""
+    """The display of a task; a mapped task has one view for all its instances."""
 
     id: str
     state: str
@@ -50,7 +50,7 @@ class Follower:
         self._began = time.time()
 
     def look(self) -> tuple[str, list[TaskView]]:
-        """The run's state and its tasks, in the order in which they run."""
+        """Return the run's state and its tasks, in the order in which they run."""
         groups: dict[str, list[dict[str, Any]]] = {}
         state = str(self.api.run(self.dag_id, self.run_id)["state"])
         for task in self.api.tasks(self.dag_id, self.run_id):
@@ -77,7 +77,7 @@ class Follower:
         return self._reused[name]
 
     def training(self) -> str | None:
-        """Step, loss and time left of the training that is under way, None before its first step."""
+        """Return step, loss and time left of the current training, or None before its first step."""
         latest = next((run for run in list_runs(self.store) if not run.finished), None)
         card = summarize(latest, time.time()) if latest else {}
         if not card or card["active"] < self._began or not card["step"]:
@@ -86,7 +86,7 @@ class Follower:
 
 
 def follow(follower: Follower, console: Console, poll: float = 1.0) -> tuple[str, list[TaskView]]:
-    """Show the run until it has ended; returns its state and tasks."""
+    """Show the run until it has ended; return its state and tasks."""
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
             return _until_ended(follower, poll, lambda tasks: live.update(_table(tasks)))
@@ -110,7 +110,7 @@ def _until_ended(follower: Follower, poll: float, show: Callable[[list[TaskView]
 
 
 class PlainLines:
-    """A line for each change, for logs and pipes."""
+    """Print one line per change, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -150,7 +150,7 @@ def _topological(tasks: list[dict[str, Any]]) -> list[str]:
 
 
 def failure(api: AirflowApi, dag_id: str, run_id: str) -> str:
-    """The failed task's own sentence: the message of the exception that ended it."""
+    """Return the failed task's error message: that of the exception that ended it."""
     failed = [task for task in api.tasks(dag_id, run_id) if task["state"] == "failed"]
     if not failed:
         return "the run failed, but no task did; see Airflow."

@@ -69,7 +69,7 @@ class Home:
         return str(json.loads(self.passwords.read_text())["admin"])
 
     def secrets(self) -> dict[str, str]:
-        """Keys that all components share, made once and kept."""
+        """Return the keys that all components share; they are generated once and stored."""
         path = self.root / "secrets.json"
         if not path.exists():
             fernet = urlsafe_b64encode(os.urandom(32)).decode()
@@ -103,7 +103,7 @@ class Ports:
 
 
 def choose_ports(before: Ports | None) -> Ports:
-    """Free ports of the loopback interface; those of last time when they are free, so that bookmarks stay valid."""
+    """Return free ports of the loopback interface: the previous ones if they are free, so that bookmarks stay valid."""
     with contextlib.ExitStack() as held:
         airflow = _bind(held, before.airflow if before else 0)
         mlflow = _bind(held, before.mlflow if before else 0)
@@ -121,7 +121,7 @@ def _bind(held: contextlib.ExitStack, wanted: int) -> int:
 
 
 def environment(home: Home, ports: Ports) -> dict[str, str]:
-    """The variables that make any `airflow` or `talaria` command talk to this installation."""
+    """Return the variables that point any `airflow` or `talaria` command at this installation."""
     keys = home.secrets()
     return {
         "TALARIA_STORE": str(home.store),
@@ -159,7 +159,7 @@ TUNING: Mapping[str, str] = {
 
 
 def service_environment(home: Home, ports: Ports, service: str) -> dict[str, str]:
-    """What a service runs with. Settings of TUNING give way to the caller's environment, addresses and secrets do not."""
+    """Return a service's environment. The caller's environment overrides settings of TUNING, but not addresses and secrets."""
     around = dict(os.environ)
     no_proxy = ",".join(filter(None, (around.get("NO_PROXY") or around.get("no_proxy"), "127.0.0.1,localhost")))
     return {
@@ -176,7 +176,7 @@ def service_environment(home: Home, ports: Ports, service: str) -> dict[str, str
 
 
 def write_shell_file(home: Home, ports: Ports) -> Path:
-    """`. .talaria/env` in a shell, and `airflow` and `talaria` there work on this installation."""
+    """Write the file `env`, which points a shell's `airflow` and `talaria` at this installation."""
     path = home.root / "env"
     values = environment(home, ports) | {"MLFLOW_DISABLE_TELEMETRY": "true"}
     lines = [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
@@ -186,6 +186,6 @@ def write_shell_file(home: Home, ports: Ports) -> Path:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """A file that only its owner can read, from its first byte on."""
+    """Write a file that only its owner can read, from its first byte on."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         file.write(text)

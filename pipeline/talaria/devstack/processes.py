@@ -43,7 +43,7 @@ def start(home: Home, ports: Ports, service: Service) -> psutil.Process:
 
 
 def running(home: Home, name: str) -> psutil.Process | None:
-    """The service's main process, if it lives; a pid that now belongs to something else does not count."""
+    """Return the service's main process if it is alive; a pid that was reused does not count."""
     record = _recorded(home, name)
     try:
         process = psutil.Process(record["pid"])
@@ -54,7 +54,7 @@ def running(home: Home, name: str) -> psutil.Process | None:
 
 
 def descendants(home: Home, services: Iterable[str] | None = None) -> list[psutil.Process]:
-    """Every process that descends from the stack's services, found by the mark in its environment."""
+    """Return every descendant of the stack's services, found by the mark in its environment."""
     wanted = set(services) if services is not None else None
     return [process for process, service in _marked(home) if wanted is None or service in wanted]
 
@@ -93,7 +93,7 @@ def stop(home: Home, services: Sequence[str], patience: float, on_wait: Callable
 
 
 def kill(processes: Iterable[psutil.Process]) -> None:
-    """SIGKILL to whichever of them still lives."""
+    """Send SIGKILL to those that are still alive."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

@@ -30,7 +30,7 @@ SAVE_SECONDS = 330.0
 
 
 def up(home: Home, console: Console, timeout: float = 180.0) -> Ports:
-    """Start what does not run yet and wait until all of it answers. Raises UserError with the log of what fails."""
+    """Start the services that do not run and wait until all answer. Raises UserError with the log of a service that fails."""
     home.create()
     with _locked(home):
         before = Ports.recorded(home)
@@ -72,7 +72,7 @@ def down(home: Home, console: Console) -> None:
 
 
 def say_where(home: Home, ports: Ports, console: Console) -> None:
-    """Addresses, login and what to do next."""
+    """Print addresses, login and what to do next."""
     lines = (
         f"Airflow  {ports.airflow_url}   user admin, password {home.password()}",
         f"MLflow   {ports.mlflow_url}",
@@ -84,7 +84,7 @@ def say_where(home: Home, ports: Ports, console: Console) -> None:
 
 
 def commands(home: Home, ports: Ports) -> dict[str, list[str]]:
-    """The command line of each service. Log servers would listen on every interface and are not needed on one machine."""
+    """Return the command line of each service. Log servers are off: they would listen on every interface."""
     airflow = [sys.executable, "-P", "-m", "airflow"]
     return {
         "mlflow": [
@@ -148,7 +148,7 @@ def _wait_until_ready(
 
 
 def _health(ports: Ports) -> dict[str, Any]:
-    """What MLflow and Airflow say about themselves; empty where they do not answer yet."""
+    """Return the health reports of MLflow and Airflow; empty if they do not answer yet."""
     health: dict[str, Any] = {"mlflow": is_up(f"{ports.mlflow_url}/health")}
     with contextlib.suppress(httpx.HTTPError, ValueError):
         health |= httpx.get(f"{ports.airflow_url}/api/v2/monitor/health", timeout=5, trust_env=False).json()

@@ -26,22 +26,22 @@ Ids = npt.NDArray[np.int32]
 @dataclass(frozen=True)
 class Prompt:
     row: int
-    """Of the messages parquet."""
+    """Row of the messages parquet."""
     ids: Ids
     reference: Ids
-    """Without <|im_end|>."""
+    """The supervised answer of the data, without <|im_end|>."""
 
 
 @dataclass(frozen=True)
 class Answer:
     ids: list[int]
-    """Without the token that ended it."""
+    """Generated token ids, without the end token."""
     stopped: bool
-    """Whether the model ended it with <|im_end|>, rather than by another end token or by length."""
+    """Whether the answer ended with <|im_end|>, not with another end token or by length."""
 
 
 def last_answer(ids: Ids, mask: npt.NDArray[np.bool_], end: int) -> tuple[Ids, Ids] | None:
-    """(prompt, reference) of a conversation; None where no supervised answer ends with `end` (cut off by truncation)."""
+    """Return (prompt, reference) of a conversation; None if no supervised answer ends with `end` (truncated)."""
     supervised = np.flatnonzero(mask)
     if not len(supervised):
         return None
@@ -53,7 +53,7 @@ def last_answer(ids: Ids, mask: npt.NDArray[np.bool_], end: int) -> tuple[Ids, I
 
 
 def choose_prompts(tokens: Tokens, count: int, end: int) -> list[Prompt]:
-    """At most `count` prompts, evenly spread; the same ones every time."""
+    """Return at most `count` prompts, evenly spaced; always the same ones."""
     count = min(count, len(tokens))
     chosen = []
     for place in np.unique(np.linspace(0, len(tokens) - 1, count).round().astype(np.int64)) if count else ():
@@ -65,7 +65,7 @@ def choose_prompts(tokens: Tokens, count: int, end: int) -> list[Prompt]:
 
 
 def open_for_answers(folder: str | Path, device: torch.device) -> Any:
-    """The model as transformers runs it, with a key-value cache: bf16 on a GPU, fp32 on the CPU, where bf16 is slow."""
+    """Open the model for generation with a key-value cache: bf16 on a GPU, fp32 on the CPU, where bf16 is slow."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -78,7 +78,7 @@ def open_for_answers(folder: str | Path, device: torch.device) -> Any:
 def answer_all(
     hf: Any, prompts: Sequence[Prompt], *, end: int, ends: Sequence[int], pad: int, max_new_tokens: int, max_tokens: int
 ) -> list[Answer]:
-    """Greedy answers, in the prompts' order.
+    """Return greedy answers in the order of the prompts.
 
     `ends`: ids that end an answer, `end` (<|im_end|>) among them. A batch holds at most `max_tokens` tokens with its padding
     and the answers to come.
@@ -102,7 +102,7 @@ def answer_all(
 
 
 def cut(generated: Sequence[int], end: int, ends: Sequence[int]) -> Answer:
-    """What was generated before the first end token."""
+    """Return the ids before the first end token."""
     for place, token in enumerate(generated):
         if token in ends:
             return Answer(list(generated[:place]), token == end)
@@ -110,7 +110,7 @@ def cut(generated: Sequence[int], end: int, ends: Sequence[int]) -> Answer:
 
 
 def _batches(lengths: Sequence[int], new: int, max_tokens: int) -> Iterator[list[int]]:
-    """Places of like length together, longest first, so that what runs out of memory does so at once."""
+    """Yield batches of prompts of similar length, longest first, so that running out of memory shows at once."""
     batch: list[int] = []
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
         longest = lengths[batch[0]] if batch else lengths[place]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from talaria.train.model.causal_lm import CausalLM
 
 _STEP = 256
-"""Conversations that are spread over micro-batches at a time."""
+"""Number of conversations that are packed into micro-batches at a time."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class HeldOut:
 
 
 def best_device() -> torch.device:
-    """The first GPU, or the CPU where there is none or ACCELERATE_USE_CPU says so."""
+    """Return the first GPU, or the CPU if there is none or ACCELERATE_USE_CPU is set."""
     from talaria.train.distributed.process_group import choose_device
 
     return choose_device(0)
 
 
 def open_model(folder: str | Path, device: torch.device) -> CausalLM:
-    """A model to look at, not to train: in bf16 on a GPU, in fp32 on the CPU, where bf16 is slow."""
+    """Open a model for evaluation: bf16 on a GPU, fp32 on the CPU, where bf16 is slow."""
     from transformers.utils import logging
 
     from talaria.train.model.causal_lm import ModelOptions, load_model
@@ -44,7 +44,7 @@ def open_model(folder: str | Path, device: torch.device) -> CausalLM:
 
 
 def heldout_loss(model: CausalLM, tokens: Tokens, max_tokens: int) -> HeldOut:
-    """Token-mean loss of the model over all conversations, in micro-batches of at most `max_tokens` tokens."""
+    """Return the model's mean loss per supervised token, and how many tokens and conversations it is taken over."""
     import torch
 
     from talaria.train.batching.dataloader import Loader

@@ -33,13 +33,13 @@ NO_SPLIT = "No held-out conversations: set tokenize.validation_fraction above 0 
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
-    """The stage. `inputs`: train, tokenize, base."""
+    """Run the stage `evaluate`. `inputs`: folders of train, tokenize, base."""
     exports = exported(inputs["train"])
     return measure(config.evaluate, inputs["train"] / MODEL, inputs["tokenize"], inputs["base"], exports, out_dir)
 
 
 def evaluate(config: Config, *, model: Path, tokens: Path, base: Path | None, output: Path) -> dict[str, Any]:
-    """The command: any model folder on any tokens folder; `output` appears whole or not at all."""
+    """Evaluate any model folder on any tokens folder; `output` appears whole or not at all."""
     from talaria.common.output_folder import replacing
 
     for folder in (model, base):
@@ -54,7 +54,7 @@ def evaluate(config: Config, *, model: Path, tokens: Path, base: Path | None, ou
 def measure(
     settings: Settings, model: Path, tokens: Path, base: Path | None, exports: Sequence[Path], out_dir: Path
 ) -> dict[str, Any]:
-    """Fill `out_dir`; returns the numbers of the report that sum it up."""
+    """Write the report into `out_dir`; return its main numbers."""
     from talaria.evaluation.heldout_loss import best_device
     from talaria.tokenization.dataset import heldout_digest
 
@@ -85,7 +85,7 @@ def measure(
 
 
 def flat(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The report's numbers under the names they have in MLflow; null where they could not be measured."""
+    """Return the report's numbers under their MLflow names; None for those that could not be measured."""
     tuned, base = report["tuned"] or {}, report["base"] or {}
     return {
         "heldout_loss": tuned.get("loss"),
@@ -100,7 +100,7 @@ def flat(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weights_of(folder: Path) -> frozenset[tuple[int, int]]:
-    """What tells a folder's weight files from all others of the machine: equal for hard links."""
+    """Return (device, inode) of a folder's weight files: equal sets are hard links of the same files."""
     stats = [path.stat() for path in folder.glob("*.safetensors")]
     return frozenset((stat.st_dev, stat.st_ino) for stat in stats)
 
@@ -123,7 +123,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Exam:
-    """The held-out conversations, and the prompts taken from them."""
+    """The held-out conversations and the prompts chosen from them."""
 
     tokens: Tokens
     settings: Settings
@@ -197,7 +197,7 @@ def _share(flags: Sequence[bool]) -> float | None:
 
 
 def _free(model: torch.nn.Module) -> None:
-    """Give the weights' memory back before the next model comes."""
+    """Free the memory of the weights before the next model is opened."""
     import torch
 
     model.to("meta")

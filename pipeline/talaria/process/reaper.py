@@ -108,7 +108,7 @@ def supervise(command: Sequence[str], grace: float, parent: int, watch: Sequence
 
 
 def descendants() -> list[Process]:
-    """Every living process below this one (zombies hold nothing and do not count)."""
+    """Return every living descendant of this process (zombies hold nothing and do not count)."""
     children: dict[int, list[Process]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit() and (process := alive(int(name))):
@@ -128,13 +128,13 @@ def die_with_parent() -> None:
 
 
 def say(text: str) -> None:
-    """One whole line, whoever else writes to the log; a full disk must not end the reaper."""
+    """Write one whole line to the log; a full disk must not end the reaper."""
     with contextlib.suppress(OSError):
         os.write(2, f"reaper: {text}\n".encode())
 
 
 def _reason(number: int | None, parent: int, lifelines: dict[int, Process], code: int | None) -> str | None:
-    """Why the tree must stop now, or None."""
+    """Return why the tree must stop now, or None."""
     if os.getppid() != parent:
         return "the parent process ended"
     if number in (*STOP, signal.SIGQUIT):
@@ -147,9 +147,9 @@ def _reason(number: int | None, parent: int, lifelines: dict[int, Process], code
 
 
 def _ranks(tree: list[Process], launcher: int, asked: set[Process]) -> set[Process]:
-    """Whom to ask to leave: the launcher's children and the orphans, or the launcher if it has not started any.
+    """Return the processes to signal: the launcher's children and orphans, or the launcher if it has started none.
 
-    What ranks start themselves is theirs to end; it comes here as an orphan if they do not.
+    Ranks end their own children; if they do not, those become orphans here.
     """
     ranks = {process for process in tree if process.parent in (launcher, os.getpid()) and process.pid != launcher}
     if not ranks and not asked:
@@ -158,7 +158,7 @@ def _ranks(tree: list[Process], launcher: int, asked: set[Process]) -> set[Proce
 
 
 def _collect(launcher: int, code: int | None) -> int | None:
-    """Reap every dead child; the launcher's exit code once it has one."""
+    """Reap every dead child; return the launcher's exit code once it has one."""
     with contextlib.suppress(ChildProcessError):
         while (found := os.waitpid(-1, os.WNOHANG))[0]:
             if found[0] == launcher:
@@ -168,7 +168,7 @@ def _collect(launcher: int, code: int | None) -> int | None:
 
 
 def alive(pid: int) -> Process | None:
-    """The living process of this pid, or None."""
+    """Return the living process with this pid, or None."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()  # the name before it may hold spaces and parentheses
@@ -183,7 +183,7 @@ def _signal(process: Process, number: int) -> None:
 
 
 def _as_child() -> None:
-    """In the launcher before exec: signals as usual, and SIGTERM should the reaper itself be killed."""
+    """Prepare the launcher before exec: default signals, and SIGTERM if the reaper is killed."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     die_with_parent()
 

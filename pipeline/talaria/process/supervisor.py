@@ -18,11 +18,11 @@ from talaria.process import reaper
 
 LOOK = 0.1  # seconds between looks at the log
 MARK = "TALARIA_RUN"
-"""In the environment of all that runs beneath one reaper: by it they are found should the reaper itself be killed."""
+"""Environment variable of all processes below one reaper; finds them if the reaper is killed."""
 
 
 class Stop:
-    """A request to end what runs, which a signal handler may make at any time, also before anything runs."""
+    """A request to stop a command. A signal handler can make it at any time, also before the command runs."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -39,7 +39,7 @@ class Stop:
         self._send(signal.SIGQUIT)
 
     def end_now(self) -> None:
-        """Kill what runs, without a request to stop: it is broken, and may be started again."""
+        """Kill a broken command without a request to stop; it can be started again."""
         self._send(signal.SIGQUIT)
 
     def watch(self, process: subprocess.Popen[bytes]) -> None:
@@ -53,7 +53,7 @@ class Stop:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, for a command that it starts.
+    """Return the environment for a command that this process starts.
 
     It lacks Airflow's own settings, which hold secrets (its database's, its tokens'). Python, and all that it starts in turn,
     imports nothing from the working folder: a user's file config.py or random.py there would stand for the library's.
@@ -114,7 +114,7 @@ def run(
 
 
 def _outlive(process: subprocess.Popen[bytes], stop: Stop) -> None:
-    """Wait for the reaper; whoever interrupts the wait wants it over."""
+    """Wait for the reaper; an interrupt ends the grace period."""
     while process.poll() is None:
         try:
             time.sleep(LOOK)
@@ -136,7 +136,7 @@ def _reap_for(mark: str, grace: float) -> None:
 
 
 def _marked(mark: str) -> set[int]:
-    """Living processes of one run, whoever their parent is by now."""
+    """Return the living processes of one run, whatever their parent."""
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # ended meanwhile, or another user's
@@ -146,7 +146,7 @@ def _marked(mark: str) -> set[int]:
 
 
 def _follow(log: Path, begin: int, process: subprocess.Popen[bytes]) -> Iterator[str | None]:
-    """Lines as they are appended, and None after each look, until the process has ended and all is read."""
+    """Yield lines as they are appended, and None after each poll, until the process has ended and all is read."""
     rest = b""
     while True:
         ended = process.poll() is not None  # asked before reading: what was written before the end is read after it
@@ -166,13 +166,13 @@ def _follow(log: Path, begin: int, process: subprocess.Popen[bytes]) -> Iterator
 
 
 def _clean(line: bytes) -> str:
-    """What a terminal would show: of a progress bar that redraws itself only the last state."""
+    """Return what a terminal would show: only the last state of a progress bar that redraws itself."""
     return line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")
 
 
 @contextlib.contextmanager
 def stopped_by_signals(stop: Stop) -> Iterator[None]:
-    """SIGTERM, or Ctrl-C once, lets the command save and leave; Ctrl-C again kills it. For a command line's main thread."""
+    """Let SIGTERM or the first Ctrl-C stop the command gracefully; the second Ctrl-C kills it. Main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

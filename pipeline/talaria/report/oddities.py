@@ -1,4 +1,4 @@
-"""What is odd about a conversation, found on whole columns."""
+"""Data quality checks of conversations, computed on whole columns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Turns:
-    """A batch of conversations, flattened: turn j of row i is number offsets[i] + j."""
+    """A batch of flattened conversations: turn j of row i is element offsets[i] + j."""
 
     offsets: npt.NDArray[np.int64]
     role: pa.Array
@@ -34,7 +34,7 @@ class Turns:
         return data.to_pybytes() if data else b""
 
     def any(self, turns: Mask) -> Mask:
-        """Rows in which any turn is true."""
+        """Return the rows in which any turn is true."""
         total = np.concatenate([[0], np.cumsum(turns)])
         found: Mask = total[self.offsets[1:]] > total[self.offsets[:-1]]
         return found

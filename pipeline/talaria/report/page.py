@@ -34,7 +34,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font: 12.5px/1.
 
 
 def page(report: Facts) -> str:
-    """HTML of the report.json that measure makes. Everything that comes from the data is escaped."""
+    """Render report.json as HTML. Every value from the data is escaped."""
     body = "\n".join(
         [
             f"<h1>Data report: {escape(report['name'])}</h1>",
@@ -112,7 +112,7 @@ def _histograms(distributions: Facts) -> str:
 
 
 def histogram(found: Facts, width: int = 480, height: int = 150) -> str:
-    """Bars as SVG; the last, paler one stands for everything above the 99th percentile."""
+    """Draw bars as SVG; the last, paler bar stands for everything above the 99th percentile."""
     bins: Sequence[Facts] = found["bins"]
     if not bins:
         return ""

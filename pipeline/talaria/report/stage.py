@@ -1,4 +1,4 @@
-"""The report stage: what is in the data, as numbers (report.json) and as a page (report.html).
+"""The stage `report`: statistics of the data as JSON (report.json) and as a page (report.html).
 
 Reads the messages in chunks, the tokens' lengths and masks, and what convert and tokenize counted.
 """
@@ -42,7 +42,7 @@ def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> Facts:
 
 
 def report(data: Path, tokens: Path, output: Path) -> Facts:
-    """The stage on explicit paths. `data` holds messages.parquet, or is it."""
+    """Run the stage on explicit paths. `data` is messages.parquet or its folder."""
     with replacing(output, made_by="report") as work:
         facts = fill(data, tokens, work.path, name=data.stem)
         work.describe({"facts": facts})
@@ -50,7 +50,7 @@ def report(data: Path, tokens: Path, output: Path) -> Facts:
 
 
 def fill(data: Path, tokens: Path, out_dir: Path, *, name: str, download: Path | None = None) -> Facts:
-    """Write both files. Returns the few numbers that say most."""
+    """Write both files and return the main numbers."""
     measured = measure(data if data.is_file() else data / MESSAGES, tokens)
     measured |= {"name": name, "origin": facts_of(download), "dropped": drops(facts_of(data), facts_of(tokens))}
     (out_dir / "report.json").write_text(json.dumps(measured, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -59,7 +59,7 @@ def fill(data: Path, tokens: Path, out_dir: Path, *, name: str, download: Path |
 
 
 def facts_of(folder: Path | None) -> Facts:
-    """What the stage that filled the folder counted; nothing where it was not made by one."""
+    """Return the facts of the stage that made the folder; empty if no stage made it."""
     manifest = (folder or Path()) / MANIFEST
     if folder is None or not manifest.is_file():
         return {}
@@ -68,7 +68,7 @@ def facts_of(folder: Path | None) -> Facts:
 
 
 def drops(convert: Facts, tokenize: Facts) -> list[Facts]:
-    """Each reason for which a stage dropped rows."""
+    """Return the number of dropped rows by stage and reason."""
     reasons = shape.REASONS | DROPS
     return [
         {"stage": stage, "reason": reason, "meaning": reasons.get(reason, reason), "rows": rows}
@@ -79,7 +79,7 @@ def drops(convert: Facts, tokenize: Facts) -> list[Facts]:
 
 @dataclass(frozen=True)
 class Measured:
-    """A batch of rows: a number a row, and which rows are odd."""
+    """Measurements of a batch of rows: one number per row, and the rows that fail each check."""
 
     characters: Numbers
     turns: Numbers
@@ -100,7 +100,7 @@ def measure_batch(messages: pa.Array) -> Measured:
 
 
 def sums(values: Numbers, offsets: Numbers) -> Numbers:
-    """The sum of each row's values."""
+    """Return the sum of each row's values."""
     total: Numbers = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
     return total[offsets[1:]] - total[offsets[:-1]]
 
@@ -163,13 +163,13 @@ def longest(characters: Numbers) -> Numbers:
 
 
 def repeated(all_digests: bytes) -> int:
-    """Rows whose messages equal an earlier row's."""
+    """Return the rows whose messages equal an earlier row's."""
     values = np.frombuffer(all_digests, dtype=[("high", "u8"), ("low", "u8")])
     return len(values) - len(np.unique(values))
 
 
 def distribution(values: Numbers, *, whole: bool = True, bins: int = 40) -> Facts:
-    """Mean, quantiles and a histogram; the last bin of many takes everything above the 99th percentile."""
+    """Return mean, quantiles and a histogram, whose last bin takes everything above the 99th percentile."""
     if not len(values):
         return {"mean": None, "quantiles": {}, "bins": [], "open": False}
     points = {"min": 0, "p10": 10, "p50": 50, "p90": 90, "p99": 99, "max": 100}
@@ -185,7 +185,7 @@ def distribution(values: Numbers, *, whole: bool = True, bins: int = 40) -> Fact
 
 
 def sources(file: pq.ParquetFile, tokens_of_row: Numbers) -> list[Facts]:
-    """Rows and tokens by the column `source`, the largest first; those beyond the first 30 together."""
+    """Return rows and tokens per value of the column `source`, largest first; those after the first 30 are summed."""
     if "source" not in file.schema_arrow.names:
         return []
     column = (
@@ -205,7 +205,7 @@ def sources(file: pq.ParquetFile, tokens_of_row: Numbers) -> list[Facts]:
 
 
 def previews(file: pq.ParquetFile, rows: list[int]) -> dict[int, str]:
-    """The beginning of these rows (rising), each as 'role: text' lines. Reads only the row groups that hold them."""
+    """Return the beginning of the given rows (ascending) as 'role: text' lines. Reads only the row groups that contain them."""
     texts: dict[int, str] = {}
     first = 0
     for group in range(file.metadata.num_row_groups):

@@ -22,7 +22,7 @@ def run_stage(
 ) -> Output:
     """Run one stage in the store, or reuse what an earlier run with the same key left there.
 
-    `function` makes the same output in another way than the stage's own function (workflow/tokenize_parts.py).
+    `function` replaces the stage's own function and must make the same output (workflow/tokenize_parts.py).
     """
     stage = STAGES[name]
     key, described = key_of(stage, config, {name: output.key for name, output in upstream.items()})

@@ -49,7 +49,7 @@ STAGES: dict[str, Stage] = {
 
 
 def inputs_of(stage: Stage, config: Config) -> tuple[str, ...]:
-    """The stages whose outputs this one takes under this configuration."""
+    """Return the stages whose outputs this stage reads with this configuration."""
     trains_tokenizer = config.base.source == "random" and config.base.tokenizer is None
     if stage.name == "base" and not trains_tokenizer:
         return ()
@@ -57,7 +57,7 @@ def inputs_of(stage: Stage, config: Config) -> tuple[str, ...]:
 
 
 def key_of(stage: Stage, config: Config, input_keys: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
-    """The key of a stage's output, and what it stands for (kept in the manifest)."""
+    """Return the key of a stage's output, and the values it is computed from (stored in the manifest)."""
     settings = {section: getattr(config, section).key_fields() for section in stage.reads}
     outside = resolve(stage.fingerprint)(config) if stage.fingerprint else None
     inputs = {name: input_keys[name] for name in inputs_of(stage, config)}
@@ -66,7 +66,7 @@ def key_of(stage: Stage, config: Config, input_keys: Mapping[str, str]) -> tuple
 
 
 def planned_keys(config: Config) -> dict[str, str]:
-    """Stage -> the key that a run of this configuration would have now. Asks the hub for revisions, runs nothing."""
+    """Return the key of every stage for a run of this configuration now. Asks the hub for revisions; runs nothing."""
     keys: dict[str, str] = {}
     for name, stage in STAGES.items():
         keys[name], _ = key_of(stage, config, keys)
@@ -74,7 +74,7 @@ def planned_keys(config: Config) -> dict[str, str]:
 
 
 def resolve(dotted: str) -> Callable[..., Any]:
-    """'module:name' -> the function, imported now."""
+    """Import and return the function named 'module:name'."""
     module, _, name = dotted.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return function

@@ -1,4 +1,4 @@
-"""All stages, then register and promote, without Airflow."""
+"""Run all stages, then register and promote, without Airflow."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def run_all(
     on_line: Callable[[str], None] = print,
     train: Callable[[Config, Mapping[str, Path], Path], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The whole way without Airflow: every stage, then register and promote. Returns each one's facts.
+    """Run every stage, then register and promote. Return the facts of each.
 
-    `on_line` is told how it goes; `train` stands for the train stage's function, to show its progress.
+    `on_line` gets progress lines; `train` replaces the function of the stage `train`, to show its progress.
     """
     from talaria.registry.promotion import promote
     from talaria.registry.register import register

@@ -21,7 +21,7 @@ STAGE = "tokenize"
 
 
 def parts_to_do(config: Config, store: Store, upstream: Mapping[str, Output], *, force: bool = False) -> list[int]:
-    """Numbers of the parts; none where one process does it all or the output is there already."""
+    """Return the numbers of the parts to do; empty if one process does it all or the output exists."""
     if config.tokenize.shards == 1 or (not force and store.find(STAGE, _key(config, upstream))):
         return []
     if force:
@@ -45,7 +45,7 @@ def tokenize_part(config: Config, store: Store, upstream: Mapping[str, Output], 
 
 
 def join(config: Config, store: Store, upstream: Mapping[str, Output], *, force: bool = False) -> Output:
-    """The stage's output, from the parts; in one process where there are none."""
+    """Make the stage's output from the parts, or in one process if there are none."""
     if config.tokenize.shards == 1:
         return run_stage(STAGE, config, store, upstream, force=force)
     folder = _parts(config, store, upstream)
