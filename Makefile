@@ -16,7 +16,7 @@ LOCAL  := $(BIN)/python -m talaria.devstack
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv up demo down test test-stack test-load test-storm debian lint docs audit lock compose-env wheel-test
+.PHONY: help venv up demo down test test-stack test-load test-storm debian lint docs audit lock compose-env test-wheel
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,7 +33,7 @@ down: ## Stop everything that `make up` and `make demo` started
 	@if [ -x $(BIN)/python ]; then $(LOCAL) down; else echo "Nothing to stop: there is no $(VENV)."; fi
 
 test: $(DEV) ## Run the tests that need nothing but this clone
-	@$(BIN)/pytest -m "not stack and not load and not storm" $(PYTEST_ARGS)
+	@$(BIN)/pytest -m "not stack and not load and not storm and not wheel" $(PYTEST_ARGS)
 
 compose-env: ## Write .env with fresh secrets for docker compose; an existing one is kept
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m talaria.devstack.compose_env; else $(PYTHON) -m talaria.devstack.compose_env; fi
@@ -50,6 +50,9 @@ debian:
 
 test-storm: $(DEV) ## End one training in every way that there is, again and again
 	@$(BIN)/pytest -m storm $(PYTEST_ARGS)
+
+test-wheel: $(DEV) ## Build the wheel, install it into an empty environment and use it from an empty folder
+	@$(BIN)/pytest -m wheel $(PYTEST_ARGS)
 
 lint: $(DEV) ## Check style, imports, layers, dependencies, types, the locks and known vulnerabilities
 	@$(BIN)/ruff check

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer._click.exceptions import ClickException, NoArgsIsHelpError
 
+from talaria import __version__
 from talaria.cli.startup import leave
 from talaria.common.errors import TrainingStopped, UserError
 from talaria.common.printable import printable
@@ -27,13 +28,27 @@ Exit codes: 0 done; 2 bad usage, configuration or input (one line on stderr); 1 
 """
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML configuration, for example configs/tiny.yaml.")]
-MaybeConfig = Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="YAML configuration; absent: the defaults.")]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a shipped configuration: tiny.")]
+MaybeConfig = Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file or name; absent: the defaults.")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated.")]
 StoreDir = Annotated[Path, typer.Option("--store", envvar="TALARIA_STORE", help="Folder of all stage outputs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as one JSON object on stdout.")]
 OutputPath = Annotated[Path, typer.Option("--output", help="Where the result goes.")]
 DEFAULT_STORE = Path(".talaria/store")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"talaria {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
+
+
+@app.callback()
+def _options(version: Version = False) -> None:
+    pass
 
 
 def main() -> NoReturn:
@@ -99,7 +114,8 @@ def finish(facts: dict[str, Any], as_json: bool) -> None:
 def load(path: Path | None, overrides: list[str]) -> Config:
     """Return the configuration of a command, or the defaults if CONFIG is left out."""
     from talaria.config import load as settings
+    from talaria.config.folder import find_config
 
     if path is not None:
-        return settings.load(path, overrides)
+        return settings.load(find_config(path), overrides)
     return settings.override({"name": "talaria"}, overrides, "command line")

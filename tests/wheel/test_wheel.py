@@ -1,0 +1,73 @@
+"""The wheel alone, in an environment and a folder where nothing else of this repository is (`make test-wheel`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import talaria
+
+REPOSITORY = Path(__file__).parents[2]
+pytestmark = [pytest.mark.wheel, pytest.mark.timeout(1200)]
+
+
+def run(command: list[str | Path], cwd: Path, **environment: str) -> str:
+    """The command's output; the repository is not on its path, and no setting of ours is in its environment."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "TALARIA", "MLFLOW", "PYTHON"))}
+    done = subprocess.run(command, cwd=cwd, env=kept | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the source archive that is built first, as an index has them."""
+    folder = tmp_path_factory.mktemp("dist")
+    sys.path.insert(0, str(REPOSITORY / "tools"))
+    import install
+
+    run([install.find_uv(os.environ), "build", "--quiet", "--out-dir", folder, REPOSITORY], folder, **install.pip_settings())
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The locked versions of what `[train,airflow]` wants, and the wheel."""
+    import install
+
+    folder = tmp_path_factory.mktemp("environment") / "venv"
+    settings = {**install.pip_settings(), **os.environ}
+    uv = install.find_uv(settings)
+    install.run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)], settings)
+    install.install(uv, folder, {"train", "airflow"}, False, settings)
+    install.run([uv, "pip", "uninstall", "--quiet", "--python", str(folder), "talaria"], settings)
+    extras = f"talaria[train,airflow] @ file://{wheel}"
+    install.run([uv, "pip", "install", "--quiet", "--offline", "--python", str(folder), extras], settings)
+    return folder / "bin"
+
+
+def test_the_wheel_has_what_it_needs_and_no_more(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    for name in ("py.typed", "configs/tiny.yaml", "configs/qwen3-4b-base.yaml"):
+        assert f"talaria/{name}" in names
+    for name in ("py.typed", "monitor/static/index.html", "monitor/static/vendor/uPlot.LICENSE"):
+        assert f"talaria_airflow/{name}" in names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"talaria", "talaria_airflow"}
+
+
+def test_there_is_one_version() -> None:
+    assert tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"] == talaria.__version__
+
+
+def test_talaria_runs_in_an_empty_folder(environment: Path, tmp_path: Path) -> None:
+    assert run([environment / "talaria", "--version"], tmp_path) == f"talaria {talaria.__version__}\n"
+    short = ["--set", "download.rows=400", "--set", "train.max_steps=4", "--set", "evaluate.prompts=4"]
+    told = json.loads(run([environment / "talaria", "run", "tiny", *short, "--json"], tmp_path))
+    assert told["train"]["steps"] == 4
+    assert told["promote"]["champion"]
