@@ -1,9 +1,10 @@
 """Training speed: this project's trainer and TRL's SFTTrainer on one card, the same model shape and lengths, in one run.
 
-TRL gets Liger kernels, packing and a variable-length attention: torch's own (trl-varlen) or this project's way to cuDNN
-(trl-cudnn). trl-pip is what it does with packages alone.
+TRL gets Liger kernels, packing and torch's variable-length attention, which this file registers for it, or this project's way to
+cuDNN (trl-cudnn). trl-pip is what it does with packages alone.
 
     python benchmarks/train.py                       # every run of the table
+    python benchmarks/train.py --only lora trl-lora qwen2-3b trl-qwen2-3b
     python benchmarks/train.py --only mixed --profile
     python benchmarks/train.py --only bf16 --gpus 2 --set global_batch=256
 
@@ -23,31 +24,65 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-OURS: dict[str, dict[str, Any]] = {
-    "bf16": {"precision": "bf16", "max_tokens_per_device": 14336},
-    "mixed": {"precision": "mixed"},
-    "mixed-fp8": {"precision": "mixed", "fp8": "true"},
-    "bf16-fp8": {"precision": "bf16", "fp8": "true", "max_tokens_per_device": 14336},
+
+@dataclass(frozen=True)
+class Ours:
+    """A run of this project's trainer: `train.*` settings, and the runs of TRL that it is compared with."""
+
+    settings: dict[str, Any]
+    peers: tuple[str, ...]
+    shape: str = "qwen3-4b"
+
+
+@dataclass(frozen=True)
+class Trl:
+    """A run of TRL: micro-batches of `max_length` tokens, `accumulate` of them a step."""
+
+    attention: str = "FlashAttention-2"
+    max_length: int = 8192
+    accumulate: int = 7
+    lora: int = 0
+    """Rank of the adapters; 0: all parameters are trained."""
+    shape: str = "qwen3-4b"
+
+
+FULL = "trl-varlen", "trl-cudnn", "trl-pip"
+BF16 = {"precision": "bf16", "max_tokens_per_device": 14336}
+OURS = {
+    "bf16": Ours(BF16, FULL),
+    "mixed": Ours({"precision": "mixed"}, FULL),
+    "mixed-fp8": Ours({"precision": "mixed", "fp8": "true"}, FULL),
+    "bf16-fp8": Ours({**BF16, "fp8": "true"}, FULL),
+    "lora": Ours({"precision": "mixed", "max_tokens_per_device": 8192, "lora": {"rank": 16, "alpha": 32}}, ("trl-lora",)),
+    "qwen2-3b": Ours(BF16, ("trl-qwen2-3b",), "qwen2.5-3b"),
+    "llama-3b": Ours(BF16, ("trl-llama-3b",), "llama-3.2-3b"),
+    "mistral-3b": Ours(BF16, ("trl-mistral-3b",), "mistral-3b"),
 }
 LONGEST = 4000
 """Longer conversations are drawn again: 1 in 8,000."""
-TRL: dict[str, dict[str, Any]] = {
-    "trl-varlen": {"attention": "FlashAttention-2", "max_length": 8192, "accumulate": 7, "checkpointing": False},
-    "trl-cudnn": {"attention": "cuDNN", "max_length": 8192, "accumulate": 7, "checkpointing": False},
-    "trl-pip": {"attention": "sdpa", "max_length": 4096, "accumulate": 14, "checkpointing": False},
+TRL = {
+    "trl-varlen": Trl(),
+    "trl-cudnn": Trl("cuDNN"),
+    "trl-pip": Trl("sdpa", max_length=4096, accumulate=14),
+    "trl-lora": Trl(lora=16),
+    "trl-qwen2-3b": Trl(shape="qwen2.5-3b"),
+    "trl-llama-3b": Trl(shape="llama-3.2-3b"),
+    "trl-mistral-3b": Trl(shape="mistral-3b"),
 }
+RUNS: dict[str, Ours | Trl] = {**OURS, **TRL}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=[*OURS, *TRL], help="runs to make; all by default")
-    parser.add_argument("--shape", default="qwen3-4b", choices=["qwen3-4b", "tiny"])
+    parser.add_argument("--only", nargs="+", choices=RUNS, help="runs to make; all by default")
+    parser.add_argument("--tiny", action="store_true", help="go through the motions with tiny models, on a CPU too")
     parser.add_argument("--steps", type=int, default=20, help="optimiser steps a run")
     parser.add_argument("--peer-steps", type=int, default=6, help="optimiser steps of a peer's run")
     parser.add_argument("--warm", type=int, default=3, help="first steps that are not counted")
@@ -74,10 +109,10 @@ def main() -> None:
 
 
 def run_all(args: argparse.Namespace, work: Path) -> dict[str, Any]:
-    prepare(args, work)
     results: dict[str, Any] = {"machine": machine()}
     print(json.dumps(results["machine"]), flush=True)
-    for name in args.only or [*OURS, *TRL]:
+    for name in args.only or RUNS:
+        prepare(args, work, RUNS[name].shape)
         out = work / f"{name}.json"
         shutil.rmtree(work / "out", ignore_errors=True)
         ranks = (
@@ -93,26 +128,32 @@ def run_all(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     return results
 
 
-def prepare(args: argparse.Namespace, work: Path) -> None:
+def prepare(args: argparse.Namespace, work: Path, shape: str) -> None:
+    """The shape's model and tokens, made where they are not there yet; other shapes' models go, as they are large."""
     import torch
 
-    from benchmarks.train_data import SHAPES, make_model, make_tokens
+    from benchmarks.train_data import SHAPES, TINY, make_model, make_tokens
 
-    vocabulary = SHAPES[args.shape]["vocab_size"]
-    if not (work / "model").exists():
-        make_model(work / "model", args.shape, "cuda" if torch.cuda.is_available() else "cpu")
-    if not (work / "tokens").exists():
-        make_tokens(work / "tokens", 128 * args.gpus * (args.steps + 3), vocabulary, LONGEST)
+    sizes = SHAPES[shape] | (TINY if args.tiny else {})
+    folder = work / shape
+    if not folder.exists():
+        for other in SHAPES:
+            shutil.rmtree(work / other, ignore_errors=True)
+        make_model(folder / "model", sizes, "cuda" if torch.cuda.is_available() else "cpu")
+        torch.cuda.empty_cache()
+        make_tokens(folder / "tokens", (4 if args.tiny else 128) * args.gpus * (args.steps + 3), sizes["vocab_size"], LONGEST)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     from benchmarks import train_runs
 
-    model, tokens, output = args.work / "model", args.work / "tokens", args.work / "out"
-    if args.measure in TRL:
-        return train_runs.run_trl(model, tokens, output, TRL[args.measure], args.peer_steps, min(args.warm, args.peer_steps - 1))
+    run = RUNS[args.measure]
+    model, tokens, output = args.work / run.shape / "model", args.work / run.shape / "tokens", args.work / "out"
+    if isinstance(run, Trl):
+        run = replace(run, max_length=512, accumulate=1) if args.tiny else run
+        return train_runs.run_trl(model, tokens, output, run, args.peer_steps, min(args.warm, args.peer_steps - 1))
     chosen = dict(pair.split("=", 1) for pair in args.set)
-    settings = {"global_batch": 128, **OURS[args.measure], **chosen}
+    settings = {"global_batch": 4 if args.tiny else 128, **run.settings, **chosen}
     return train_runs.run_ours(model, tokens, output, settings, args.steps, args.warm, args.profile)
 
 
@@ -129,7 +170,7 @@ def line(name: str, results: dict[str, Any]) -> str:
         text += f"  compiled after step 10: {result['compiled_after_10']}  micro-batches {result['micro_batches']:.1f}"
         text += "".join(
             f"  {results[name]['tokens_per_second'] / results[peer]['tokens_per_second']:.2f}x {peer}"
-            for peer in TRL
+            for peer in OURS[name].peers
             if "tokens_per_second" in results.get(peer, {})
         )
         text += f"\n             {result['kernels']}"

@@ -11,8 +11,10 @@ import torch
 from talaria.tokenization.arrow_writer import ShardWriter, shard_name, write_index
 from talaria.tokenization.encoder import Batch, sums
 
+ROPE = {"rope_type": "default", "rope_theta": 1e6}
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-4b": {
+        "family": "qwen3",
         "hidden_size": 2560,
         "intermediate_size": 9728,
         "num_hidden_layers": 36,
@@ -20,9 +22,44 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
         "head_dim": 128,
         "vocab_size": 151936,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        "rope_parameters": ROPE,
+    },
+    "qwen2.5-3b": {
+        "family": "qwen2",
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "rope_parameters": ROPE,
+    },
+    "llama-3.2-3b": {
+        "family": "llama",
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 128256,
+        "rope_parameters": ROPE,
+    },
+    "mistral-3b": {
+        # Mistral's layers at the size above; of conversations of 400 tokens a quarter is longer than the window.
+        "family": "mistral",
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 131072,
+        "sliding_window": 512,
+        "rope_parameters": ROPE,
     },
     "small": {
+        "family": "qwen3",
         "hidden_size": 512,
         "intermediate_size": 1536,
         "num_hidden_layers": 8,
@@ -31,16 +68,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 128,
         "vocab_size": 151936,
     },
-    "tiny": {
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "vocab_size": 512,
-    },
 }
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 512,
+}
+"""Sizes in which every shape goes through a benchmark's motions on a CPU."""
 MEDIAN, SIGMA, LONGEST = 330, 0.68, 8000
 """Lognormal lengths with the statistics of OpenHermes-2.5 under Qwen3's tokenizer: mean ~415, p90 ~790, p99 ~1,600."""
 SUPERVISED = 0.6
@@ -76,21 +114,24 @@ def make_tokens(folder: Path, count: int, vocabulary: int, longest: int, seed: i
     return lengths
 
 
-def make_model(folder: Path, shape: str, device: str, seed: int = 0) -> None:
-    """A Hugging Face folder of bf16 weights drawn on the device; tied embeddings, as Qwen3-4B has."""
+def make_model(folder: Path, sizes: dict[str, Any], device: str, seed: int = 0) -> None:
+    """A Hugging Face folder of bf16 weights drawn on the device; sizes: of `SHAPES`. Embeddings are tied."""
     from safetensors.torch import save_file
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = Qwen3Config(**SHAPES[shape], tie_word_embeddings=True, dtype="bfloat16", architectures=["Qwen3ForCausalLM"])
+    sizes = dict(sizes)
+    config = AutoConfig.for_model(sizes.pop("family"), **sizes, tie_word_embeddings=True, dtype="bfloat16")
     with torch.device("meta"):
-        names = {name: tuple(p.shape) for name, p in Qwen3ForCausalLM(config).named_parameters()}
+        model = AutoModelForCausalLM.from_config(config)
+    config.architectures = [type(model).__name__]
     draw = torch.Generator(device).manual_seed(seed)
     weights = {}
-    for name, size in names.items():
-        if len(size) == 1:
-            weights[name] = torch.ones(size, dtype=torch.bfloat16)
+    for name, param in model.named_parameters():
+        if param.ndim == 1:
+            weights[name] = torch.full(param.shape, float(not name.endswith("bias")), dtype=torch.bfloat16)
         else:
-            weights[name] = (torch.randn(size, generator=draw, device=device) * config.initializer_range).bfloat16().cpu()
+            drawn = torch.randn(param.shape, generator=draw, device=device)
+            weights[name] = (drawn * config.initializer_range).bfloat16().cpu()
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

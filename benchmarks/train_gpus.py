@@ -176,7 +176,7 @@ def main() -> None:
     if not (work / "model").exists():
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # this process is to leave the GPUs' memory alone
-            pool.submit(make_model, work / "model", args.shape, device).result()
+            pool.submit(make_model, work / "model", SHAPES[args.shape], device).result()
         make_tokens(work / "tokens", 2 * args.batch * args.steps, SHAPES[args.shape]["vocab_size"], 2000)
         make_tokenizer(work / "tokens" / "tokenizer")
     runs = Runs(work, args.batch, args.steps)

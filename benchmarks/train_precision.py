@@ -51,9 +51,9 @@ def run_all(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     import torch
 
     from benchmarks.train import machine
-    from benchmarks.train_data import make_model
+    from benchmarks.train_data import SHAPES, make_model
 
-    make_model(work / "model", args.shape, "cuda" if torch.cuda.is_available() else "cpu")
+    make_model(work / "model", SHAPES[args.shape], "cuda" if torch.cuda.is_available() else "cpu")
     losses: dict[str, list[float]] = {}
     for name in MODES:
         out = work / "losses.json"

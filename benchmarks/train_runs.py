@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from talaria.train.train_step import TrainStep
 from talaria.train.trainer import Trainer
 
 from benchmarks.train_measure import Result, Sensors, memory, profiled
+
+if TYPE_CHECKING:
+    from benchmarks.train import Trl
 
 
 def run_ours(model: Path, tokens: Path, output: Path, settings: dict[str, Any], steps: int, warm: int, profile: bool) -> Result:
@@ -51,7 +54,7 @@ def run_ours(model: Path, tokens: Path, output: Path, settings: dict[str, Any], 
         "tokens_of_step": [r["tokens"] for r in everything],
         "seconds_of_step": [r["seconds"] for r in everything],
         "losses": [round(r["loss"], 6) for r in everything],
-        "balance": trainer.parts.plan.sampled_quality()[0],
+        "balance": trainer.components.plan.sampled_quality()[0],
         **memory(),
         **sensors.result(),
         **({"profile": watch.profile} if profile else {}),
@@ -97,15 +100,16 @@ class Watch:
         return outcome
 
 
-def run_trl(model: Path, tokens: Path, output: Path, settings: dict[str, Any], steps: int, warm: int) -> Result:
-    """TRL's SFTTrainer with Liger kernels and packing. settings: attention, max_length, accumulate, checkpointing."""
+def run_trl(model: Path, tokens: Path, output: Path, run: Trl, steps: int, warm: int) -> Result:
+    """TRL's SFTTrainer with Liger kernels and packing, without activation checkpointing."""
     from datasets import load_from_disk
+    from peft import LoraConfig
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    attention = settings["attention"]
+    attention = run.attention
     if attention != "sdpa":
         kernel = {"cuDNN": packed_attention.CUDNN, "FlashAttention-2": packed_attention.FLASH}[attention]
         if torch.cuda.is_available():
@@ -118,14 +122,14 @@ def run_trl(model: Path, tokens: Path, output: Path, settings: dict[str, Any], s
     config = SFTConfig(
         output_dir=str(output),
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=settings["accumulate"],
-        max_length=settings["max_length"],
+        gradient_accumulation_steps=run.accumulate,
+        max_length=run.max_length,
         packing=True,
         max_steps=steps,
         bf16=device == "cuda",
         use_cpu=device == "cpu",
         use_liger_kernel=device == "cuda",
-        gradient_checkpointing=settings["checkpointing"],
+        gradient_checkpointing=False,
         optim="adamw_torch_fused",
         learning_rate=1e-5,
         adam_beta2=0.95,
@@ -151,15 +155,21 @@ def run_trl(model: Path, tokens: Path, output: Path, settings: dict[str, Any], s
             batches.append(inputs["position_ids"].detach().cpu() if device == "cpu" else inputs["position_ids"].detach().clone())
             return super().training_step(model, inputs, *args, **kwargs)
 
+    lora = LoraConfig(task_type="CAUSAL_LM", r=run.lora, lora_alpha=2 * run.lora, target_modules="all-linear")
     trainer = Recording(
-        model=network, args=config, train_dataset=load_from_disk(str(tokens)), processing_class=tokenizer, callbacks=[Clock()]
+        model=network,
+        args=config,
+        train_dataset=load_from_disk(str(tokens)),
+        processing_class=tokenizer,
+        callbacks=[Clock()],
+        peft_config=lora if run.lora else None,
     )
+    count = flop_count_of(trainer.model, network)
     with Sensors() as sensors:
         trainer.train()
-    counted = batches[settings["accumulate"] * warm :]
+    counted = batches[run.accumulate * warm :]
     lengths = np.concatenate([conversation_lengths(position_ids) for position_ids in counted])
     seconds = marks[-1] - marks[warm - 1]
-    count = flop_count_of(network)
     peak = metrics.peak_flops(torch.device(device))
     return {
         "tokens_per_second": float(lengths.sum()) / seconds,
@@ -175,7 +185,8 @@ def conversation_lengths(position_ids: torch.Tensor) -> np.ndarray:
     return np.diff(np.append(np.flatnonzero(ids == 0), len(ids)))
 
 
-def flop_count_of(network: Any) -> metrics.FlopCount:
+def flop_count_of(trained: Any, network: Any) -> metrics.FlopCount:
+    """trained: the network, or peft's wrapper around it, which says what is frozen."""
     from types import SimpleNamespace
 
-    return metrics.flop_count(SimpleNamespace(core=network, parameters=network.parameters))  # type: ignore[arg-type]
+    return metrics.flop_count(SimpleNamespace(core=network, parameters=trained.parameters))  # type: ignore[arg-type]
