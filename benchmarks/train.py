@@ -39,6 +39,8 @@ class Ours:
     settings: dict[str, Any]
     peers: tuple[str, ...]
     shape: str = "qwen3-4b"
+    length: int = 0
+    """Tokens of every conversation; 0: lengths like OpenHermes-2.5's."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Trl:
     accumulate: int = 7
     lora: int = 0
     """Rank of the adapters; 0: all parameters are trained."""
+    checkpointing: bool = False
     shape: str = "qwen3-4b"
+    length: int = 0
 
 
 FULL = "trl-varlen", "trl-cudnn", "trl-pip"
@@ -64,6 +68,8 @@ OURS = {
     "qwen2-3b": Ours(BF16, ("trl-qwen2-3b",), "qwen2.5-3b"),
     "llama-3b": Ours(BF16, ("trl-llama-3b",), "llama-3.2-3b"),
     "mistral-3b": Ours(BF16, ("trl-mistral-3b",), "mistral-3b"),
+    "long-32k": Ours({"precision": "bf16", "max_tokens_per_device": 32768, "global_batch": 1}, ("trl-long-32k",), length=32768),
+    "long-32k-mixed": Ours({"max_tokens_per_device": 32768, "global_batch": 1}, ("trl-long-32k",), length=32768),
 }
 LONGEST = 4000
 """Longer conversations are drawn again: 1 in 8,000."""
@@ -75,6 +81,7 @@ TRL = {
     "trl-qwen2-3b": Trl(shape="qwen2.5-3b"),
     "trl-llama-3b": Trl(shape="llama-3.2-3b"),
     "trl-mistral-3b": Trl(shape="mistral-3b"),
+    "trl-long-32k": Trl(max_length=32768, accumulate=1, checkpointing=True, length=32768),
 }
 RUNS: dict[str, Ours | Trl] = {**OURS, **TRL}
 
@@ -112,7 +119,7 @@ def run_all(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     results: dict[str, Any] = {"machine": machine()}
     print(json.dumps(results["machine"]), flush=True)
     for name in args.only or RUNS:
-        prepare(args, work, RUNS[name].shape)
+        prepare(args, work, RUNS[name])
         out = work / f"{name}.json"
         shutil.rmtree(work / "out", ignore_errors=True)
         ranks = (
@@ -128,27 +135,34 @@ def run_all(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     return results
 
 
-def prepare(args: argparse.Namespace, work: Path, shape: str) -> None:
-    """The shape's model and tokens, made where they are not there yet; other shapes' models go, as they are large."""
+def prepare(args: argparse.Namespace, work: Path, run: Ours | Trl) -> None:
+    """A run's model and tokens, made where they are not there yet; other shapes' models go, as they are large."""
     import torch
 
     from benchmarks.train_data import SHAPES, TINY, make_model, make_tokens
 
-    sizes = SHAPES[shape] | (TINY if args.tiny else {})
-    folder = work / shape
-    if not folder.exists():
+    sizes = SHAPES[run.shape] | (TINY if args.tiny else {})
+    model, tokens = folders(work, run)
+    if not model.exists():
         for other in SHAPES:
             shutil.rmtree(work / other, ignore_errors=True)
-        make_model(folder / "model", sizes, "cuda" if torch.cuda.is_available() else "cpu")
+        make_model(model, sizes, "cuda" if torch.cuda.is_available() else "cpu")
         torch.cuda.empty_cache()
-        make_tokens(folder / "tokens", (4 if args.tiny else 128) * args.gpus * (args.steps + 3), sizes["vocab_size"], LONGEST)
+    if not tokens.exists():
+        count = (4 if args.tiny or run.length else 128) * args.gpus * (args.steps + 3)
+        make_tokens(tokens, count, sizes["vocab_size"], LONGEST, length=run.length)
+
+
+def folders(work: Path, run: Ours | Trl) -> tuple[Path, Path]:
+    """(model, tokens)."""
+    return work / run.shape / "model", work / run.shape / (f"tokens-{run.length}" if run.length else "tokens")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     from benchmarks import train_runs
 
     run = RUNS[args.measure]
-    model, tokens, output = args.work / run.shape / "model", args.work / run.shape / "tokens", args.work / "out"
+    (model, tokens), output = folders(args.work, run), args.work / "out"
     if isinstance(run, Trl):
         run = replace(run, max_length=512, accumulate=1) if args.tiny else run
         return train_runs.run_trl(model, tokens, output, run, args.peer_steps, min(args.warm, args.peer_steps - 1))

@@ -95,9 +95,9 @@ def lengths_like_openhermes(count: int, longest: int, seed: int = 0) -> np.ndarr
     return lengths[:count]
 
 
-def make_tokens(folder: Path, count: int, vocabulary: int, longest: int, seed: int = 0) -> np.ndarray:
-    """A tokens folder as the tokenize stage writes it; returns the lengths."""
-    lengths = lengths_like_openhermes(count, longest, seed)
+def make_tokens(folder: Path, count: int, vocabulary: int, longest: int, *, length: int = 0, seed: int = 0) -> np.ndarray:
+    """A tokens folder as the tokenize stage writes it; returns the lengths: all `length`, or drawn up to `longest`."""
+    lengths = np.full(count, length) if length else lengths_like_openhermes(count, longest, seed)
     draw = np.random.default_rng(seed + 1)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)

@@ -101,7 +101,7 @@ class Watch:
 
 
 def run_trl(model: Path, tokens: Path, output: Path, run: Trl, steps: int, warm: int) -> Result:
-    """TRL's SFTTrainer with Liger kernels and packing, without activation checkpointing."""
+    """TRL's SFTTrainer with Liger kernels and packing."""
     from datasets import load_from_disk
     from peft import LoraConfig
     from tokenizers import Tokenizer
@@ -129,7 +129,7 @@ def run_trl(model: Path, tokens: Path, output: Path, run: Trl, steps: int, warm:
         bf16=device == "cuda",
         use_cpu=device == "cpu",
         use_liger_kernel=device == "cuda",
-        gradient_checkpointing=False,
+        gradient_checkpointing=run.checkpointing,
         optim="adamw_torch_fused",
         learning_rate=1e-5,
         adam_beta2=0.95,

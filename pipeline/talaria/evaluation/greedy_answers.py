@@ -83,22 +83,32 @@ def answer_all(
     `ends`: ids that end an answer, `end` (<|im_end|>) among them. A batch holds at most `max_tokens` tokens with its padding
     and the answers to come.
     """
-    import torch
-    from transformers import GenerationConfig
-
-    how = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(ends), pad_token_id=pad, use_cache=True
-    )
     answers: list[Answer | None] = [None] * len(prompts)
     for places in _batches([len(prompt.ids) for prompt in prompts], max_new_tokens, max_tokens):
         ids, mask = _pad_left([prompts[place].ids for place in places], pad)
-        with torch.no_grad():
-            out = hf.generate(
-                torch.from_numpy(ids).to(hf.device), attention_mask=torch.from_numpy(mask).to(hf.device), generation_config=how
-            )
-        for place, generated in zip(places, out[:, ids.shape[1] :].tolist(), strict=True):
-            answers[place] = cut(generated, end, ends)
+        for place, tokens in zip(places, _generate(hf, ids, mask, ends, pad, max_new_tokens), strict=True):
+            answers[place] = cut(tokens, end, ends)
     return [answer for answer in answers if answer is not None]
+
+
+def _generate(
+    hf: Any, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], ends: Sequence[int], pad: int, max_new_tokens: int
+) -> list[list[int]]:
+    import torch
+    from transformers import GenerationConfig
+
+    from talaria.evaluation.graph_decoding import can_decode, decode
+
+    prompts, visible = (torch.from_numpy(array).to(hf.device) for array in (ids, mask))
+    if hf.device.type == "cuda" and can_decode(hf):
+        return decode(hf, prompts, visible, ends=ends, max_new_tokens=max_new_tokens)
+    how = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(ends), pad_token_id=pad, use_cache=True
+    )
+    with torch.no_grad():
+        out = hf.generate(prompts, attention_mask=visible, generation_config=how)
+    generated: list[list[int]] = out[:, ids.shape[1] :].tolist()
+    return generated
 
 
 def cut(generated: Sequence[int], end: int, ends: Sequence[int]) -> Answer:

@@ -55,7 +55,8 @@ class ReplicatedGradients:
         self.group, self.spans = group, spans
         self.last = False
         self._under_way: dict[int, dist.Work] = {}
-        order = sorted(range(len(params)), key=lambda index: not spans[index].partial)  # stable: layers stay together
+        # Stable, so that layers stay together; vectors last, so that matrices multiplied as one have their totals side by side.
+        order = sorted(range(len(params)), key=lambda index: (not spans[index].partial, params[index].ndim < 2))
         self.flat = torch.zeros(sum(param.numel() for param in params), dtype=dtype, device=group.device)
         pieces = self.flat.split([params[index].numel() for index in order])  # type: ignore[no-untyped-call]
         self._sums: list[Tensor] = [piece for _, piece in sorted(zip(order, pieces, strict=True), key=lambda pair: pair[0])]
