@@ -1,4 +1,4 @@
-"""Between numpy and Arrow by buffers: `pa.array`, `pa.scalar` and `to_numpy` import pandas first, 0.2 s and 40 MB of it."""
+"""Convert between numpy and Arrow by buffers: `pa.array`, `pa.scalar` and `to_numpy` import pandas first (0.2 s, 40 MB)."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import pyarrow as pa
 
 
 def to_arrow(values: npt.NDArray[Any]) -> pa.Array:
-    """One-dimensional numbers, not copied, or booleans, packed into bits."""
+    """Wrap a one-dimensional numpy array as an Arrow array: numbers without a copy, booleans packed into bits."""
     packed = np.packbits(values, bitorder="little") if values.dtype == np.bool_ else np.ascontiguousarray(values)
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(packed)])
 
 
 def to_numpy(values: pa.Array) -> npt.NDArray[Any]:
-    """Numbers as a read-only view, booleans unpacked. Raises TypeError or ValueError where one is null."""
+    """Return numbers as a read-only view, booleans unpacked. Raises TypeError or ValueError if a value is null."""
     if pa.types.is_boolean(values.type):
         return np.from_dlpack(values.cast(pa.uint8())).view(np.bool_)
     return np.from_dlpack(values)
 
 
 def scalar(text: str) -> pa.Scalar:
-    """A large_string."""
+    """Return a large_string scalar, built without importing pandas."""
     data = text.encode()
     ends = pa.py_buffer(np.array([0, len(data)], np.int64))
     return pa.Array.from_buffers(pa.large_string(), 1, [None, ends, pa.py_buffer(data)])[0]

@@ -14,8 +14,8 @@ class DataError(UserError):
 
 
 class Unavailable(UserError):
-    """Something outside that does not answer now; the same attempt may succeed later, so a DAG task tries again."""
+    """An external service does not answer now; a later attempt may succeed, so a DAG task is retried."""
 
 
 class TrainingStopped(RuntimeError):
-    """A training ended before it was done; its checkpoints stay, so the same again goes on from the last one."""
+    """A training ended before it was done; its checkpoints stay, so the same command resumes from the last one."""

@@ -15,13 +15,13 @@ MANIFEST = "manifest.json"
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's content."""
+    """Return the sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fsync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -30,9 +30,9 @@ def fsync(path: Path) -> None:
 
 
 def link_or_copy(source: str | Path, target: str | Path) -> None:
-    """A second name for a file at no cost, or a copy where the file system has none (another disk).
+    """Create a hard link to a file, or a copy if the file system does not allow one (another disk).
 
-    Raises FileNotFoundError where the source is gone.
+    Raises FileNotFoundError if the source is gone.
     """
     try:
         os.link(source, target)
@@ -43,12 +43,12 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
 
 
 def digest(value: Any) -> str:
-    """sha256 of a JSON value in canonical form."""
+    """Return the sha256 of a JSON value in canonical form."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Readers see the old text or the new one, never a part; the text survives a power cut."""
+    """Replace a text file atomically: readers see the old or the new text, and the new one survives a power cut."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)

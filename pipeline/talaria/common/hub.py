@@ -1,4 +1,4 @@
-"""The Hugging Face hub: a revision pinned to a commit, a snapshot of chosen files, and what to do where it fails.
+"""The Hugging Face hub: resolve a revision to a commit, download a snapshot of chosen files, and explain failures.
 
 The library's cache keeps finished files, so that a second run needs no network. A token comes from HF_TOKEN only.
 """
@@ -17,7 +17,7 @@ Kind = Literal["model", "dataset"]
 
 
 def commit_of(repo: str, revision: str, kind: Kind = "model") -> str:
-    """The commit that a branch, tag or commit stands for now; offline, the one it stood for when it was last downloaded."""
+    """Return the commit that a branch, tag or commit resolves to now; offline, to which it resolved at the last download."""
     from huggingface_hub import HfApi
 
     with explained(repo, revision, kind):
@@ -25,7 +25,7 @@ def commit_of(repo: str, revision: str, kind: Kind = "model") -> str:
 
 
 def snapshot(repo: str, revision: str, patterns: Sequence[str], kind: Kind = "model") -> tuple[Path, str]:
-    """The top-level files of `repo` that match `patterns`, in the library's cache, and the commit they are of."""
+    """Download the top-level files of `repo` that match `patterns` into the library's cache; return their folder and commit."""
     from huggingface_hub import snapshot_download
 
     commit = commit_of(repo, revision, kind)

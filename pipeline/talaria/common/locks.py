@@ -27,9 +27,9 @@ def locked(
     on_wait: Callable[[str], None] | None = None,
     give_up: Callable[[], bool] = lambda: False,
 ) -> Iterator[int]:
-    """Hold the lock `path`; yields its file descriptor, which a child process may inherit to hold the lock on.
+    """Hold the lock `path` and yield its file descriptor. A child process that inherits the descriptor holds the lock too.
 
-    Waits up to `wait` seconds for another holder and tells `on_wait` once who that is. Raises Busy when the time is over
+    Waits up to `wait` seconds for another holder, whose name it passes to `on_wait` once. Raises Busy when the time is over
     or `give_up` turns true. The file is removed by the last holder that leaves in order.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

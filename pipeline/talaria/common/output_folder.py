@@ -32,7 +32,7 @@ class Work:
 
 @contextmanager
 def replacing(output: Path, made_by: str) -> Iterator[Work]:
-    """A temporary folder beside `output` that takes its place when the block ends without an error.
+    """Yield a temporary folder beside `output` that replaces it when the block ends without an error.
 
     An earlier output of the same stage is replaced; anything else there is refused (UserError), and so is a full disk. What a
     killed run left beside it is removed: a run holds a lock on its folder for as long as it lives.
@@ -45,7 +45,7 @@ def replacing(output: Path, made_by: str) -> Iterator[Work]:
 
 @contextmanager
 def whole(output: Path) -> Iterator[Path]:
-    """A temporary folder beside `output` that takes its place, whatever is there, when the block ends without an error."""
+    """Yield a temporary folder that replaces `output`, whatever is there, when the block ends without an error."""
     with _scratch(output) as work:
         yield work
         _swap(work, output.resolve())
@@ -53,9 +53,9 @@ def whole(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def beside(output: Path) -> Iterator[Path]:
-    """A temporary folder beside `output`, on the same file system, for as long as the block lives.
+    """Yield a temporary folder beside `output`, on the same file system, and remove it when the block ends.
 
-    Raises UserError where the disk is full or the place cannot be written.
+    Raises UserError if the disk is full or the folder cannot be written.
     """
     output = output.resolve()
     entered = False
@@ -73,7 +73,7 @@ def beside(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def _scratch(output: Path) -> Iterator[Path]:
-    """A locked temporary folder beside `output`, gone when the block ends; what a killed run left there is removed first."""
+    """Yield a locked temporary folder beside `output`; first remove what killed runs left there."""
     output = output.resolve()
     work = output.with_name(f"{_prefix(output)}{uuid.uuid4().hex[:8]}")
     output.parent.mkdir(parents=True, exist_ok=True)

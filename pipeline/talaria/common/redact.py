@@ -1,4 +1,4 @@
-"""Secrets out of text, for logs, tags and errors."""
+"""Remove secrets from text, for logs, tags and errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SECRET_NAME = re.compile(
 
 
 def scrub(text: str) -> str:
-    """Text without logins in addresses, well-known kinds of tokens, and values of variables whose names speak of secrets."""
+    """Return text without logins in addresses, well-known kinds of tokens, and values of secret-looking variables."""
     for name, value in os.environ.items():
         if len(value) >= 6 and _SECRET_NAME.search(name):
             text = text.replace(value, "***")

@@ -57,7 +57,7 @@ class Poller:
 
     @property
     def abandoned(self) -> bool:
-        """Whether nobody waits any more: what `work` still does should end soon and change nothing that others read."""
+        """Return whether nobody waits any more: `work` should then end soon and change nothing that others read."""
         return self._abandoned.is_set()
 
     def start(self) -> None:

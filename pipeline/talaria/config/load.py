@@ -111,7 +111,7 @@ def _sentence(error: ValidationError) -> str:
 
 
 def documentation(model: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Every setting: dotted name, default, meaning."""
+    """Return every setting: dotted name, default, meaning."""
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Section):

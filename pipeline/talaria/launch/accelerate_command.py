@@ -48,7 +48,7 @@ class Machine:
 def command(
     train: Train, tokens: Path, model: Path, output: Path, machine: Machine, *, gpus: int
 ) -> tuple[list[str], dict[str, str]]:
-    """The command line of `accelerate launch` on one machine, and its environment. gpus: how many this machine has."""
+    """Return the command line of `accelerate launch` on one machine, and its environment. gpus: number on this machine."""
     ranks = train.num_processes or max(gpus, 1)
     if gpus and ranks > gpus:
         raise UserError(f"train.num_processes is {ranks}, but this machine has {gpus} GPUs; lower it, or leave it at 0.")
@@ -75,7 +75,7 @@ def command(
 
 
 def gpu_count(python: str = sys.executable) -> int:
-    """GPUs that PyTorch sees here. It is asked in a process of its own, and only where there is a driver at all."""
+    """Return the number of GPUs that PyTorch sees. A separate process is asked, and only if there is a driver."""
     drivers = ("nvidia[0-9]*", "kfd", "dxg")
     if not any(any(Path("/dev").glob(name)) for name in drivers):
         return 0

@@ -105,13 +105,13 @@ class Mirror:
                 self.remote.push(self.place, scratch, manifest, give_up=lambda: self._poller.abandoned)
 
     def _snapshot(self) -> dict[str, Any] | None:
-        """The manifest of the snapshot that is there, if it is this training's."""
+        """Return the manifest of the uploaded snapshot, if it belongs to this training."""
         manifest = self.remote.manifest(self.place)
         ours = manifest is not None and manifest.get("identity") == self.identity and isinstance(manifest.get("step"), int)
         return manifest if ours else None
 
     def _describe(self, path: Path) -> dict[str, Any]:
-        """Size and digest; a kept model's files are read once."""
+        """Return size and digest of a file; an exported model's files are read once."""
         stat = path.stat()
         sign = (path.name, stat.st_ino, stat.st_mtime_ns)
         if sign not in self._known:
@@ -131,7 +131,7 @@ class Mirror:
 
 
 def of_store(folder: Path, identity: str, **options: Any) -> Mirror | None:
-    """The mirror of a training folder in a store's `.work`; None elsewhere, and where the deployment has no object storage."""
+    """Return the mirror of a training folder in a store's `.work`; None elsewhere and without object storage."""
     root = store_of(folder)
     if root is None or folder.parent != root / ".work":
         return None

@@ -1,4 +1,4 @@
-"""How a launch ended, in a sentence, and what it did, in numbers: read from the training folder, the log and the kernel."""
+"""Diagnose how a launch ended, and summarise what it did, from the training folder, the log and the kernel."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ _GPU_MEMORY = ("OutOfMemoryError", "CUDA out of memory", "CUDA error: out of mem
 
 
 class Preempted(TrainingStopped):
-    """It was asked to stop."""
+    """The training was stopped by a signal; it can resume."""
 
 
 class TrainingCrashed(TrainingStopped):
-    """It failed; the message names the likely cause."""
+    """The training failed; the message names the likely cause."""
 
     @property
     def by_machine(self) -> bool:
-        """Whether a process, a device or a link gave way, not the program: the same again may well go through."""
+        """Return whether a process, a device or a link failed, not the program: a repetition may succeed."""
         return any(sign in str(self) for sign in _OF_THE_MACHINE)
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """What a finished training did. Losses are means over supervised tokens, in nats; seconds are those of its steps."""
+    """Return the facts of a finished training: losses as means over supervised tokens, in nats; seconds of its steps."""
     steps, evals = read_rows(folder / METRICS), read_rows(folder / EVALS)
     seconds, tokens = sum(row["seconds"] for row in steps), sum(row["tokens"] for row in steps)
     status = RunFolder(folder).status()
@@ -68,7 +68,7 @@ def facts(folder: Path) -> dict[str, Any]:
 
 
 def likely_cause(code: int, lines: Sequence[str], oom_kills: int) -> str:
-    """Why the ranks ended without saying so themselves.
+    """Return the likely reason why the ranks ended, if they recorded none.
 
     code: the launcher's exit code, 128 + n for signal n; lines: the last ones of the log; oom_kills: processes that the
     kernel killed for want of memory meanwhile.
@@ -89,7 +89,7 @@ def likely_cause(code: int, lines: Sequence[str], oom_kills: int) -> str:
 
 
 def oom_kills() -> int:
-    """How many processes the kernel has killed for want of memory since it booted, in whatever container."""
+    """Return how many processes the kernel has killed for lack of memory since it booted, in any container."""
     for line in Path("/proc/vmstat").read_text().splitlines():
         name, _, value = line.partition(" ")
         if name == "oom_kill":
@@ -103,7 +103,7 @@ def _signal_in(lines: Iterable[str]) -> int | None:
 
 
 def is_echo(error: str) -> bool:
-    """Whether an error only reports another process's end."""
+    """Return whether an error only reports the end of another process."""
     return any(echo in error for echo in _ECHOES)
 
 

@@ -44,12 +44,12 @@ def _to_stderr(line: str) -> None:
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path, **options: Any) -> dict[str, Any]:
-    """The train stage; options as of `launch`."""
+    """Run the stage `train`; options are those of `launch`."""
     return launch(config, inputs["tokenize"], inputs["base"], out_dir, **options)
 
 
 def follow(config: Config, store: Store, upstream: Mapping[str, Output], *, force: bool, **options: Any) -> Output:
-    """The train stage on every machine but the first, which publishes the output: train along, then wait for it."""
+    """Run the stage `train` on every machine but the first, which publishes the output: train, then wait for it."""
     key, _ = key_of(STAGES["train"], config, {name: output.key for name, output in upstream.items()})
     if not force and (found := store.find("train", key)):
         return found
@@ -149,7 +149,7 @@ def _look(output: Path, on_look: Callable[[Path], None], deaths: RankDeaths, sto
 
 @contextlib.contextmanager
 def _sole_use(path: Path, grace: float, on_line: Callable[[str], None], stop: Stop) -> Iterator[int]:
-    """The lock of a training folder. Whoever holds it is still saving, at most for its grace period, or plainly training."""
+    """Hold the lock of a training folder; wait for a holder that is still saving, at most for its grace period."""
     with contextlib.ExitStack() as stack:
         try:
             lock = stack.enter_context(
@@ -168,7 +168,7 @@ def _sole_use(path: Path, grace: float, on_line: Callable[[str], None], stop: St
 
 
 def _done(identity: str, output: Path) -> bool:
-    """Whether the folder holds this training, finished. Raises UserError where it holds another one."""
+    """Return whether the folder has this training, finished. Raises UserError if it has another one."""
     status = RunFolder(output).status()
     if status.get("identity", identity) != identity:
         raise UserError(
@@ -178,7 +178,7 @@ def _done(identity: str, output: Path) -> bool:
 
 
 def _prepare(config: Config, output: Path, machine: Machine) -> None:
-    """What the ranks read, and a status that says that they are about to start."""
+    """Write the files that the ranks read, and the status of a training that is about to start."""
     write_atomically(output / machine.own(CONFIG), config.model_dump_json(indent=1))
     write_atomically(output / machine.own(ACCELERATE_CONFIG), ACCELERATE)
     if machine.rank == 0:
@@ -188,7 +188,7 @@ def _prepare(config: Config, output: Path, machine: Machine) -> None:
 
 
 def _outcome(output: Path, code: int, lines: Sequence[str], killed: int, stop: Stop) -> dict[str, Any]:
-    """The facts of a finished training, or the exception that its end calls for."""
+    """Return the facts of a finished training, or raise the exception for how it ended."""
     folder = RunFolder(output)
     status = folder.status()
     state, reason = status.get("state"), status.get("reason") or ""
@@ -219,7 +219,7 @@ def _tokens(folder: Path) -> Path:
 
 
 def _model(model: str | Path) -> Path:
-    """The folder of a model, fetched from the hub where the name is not a folder's."""
+    """Return the folder of a model; download it from the hub if the name is not a folder."""
     if Path(model).is_dir():
         if not (Path(model) / "config.json").exists():
             raise DataError(f"{model}: not a model folder (no config.json).")

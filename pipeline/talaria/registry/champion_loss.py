@@ -1,4 +1,4 @@
-"""The champion's loss on another version's held-out conversations."""
+"""Measure the champion's loss on the held-out conversations of another version."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TOKENIZER = "tokenizer.json"
 def champion_loss(
     client: MlflowClient, champion: ModelVersion, candidate: ModelVersion, *, measure: bool = True
 ) -> tuple[float | None, str | None]:
-    """(loss, None), or (None, why it is not known).
+    """Return (loss, None), or (None, the reason why it is unknown).
 
     Known from the champion's own evaluation where the held-out conversations are the same, or from an earlier measurement,
     which its tags keep; else the champion is run on them (`measure`), which takes a device as large as evaluation does.

@@ -14,7 +14,7 @@ _ENTRIES = 10
 
 @dataclass(frozen=True)
 class Losses:
-    """Held-out losses on the candidate's held-out conversations; None where there is no such model or no such number."""
+    """Losses on the candidate's held-out conversations; None if there is no such model or number."""
 
     candidate: float | None
     base: float | None
@@ -28,7 +28,7 @@ class Decision:
 
 
 def decide(losses: Losses, margin: float, champion: int | None, unmeasured: str | None = None) -> Decision:
-    """The gate. `champion`: the present one's version, if any; `unmeasured`: why its loss is not known, where it is not."""
+    """Decide whether to promote. `champion`: its version, if any; `unmeasured`: why its loss is unknown, if it is."""
     rivals = [("the base model", losses.base)] + ([(f"the champion (version {champion})", losses.champion)] if champion else [])
     if losses.candidate is None or not math.isfinite(losses.candidate):
         return Decision(False, "It has no held-out loss; set tokenize.validation_fraction above 0.")
@@ -45,7 +45,7 @@ def decide(losses: Losses, margin: float, champion: int | None, unmeasured: str 
 
 
 def with_entry(description: str, at: str, text: str) -> str:
-    """The model card with a dated line more in its last section, the history of decisions. The same text twice stays once."""
+    """Add a dated line to the card's last section, the history of decisions. The same text is added only once."""
     card, _, history = description.partition(_HEADING)
     lines = [line for line in history.splitlines() if line.startswith("- ")]
     if not lines or not lines[-1].endswith(f": {text}"):

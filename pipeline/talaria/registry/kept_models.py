@@ -27,17 +27,17 @@ class Kept:
     role: str
     """final: the one that training ended with; kept: exported on the way."""
     loss: float | None
-    """Held-out; None where it was not measured."""
+    """Held-out loss; None if it was not measured."""
     files: Mapping[str, str]
-    """Name in the folder -> sha256."""
+    """File name in the folder -> sha256."""
 
     @property
     def digest(self) -> str:
-        """Tells the model from others, whatever its card says."""
+        """Return a digest of the model's files, without its card."""
         return digest({name: value for name, value in sorted(self.files.items()) if name != CARD})
 
     def verify(self) -> None:
-        """Raise DataError where a file is not what it was when training wrote it."""
+        """Raise DataError if a file differs from what training wrote."""
         now = hashes(self.folder)
         for name, expected in self.files.items():
             if now.get(name) != expected:
@@ -46,10 +46,10 @@ class Kept:
 
 
 def kept_models(train: Path, report: Mapping[str, Any], manifest: Mapping[str, Any] | None) -> list[Kept]:
-    """The models of a training folder by step, the final one last.
+    """Return the models of a training folder by step, the final one last.
 
     An export at the last step is the final model under another name and comes once.
-    Raises DataError where training has not finished.
+    Raises DataError if training has not finished.
     """
     status = RunFolder(train).status()
     if not status:
@@ -68,13 +68,13 @@ def kept_models(train: Path, report: Mapping[str, Any], manifest: Mapping[str, A
 
 
 def candidate(models: list[Kept]) -> Kept:
-    """The one that stands for promotion: the lowest held-out loss, the later one of equals; unmeasured, the final one."""
+    """Return the candidate for promotion: the lowest held-out loss, the later of equals; without losses, the final model."""
     measured = [(model.loss, -model.step, model) for model in models if model.loss is not None and math.isfinite(model.loss)]
     return min(measured, key=lambda entry: entry[:2])[2] if measured else models[-1]
 
 
 def _recorded(folder: Path, train: Path, manifest: Mapping[str, Any] | None) -> dict[str, str]:
-    """The digests from the training folder's manifest; outside a store, the files' own."""
+    """Return the digests from the training folder's manifest; outside a store, digests of the files."""
     if manifest is None:
         return hashes(folder)
     prefix = f"{folder.relative_to(train)}/"

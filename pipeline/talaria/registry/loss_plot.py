@@ -11,7 +11,7 @@ _POINTS = 1000
 
 
 def loss_curves(train: Path, out: Path) -> bool:
-    """Draw training and held-out loss over the steps into `out` (PNG); False where there is nothing to draw."""
+    """Draw training and held-out loss over the steps into `out` (PNG); return False if there is nothing to draw."""
     metrics, evals = Journal(train / METRICS), Journal(train / EVALS)
     metrics.refresh()
     evals.refresh()

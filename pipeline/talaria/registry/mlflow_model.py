@@ -39,7 +39,7 @@ def fill(folder: Path, source: Path, *, card: str, run_id: str, model_id: str) -
 
 
 def describe(folder: Path, run_id: str, model_id: str) -> Any:
-    """The MLmodel: flavours transformers and python_function, chat messages in, a chat completion out."""
+    """Return the MLmodel: flavours transformers and python_function, chat messages in, a chat completion out."""
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature
     from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
@@ -74,14 +74,14 @@ def describe(folder: Path, run_id: str, model_id: str) -> Any:
 
 
 def relink(source: Path, target: Path) -> None:
-    """A hard link (a copy on another file system) in place of whatever is there."""
+    """Replace whatever is there by a hard link, or by a copy on another file system."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     link_or_copy(source, target)
 
 
 def _write_environment(folder: Path) -> None:
-    """The libraries that serve the model, in the three forms that MLflow reads."""
+    """Write the libraries that serve the model, in the three forms that MLflow reads."""
     pins = [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in _LIBRARIES]
     python = platform.python_version()
     conda = {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": [f"python={python}", "pip", {"pip": pins}]}

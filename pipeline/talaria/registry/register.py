@@ -121,7 +121,7 @@ class _Registration:
                 raise
 
     def _versions(self) -> list[ModelVersion]:
-        """The versions of this training that are there already."""
+        """Return the existing versions of this training."""
         return search_versions(self.client, self.name, f"tags.`{TRAIN_KEY}` = '{self.key}'")
 
     def _create(self, kept: Kept) -> int:
@@ -177,7 +177,7 @@ class _Registration:
             self.client.log_model_artifacts(model_id, staging)
 
     def _measure(self, kept: Kept, model_id: str) -> None:
-        """The version's numbers, tied to the model and the held-out set, and the model tied to the run."""
+        """Log the version's numbers, linked to the model and the held-out set, and link the model to the run."""
         from mlflow.entities import LoggedModelOutput
 
         outputs = self.client.get_run(self.log.run_id).outputs
@@ -215,7 +215,7 @@ class _Registration:
 
 
 def metrics_of(kept: Kept, report: Mapping[str, Any]) -> dict[str, float]:
-    """The evaluation's numbers for one version, under the names they have in MLflow."""
+    """Return the evaluation's numbers for one version under their MLflow names."""
     tuned, base = report.get("tuned") or {}, report.get("base") or {}
     values = {"eval_loss": kept.loss, "eval_base_loss": base.get("loss")}
     if kept.role == FINAL:

@@ -1,4 +1,4 @@
-"""The versions of a registered model: what their tags say, how to find them, and which may go."""
+"""Find the versions of a registered model, read and set their tags, and delete old ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _AT_A_TIME = 8
 
 
 def search_versions(client: MlflowClient, model: str, condition: str = "") -> list[ModelVersion]:
-    """Versions of a model, newest first, that meet a condition on their tags. They carry no aliases: MLflow leaves them out."""
+    """Return a model's versions, newest first, that meet a condition on their tags. MLflow leaves out their aliases."""
     filter_string = f"name = '{model}'" + (f" AND {condition}" if condition else "")
     found: list[ModelVersion] = []
     token = None
@@ -39,13 +39,13 @@ def search_versions(client: MlflowClient, model: str, condition: str = "") -> li
 
 
 def local_folder(location: str) -> Path | None:
-    """The folder of a file:// address or plain path; None for files that only a server or an object store reaches."""
+    """Return the folder of a file:// address or plain path; None for files that only a server or an object store can reach."""
     parts = urlsplit(location)
     return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
 
 
 def find_model(client: MlflowClient, model: str) -> dict[str, int]:
-    """Alias -> version of a registered model. Raises DataError where there is no such model."""
+    """Return alias -> version of a registered model. Raises DataError if there is no such model."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -58,7 +58,7 @@ def find_model(client: MlflowClient, model: str) -> dict[str, int]:
 
 
 def keys_of(version: ModelVersion) -> dict[str, str]:
-    """Stage -> key, from a version's tags."""
+    """Return stage -> key from a version's tags."""
     prefix = "talaria.key."
     return {name.removeprefix(prefix): value for name, value in version.tags.items() if name.startswith(prefix)}
 
@@ -68,7 +68,7 @@ def as_number(text: str | None) -> float | None:
 
 
 def set_tags(client: MlflowClient, model: str, version: int | str, tags: Mapping[str, Any]) -> None:
-    """Set tags of a version, but not those whose value is None. MLflow sets one a call, so several calls go at a time."""
+    """Set a version's tags, except those whose value is None. MLflow takes one tag per call, so calls run in parallel."""
     values = [(name, str(value)) for name, value in tags.items() if value is not None]
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
         list(pool.map(lambda tag: client.set_model_version_tag(model, str(version), *tag), values))
@@ -77,7 +77,7 @@ def set_tags(client: MlflowClient, model: str, version: int | str, tags: Mapping
 def prune(model: str, keep: int, *, uri: str) -> dict[str, Any]:
     """Delete all but the newest `keep` versions, with their files.
 
-    A version with an alias stays, and the one that a rollback would go back to.
+    A version with an alias stays, and so does the previous champion.
     """
     if keep < 1:
         raise DataError(f"{model}: cannot keep {keep} versions; keep at least one.")
@@ -97,7 +97,7 @@ def prune(model: str, keep: int, *, uri: str) -> dict[str, Any]:
 
 
 def _delete(client: MlflowClient, version: ModelVersion) -> None:
-    """The version first, so that none ever points at files that are gone."""
+    """Delete the version before its files, so that no version ever points at missing files."""
     client.delete_model_version(version.name, str(version.version))
     model_id = version.tags.get(MODEL_ID)
     if model_id is not None:

@@ -20,7 +20,7 @@ _KEPT_OPEN = 16
 
 
 def list_runs(root: Path) -> list[RunPath]:
-    """Every training of the store at `root`, the latest active first. A rerun under way hides what it will replace."""
+    """Return every training of the store at `root`, the latest active first. A rerun in progress hides what it will replace."""
     found = {
         path.name: RunPath(path.name, path, finished=True) for path in (root / "train").glob("*/") if _KEY.fullmatch(path.name)
     }
@@ -32,7 +32,7 @@ def list_runs(root: Path) -> list[RunPath]:
 
 
 def find_run(root: Path, key: str) -> RunPath | None:
-    """The training of exactly this key. Anything but a key (a path, say) is None."""
+    """Return the training with exactly this key; None for anything that is not a key (a path, for example)."""
     if not _KEY.fullmatch(key):
         return None
     for folder, finished in ((root / ".work" / f"{_WORK}{key}", False), (root / "train" / key, True)):
@@ -42,7 +42,7 @@ def find_run(root: Path, key: str) -> RunPath | None:
 
 
 def resolve_run(root: Path, name: str) -> RunPath:
-    """The training that a person means: the beginning of its key, or the path of a folder that `talaria train` writes.
+    """Return the training that a user names: by the beginning of its key, or by the path of a training folder.
 
     Raises UserError when there is none, or more than one.
     """
@@ -58,7 +58,7 @@ def resolve_run(root: Path, name: str) -> RunPath:
 
 
 class RunCatalog:
-    """The trainings of one store, with what was read of them kept for the next look. Safe to share between threads."""
+    """The trainings of one store, with a cache of what was read. Safe to share between threads."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -67,12 +67,12 @@ class RunCatalog:
         self._summaries: dict[RunPath, tuple[Any, dict[str, Any]]] = {}
 
     def summaries(self, limit: int) -> list[dict[str, Any]]:
-        """Cards of the `limit` latest runs (see `summarize`)."""
+        """Return summaries of the `limit` latest runs (see `summarize`)."""
         now = time.time()
         return [self.summary(run, now) for run in list_runs(self.root)[:limit]]
 
     def summary(self, run: RunPath, now: float) -> dict[str, Any]:
-        """A run's card; read again only if its files changed, or if time alone can change it."""
+        """Return a run's summary, read again only if its files changed or if time alone can change it."""
         signs = [_sign(run.folder / name) for name in (METRICS, STATUS, EVALS, EVENTS)]
         cached = self._summaries.get(run)
         if cached and cached[0] == signs and cached[1]["state"] not in ("running", "starting"):
@@ -82,7 +82,7 @@ class RunCatalog:
         return card
 
     def open(self, run: RunPath) -> Training:
-        """The run's history, as far as it has been read; the least recently used are forgotten."""
+        """Return the run's history from the cache; the least recently used are dropped."""
         with self._lock:
             training = self._open.pop(run, None) or Training(run)
             self._open[run] = training

@@ -43,15 +43,15 @@ class Journal:
         return self._columns["step"]
 
     def column(self, name: str) -> array[float]:
-        """Values of a field, NaN where a row lacks it."""
+        """Return the values of a field, NaN where a row lacks it."""
         return self._columns.get(name) or array("d", [_MISSING]) * len(self.steps)
 
     def names(self) -> list[str]:
-        """Fields that hold at least one number."""
+        """Return the fields that hold at least one number."""
         return [name for name, values in self._columns.items() if not all(map(math.isnan, values))]
 
     def last(self, name: str) -> float | None:
-        """The latest finite value of a field."""
+        """Return the latest finite value of a field."""
         return next((value for value in reversed(self.column(name)) if math.isfinite(value)), None)
 
     def refresh(self) -> None:
@@ -75,7 +75,7 @@ class Journal:
                     self._last_line = whole[whole.rfind(b"\n") + 1 :] + newline
 
     def _continues(self, file: BinaryIO) -> bool:
-        """Whether the file still begins with what was read: same file, and the last line read is where it was."""
+        """Return whether the file still begins with what was read: same file, and the last line read is at its place."""
         if _inode(file) != self._inode:
             return False
         file.seek(self._offset - len(self._last_line))
@@ -111,7 +111,7 @@ class Journal:
 
 
 def thin(values: array[float], buckets: int) -> list[int]:
-    """Indices of the points that draw a curve in `buckets` columns: the lowest and the highest finite value of each
+    """Return the indices of the points that draw a curve in `buckets` columns: the lowest and highest finite value of each
     stretch, and both ends, so that no spike is lost (the min-max half of M4, Jugel et al. 2014)."""
     finite: Sequence[int] = range(len(values))
     if not all(map(math.isfinite, values)):
@@ -130,7 +130,7 @@ def thin(values: array[float], buckets: int) -> list[int]:
 
 
 def _parse(lines: bytes) -> list[Any]:
-    """The value of each line, None for a broken one. All at once where all are whole: a third faster."""
+    """Parse each line, None for a broken one. If all are whole they are parsed at once, which is a third faster."""
     try:
         together: list[Any] = from_json(b"[" + lines.replace(b"\n", b",") + b"]")
         if len(together) == lines.count(b"\n") + 1:

@@ -62,7 +62,7 @@ class Training:
         }
 
     def cursor(self) -> str:
-        """Where the history ends now; hand it to `series` as `since` to get only what comes later.
+        """Return a cursor to the end of the history; pass it to `series` as `since` to get only later points.
 
         Step and time of the last row: if a resumed training rewrote that step, the cursor holds no longer and the
         whole history is sent again. It needs no memory here, so any api-server process can answer.
@@ -103,7 +103,7 @@ class Training:
         return {"cursor": self.cursor(), "whole": first == 0, "curves": curves}
 
     def _after(self, cursor: str) -> int:
-        """Index of the first row after the cursor; 0 when the cursor does not hold."""
+        """Return the index of the first row after the cursor; 0 if the cursor is no longer valid."""
         step, _, _ = cursor.partition("@")
         if not step.isdigit():
             return 0
@@ -111,7 +111,7 @@ class Training:
         return index if index and _cursor(self.metrics, index - 1) == cursor else 0
 
     def _axis(self, journal: Journal, axis: Axis) -> array[float]:
-        """Where each row of a journal lies on the axis: step, tokens seen so far, or hours since the first row."""
+        """Return the x value of each row: step, tokens seen so far, or hours since the first row."""
         if axis == "step":
             return journal.steps
         along = self._hours() if axis == "hours" else self._tokens()
@@ -124,14 +124,14 @@ class Training:
         return array("d", accumulate(finite(count) or 0 for count in self.metrics.column("tokens")))
 
     def _hours(self) -> array[float]:
-        """By the trainer's clock; where that was put back, no time has passed."""
+        """Return hours by the trainer's clock; where it was set back, no time has passed."""
         times = self.metrics.column("time")
         gaps = (max(finite(later - earlier) or 0.0, 0.0) for earlier, later in pairwise(times))
         return array("d", [seconds / 3600 for seconds in accumulate(gaps, initial=0.0)][: len(times)])
 
 
 def moving_average(values: array[float], span: int) -> array[float]:
-    """Exponential moving average with weight 1/span for the newest value, freed of its bias towards zero at the start
+    """Compute an exponential moving average with weight 1/span for the newest value and bias correction at the start
     (as in Adam, Kingma & Ba 2015). A value that is not finite leaves the average as it was."""
     average, weight, averages = 0.0, 0.0, array("d")
     for value in values:
@@ -143,7 +143,7 @@ def moving_average(values: array[float], span: int) -> array[float]:
 
 
 def restarts(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """When and where a training went on after an interruption, and why it had stopped."""
+    """Return when and at which step a training resumed after an interruption, and why it had stopped."""
     found, ending = [], None
     for event in events:
         if event.get("kind") in _ENDINGS:
@@ -156,7 +156,7 @@ def restarts(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names."""
+    """Flatten nested settings to dotted names."""
     pairs: dict[str, Any] = {}
     for name, value in tree.items():
         pairs |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}

@@ -1,4 +1,4 @@
-"""What makes two runs the same run: data, base model and the settings that decide the result."""
+"""The identity of a run: a digest of data, base model and the settings that change the result."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _SAMPLE = 1 << 20
 
 
 def run_identity(config: Config, tokens: Path, base: Path) -> str:
-    """The same for every rank and however many there are."""
+    """Return the identity of a run; it does not depend on the rank or the number of ranks."""
     return digest({"train": config.train.key_fields(), "tokens": _folder(tokens), "base": _folder(base)})
 
 
 def _folder(folder: Path) -> dict[str, str]:
-    """What a folder holds: as its manifest says, else size, first and last MiB of each data file."""
+    """Return an identity of a folder's content: from its manifest, else size, first and last MiB of each data file."""
     manifest = folder / MANIFEST
     if manifest.is_file():
         files = read_object(manifest).get("files")

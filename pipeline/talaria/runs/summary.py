@@ -1,4 +1,4 @@
-"""How a training is doing, from a few small reads of its folder whatever its length (docs/architecture.md has the files)."""
+"""Summarise a training with a few small reads of its folder, whatever its length (docs/architecture.md lists the files)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DEFAULT_HANG_SECONDS = 600.0
 
 
 def summarize(run: RunPath, now: float) -> dict[str, Any]:
-    """The facts of a run's card. Times are Unix seconds; what is not known (yet) is None.
+    """Return the summary of a run. Times are Unix seconds; unknown values are None.
 
     `state` is the trainer's own (running, done, preempted, failed) or `starting` before it said anything, or `lost` when
     it claims to run but has been silent for longer than it would let itself hang. `quiet_seconds` is the silence of a
@@ -99,19 +99,19 @@ def _state(run: RunPath, status: dict[str, Any], config: dict[str, Any], silent:
 
 
 def _hang_timeout(config: dict[str, Any]) -> float:
-    """How long the run lets itself go without progress, in seconds."""
+    """Return the run's train.hang_timeout in seconds."""
     train = config.get("train")
     return (finite(train.get("hang_timeout")) if isinstance(train, dict) else None) or _DEFAULT_HANG_SECONDS
 
 
 def last_activity(run: RunPath) -> float:
-    """When the training last wrote, Unix seconds by the file system's clock."""
+    """Return when the training last wrote, in Unix seconds of the file system's clock."""
     times = [_mtime(run.folder / name) for name in (METRICS, STATUS, EVENTS)]
     return max(times) or _mtime(run.folder)
 
 
 def step_seconds(rows: list[dict[str, Any]]) -> float | None:
-    """Seconds from step to step: the median over `rows`, which a checkpoint or a restart in between does not sway."""
+    """Return the median seconds from step to step over `rows`, which a checkpoint or a restart does not distort."""
     times = [time for row in rows if (time := finite(row.get("time"))) is not None]
     steps = [later - earlier for earlier, later in pairwise(times)]
     if steps:
@@ -131,13 +131,13 @@ def _int(value: Any) -> int | None:
 
 
 def rounded(value: Any) -> float | None:
-    """A number with as many digits as a small drawing can show."""
+    """Round a number to the digits that a small drawing can show."""
     number = finite(value)
     return None if number is None else float(f"{number:.4g}")
 
 
 def finite(value: Any) -> float | None:
-    """A finite number, else None: JSON for browsers has no NaN."""
+    """Return a finite number, else None, because JSON for browsers has no NaN."""
     try:
         return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
     except OverflowError:  # a whole number beyond any float

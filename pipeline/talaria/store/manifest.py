@@ -1,4 +1,4 @@
-"""The manifests of a store: of one folder, and of all that led to it."""
+"""Read the manifests of a store: of one folder, or of a folder and everything it was made from."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ Manifests = dict[str, dict[str, Any]]
 
 
 def store_of(folder: Path) -> Path | None:
-    """The root of the store that a stage's folder, finished or in work, lies in."""
+    """Return the root of the store that contains a stage's folder, finished or in progress; None outside a store."""
     folder = Path(folder).absolute()
     return next((parent for parent in folder.parents[:2] if (parent / ".work").is_dir()), None)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
-    """A folder's manifest.json, where it is one of the store's."""
+    """Return a folder's manifest.json if the folder belongs to a store."""
     manifest = read_object(Path(folder) / MANIFEST)
     return manifest if {"stage", "key", "files"} <= manifest.keys() else None
 
 
 def manifests(inputs: Mapping[str, str | Path]) -> Manifests:
-    """Stage -> manifest, for these folders and all that led to them; a folder outside a store adds nothing."""
+    """Return stage -> manifest for these folders and all their inputs; a folder outside a store adds nothing."""
     found: Manifests = {}
     waiting = [(name, Path(folder)) for name, folder in inputs.items()]
     while waiting:

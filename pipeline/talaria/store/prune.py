@@ -1,4 +1,4 @@
-"""What the store holds, and what of it can go."""
+"""List the outputs of a store and delete those that are not used."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ DAY = 86400.0
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished output, or (`finished` false) the working folder of a run that is under way or was cut off."""
+    """A finished output, or (`finished` false) the working folder of a run that is in progress or was killed."""
 
     stage: str
     path: Path
     bytes: int
     idle_days: float
-    """Since it was last made, used or written to."""
+    """Days since it was last made, used or written to."""
     finished: bool
 
 
 def entries(store: Store) -> Iterator[Entry]:
-    """All that the store holds, finished outputs first."""
+    """Return everything in the store, finished outputs first."""
     now = time.time()
     for stage, path, _ in store.outputs():
         yield Entry(stage, path, _bytes(path), (now - (path / MANIFEST).stat().st_mtime) / DAY, finished=True)
@@ -39,10 +39,10 @@ def entries(store: Store) -> Iterator[Entry]:
 
 
 def prune(store: Store, idle_days: float, *, dry_run: bool = False, remote: bool = False) -> list[Entry]:
-    """Remove what nothing has used for `idle_days` days. Registered models stay: the registry holds links of its own.
+    """Delete what was not used for `idle_days` days. Registered models stay, because the registry has its own hard links.
 
-    `remote` removes the copies of the same on object storage too, which other machines may use.
-    Raises UserError where there is no object storage.
+    `remote` also deletes the copies on object storage, which other machines may use.
+    Raises UserError if there is no object storage.
     """
     if remote and store.remote is None:
         raise UserError(f"{ADDRESS} is not set, so there is no object storage to prune.")

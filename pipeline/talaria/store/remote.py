@@ -39,11 +39,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class RemoteError(Unavailable):
-    """The object storage did not do what was asked: not there, or it refused. Trying again may help."""
+    """The object storage did not answer or refused a request. A retry may help."""
 
 
 class Damaged(RemoteError):
-    """What came back is not what was uploaded. Its manifest is gone now, so that the next upload replaces it."""
+    """A copy differs from what was uploaded. Its manifest is deleted, so that the next upload replaces it."""
 
 
 class Remote:
@@ -62,13 +62,13 @@ class Remote:
 
     @classmethod
     def from_environment(cls) -> Remote | None:
-        """The deployment's (TALARIA_REMOTE), or None."""
+        """Return the deployment's object storage (TALARIA_REMOTE), or None."""
         address = os.environ.get(ADDRESS)
         return cls(address) if address else None
 
     @cached_property
     def _system(self) -> tuple[Any, str]:
-        """The file system, and our root in it."""
+        """Return the file system and our root in it."""
         from fsspec.core import url_to_fs
 
         try:
@@ -79,7 +79,7 @@ class Remote:
         return system, root.rstrip("/")
 
     def manifest(self, place: str) -> dict[str, Any] | None:
-        """The manifest of a whole copy, or None. Raises Damaged where it is none that we could have written."""
+        """Return the manifest of a complete copy, or None. Raises Damaged if the file is no manifest of ours."""
         system, root = self._system
         with self._plain_errors():
             try:
@@ -116,7 +116,7 @@ class Remote:
             _in_parallel(lambda digest: system.rm_file(f"{root}/{place}/{digest}"), former - contents.keys())
 
     def pull(self, place: str, manifest: Mapping[str, Any], folder: Path) -> None:
-        """Fill an empty folder with the files of `manifest`, each checked and on the disk. Raises Damaged."""
+        """Download the files of `manifest` into an empty folder; verify and flush each. Raises Damaged."""
         system, root = self._system
         names: dict[str, list[Path]] = {}
         for name, entry in manifest["files"].items():

@@ -44,7 +44,7 @@ class Output:
     reused: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """What travels through XCom: where the data is and what it is, never the data."""
+        """Return what an XCom carries: the path of the data, its key and facts, never the data."""
         return {"path": str(self.path), "key": self.key, "facts": self.facts, "seconds": self.seconds, "reused": self.reused}
 
     @classmethod
@@ -55,7 +55,7 @@ class Output:
 
 
 def output_key(stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str], outside: Any = None) -> str:
-    """The key of a stage's output. `inputs`: name -> key; `outside`: fingerprint of what comes from outside the store."""
+    """Return the key of a stage's output. `inputs`: name -> key; `outside`: fingerprint of data from outside the store."""
     return digest({"stage": stage, "version": version, "settings": settings, "inputs": inputs, "outside": outside})
 
 
@@ -68,19 +68,19 @@ class Store:
         return self.root / stage / key[:32]
 
     def work(self, stage: str, key: str) -> Path:
-        """A folder for a stage that keeps its progress over crashes (training); published by `publish`."""
+        """Return the working folder of a resumable stage (training), which survives crashes and is published by `publish`."""
         return self.root / ".work" / f"{stage}-{key[:32]}"
 
     def at_remote(self, folder: Path) -> str:
-        """What a folder of the store is called in the remote."""
+        """Return the name of a store folder on object storage."""
         return folder.relative_to(self.root).as_posix()
 
     def find(self, stage: str, key: str) -> Output | None:
-        """The finished output of this key, here or fetched from the remote, or None."""
+        """Return the finished output of this key, from this store or from object storage, or None."""
         return self.here(stage, key) or self._fetch(stage, key)
 
     def here(self, stage: str, key: str) -> Output | None:
-        """The finished output of this key in this store, or None."""
+        """Return the finished output of this key in this store, or None."""
         place = self.place(stage, key)
         try:
             manifest = json.loads((place / MANIFEST).read_text())
@@ -129,7 +129,7 @@ class Store:
 
     @contextlib.contextmanager
     def _working_folder(self, stage: str, key: str, resumable: bool) -> Iterator[Path]:
-        """A folder of one's own, removed at the end; or, resumable, the key's only one, for one run at a time."""
+        """Yield a new folder that is removed at the end; or, if resumable, the key's only folder, for one run at a time."""
         work = self.work(stage, key)
         work.parent.mkdir(parents=True, exist_ok=True)
         if resumable:
@@ -185,7 +185,7 @@ class Store:
         return self._move_in(work, stage, key) or Output(place, key, facts, manifest["seconds"])
 
     def _move_in(self, work: Path, stage: str, key: str) -> Output | None:
-        """Rename a whole folder into its place; the output that is there instead where another run was faster."""
+        """Rename a complete folder into place. If another run was faster, return its output."""
         place = self.place(stage, key)
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -200,7 +200,7 @@ class Store:
         return None
 
     def _fetch(self, stage: str, key: str) -> Output | None:
-        """The output from the remote, moved in like one that was made here; None where the stage has to run."""
+        """Download the output from object storage and move it in; None if the stage has to run."""
         if self.remote is None:
             return None
         place = self.at_remote(self.place(stage, key))
@@ -221,7 +221,7 @@ class Store:
         return self.here(stage, key)
 
     def _share(self, output: Output, *, replace: bool = False) -> Output:
-        """Upload an output that the remote lacks. Where that fails, its next use tries again."""
+        """Upload an output that object storage lacks. If that fails, its next use tries again."""
         if self.remote is None:
             return output
         stage = output.path.parent.name
@@ -235,7 +235,7 @@ class Store:
         return output
 
     def outputs(self) -> Iterator[tuple[str, Path, dict[str, Any]]]:
-        """Every finished output: (stage, folder, manifest)."""
+        """Yield every finished output: (stage, folder, manifest)."""
         for path in sorted(self.root.glob(f"[!.]*/*/{MANIFEST}")):
             with contextlib.suppress(FileNotFoundError):  # pruned meanwhile
                 yield path.parent.parent.name, path.parent, json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""What a model came from, read from the manifests of the store: for MLflow's tags, params and data set inputs."""
+"""The lineage of a model, read from the manifests of the store, as MLflow tags, params and data set inputs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
 ORIGIN = ("talaria.dag_id", "talaria.run_id", "talaria.git_commit")
-"""Tags that say who trained, rather than what."""
+"""Tags that identify the Airflow run and the code, not the data."""
 _MAX_PARAM = 6000  # MLflow's longest param
 _MAX_DIGEST = 36  # and data set digest
 
 
 def train_key(config: Config, known: Manifests) -> str | None:
-    """The key of the training output: its manifest's, or (while it trains) the one it will have. None outside a store."""
+    """Return the key of the training output, from its manifest or (during training) as it will be. None outside a store."""
     if "train" in known:
         return str(known["train"]["key"])
     stage = STAGES["train"]
@@ -36,7 +36,7 @@ def train_key(config: Config, known: Manifests) -> str | None:
 
 
 def data_digest(known: Manifests) -> str | None:
-    """Digest over the source files' digests; of what came nearest to them where the source is unknown."""
+    """Return a digest over the source files' digests, or over the earliest known stage if the source is unknown."""
     for stage in ("download", "convert", "tokenize"):
         if stage in known:
             return digest({name: file["sha256"] for name, file in sorted(known[stage]["files"].items())})
@@ -44,7 +44,7 @@ def data_digest(known: Manifests) -> str | None:
 
 
 def run_tags(config: Config, known: Manifests, context: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The talaria.* tags of a run and its versions."""
+    """Return the talaria.* tags of a run and its versions."""
     keys = {f"talaria.key.{stage}": manifest["key"] for stage, manifest in sorted(known.items())}
     values = {
         "talaria.config": config.name,
@@ -63,7 +63,7 @@ def run_tags(config: Config, known: Manifests, context: Mapping[str, str] | None
 
 
 def run_params(config: Config) -> dict[str, str]:
-    """Every setting under its dotted name, as MLflow takes it."""
+    """Return every setting under its dotted name, as MLflow params."""
     return {name: scrub(str(value))[:_MAX_PARAM] for name, value in config.flat().items()}
 
 
@@ -78,7 +78,7 @@ def base_name(config: Config) -> str:
 
 
 def dataset_inputs(config: Config, known: Manifests, tokens: str | Path) -> list[DatasetInput]:
-    """The training data and the held-out split as MLflow's data set inputs: source and digest, no data loaded."""
+    """Return the training data and the held-out split as MLflow data set inputs: source and digest, no data is loaded."""
     training = data_digest(known) or _shards_digest(Path(tokens) / "train") or _shards_digest(Path(tokens))
     heldout = heldout_digest(tokens)
     inputs = []
@@ -131,19 +131,19 @@ def _data_revision(config: Config, known: Manifests) -> str | None:
 
 
 def _commit(known: Manifests, stage: str) -> str | None:
-    """The commit that a stage's source resolved to."""
+    """Return the commit that a stage's source resolved to."""
     outside = known.get(stage, {}).get("outside")
     return outside.get("commit") if isinstance(outside, dict) else None
 
 
 def airflow_context() -> dict[str, str]:
-    """Which Airflow run this is, from the variables that Airflow gives its tasks."""
+    """Return the Airflow run of this process, from the variables that Airflow sets for its tasks."""
     names = {"talaria.dag_id": "AIRFLOW_CTX_DAG_ID", "talaria.run_id": "AIRFLOW_CTX_DAG_RUN_ID"}
     return {tag: os.environ[name] for tag, name in names.items() if name in os.environ}
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with '-dirty' where files differ from it; None for an installed package."""
+    """Return the commit of this code, with '-dirty' if files differ from it; None for an installed package."""
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return os.environ.get("TALARIA_GIT_COMMIT")

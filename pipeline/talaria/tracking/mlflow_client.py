@@ -1,4 +1,4 @@
-"""Where MLflow is, and how to talk to it: no password in a log, no endless retry, no two processes creating one database."""
+"""Connect to MLflow without passwords in logs, endless retries, or two processes creating one database."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _QUIET = {
 
 
 class TrackingError(Unavailable):
-    """MLflow did not do what was asked: not there, or it refused. Trying again may help."""
+    """MLflow did not answer or refused a request. A retry may help."""
 
 
 def tracking_uri(store: Path | None = None) -> str:
-    """The address of MLflow: MLFLOW_TRACKING_URI, or a SQLite file in the store.
+    """Return the address of MLflow: MLFLOW_TRACKING_URI, or a SQLite file in the store.
 
     A user name and password in the address move to the variables that MLflow reads them from, so that the address
-    itself can be printed. Raises UserError where there is neither an address nor a store.
+    itself can be printed. Raises UserError if there is neither an address nor a store.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
@@ -47,7 +47,7 @@ def tracking_uri(store: Path | None = None) -> str:
 
 
 def public_uri(uri: str) -> str:
-    """The address without user, password and query, for people to read."""
+    """Return the address without user, password and query, for logs."""
     parts = urlsplit(uri)
     if not parts.scheme:
         return uri
@@ -64,7 +64,7 @@ def _without_login(uri: str) -> str:
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client of the server or database at `uri`. Raises TrackingError where a database cannot be opened."""
+    """Return a client of the server or database at `uri`. Raises TrackingError if a database cannot be opened."""
     uri = _without_login(uri)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -107,7 +107,7 @@ def _alone(uri: str) -> Iterator[None]:
 
 
 def experiment_id(client: MlflowClient, name: str, artifacts: Path | None) -> str:
-    """The experiment, made if it is not there. `artifacts`: folder for its files; None: where the server keeps files."""
+    """Return the experiment's id; create it if it is missing. `artifacts`: folder for its files; None: the server's default."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -125,7 +125,7 @@ def experiment_id(client: MlflowClient, name: str, artifacts: Path | None) -> st
 
 
 def run_url(uri: str, experiment: str, run_id: str) -> str | None:
-    """Where a browser shows the run; None without a server."""
+    """Return the address of the run for a browser; None without a server."""
     return f"{browser_root(uri)}/#/experiments/{experiment}/runs/{run_id}" if browser_root(uri) else None
 
 
@@ -134,6 +134,6 @@ def version_url(uri: str, model: str, version: int) -> str | None:
 
 
 def browser_root(uri: str) -> str | None:
-    """TALARIA_MLFLOW_URL where the server has another address for people than for programs, else the server's own."""
+    """Return the server's address for people: TALARIA_MLFLOW_URL if set, else the server's own."""
     root = os.environ.get("TALARIA_MLFLOW_URL") or (public_uri(uri) if uri.startswith("http") else "")
     return root.rstrip("/") or None

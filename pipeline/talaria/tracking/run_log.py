@@ -108,7 +108,7 @@ class RunLog:
                 self._sent[source.file] = last
 
     def unsent(self) -> int:
-        """Optimiser steps that the run does not have yet."""
+        """Return the number of optimiser steps that the run does not have yet."""
         journal = self._journals[METRICS]
         journal.refresh()
         return len(journal.steps) - bisect_right(journal.steps, self._sent.get(METRICS, -1))
@@ -118,7 +118,7 @@ class RunLog:
             self.client.update_run(self.run_id, status="RUNNING")
 
     def close(self) -> None:
-        """Give the run the outcome that status.json tells."""
+        """Set the run's final status from status.json."""
         status = RunFolder(self.folder).status()
         state, ended = status.get("state"), status.get("time", time.time())
         with plain_errors(self.uri):
@@ -127,7 +127,7 @@ class RunLog:
             self.client.set_terminated(self.run_id, _STATUS.get(str(state), "FAILED"), end_time=int(ended * 1000))
 
     def _pending(self, source: _Source, make: type[Metric]) -> Iterator[tuple[list[Metric], int]]:
-        """Batches of whole lines, each with its last step."""
+        """Yield batches of whole lines, each with its last step."""
         journal = self._journals[source.file]
         journal.refresh()
         steps, names = journal.steps, source.metrics(journal)
@@ -157,7 +157,7 @@ class RunLog:
         return self.client.create_run(self.experiment, tags=tags, run_name=name)
 
     def _describe(self, run: Run, trains: bool) -> None:
-        """Params and inputs that the run lacks, and the tags as they are now."""
+        """Log params and inputs that the run lacks, and the current tags."""
         from mlflow.entities import Param, RunTag
 
         known = manifests(self.inputs)
@@ -173,7 +173,7 @@ class RunLog:
             self.client.log_inputs(run.info.run_id, lineage.dataset_inputs(self.config, known, self.inputs["tokenize"]))
 
     def artifacts_root(self) -> Path | None:
-        """The folder for the experiment's files: on the store's disk, so that a model is registered without copying it."""
+        """Return the folder for the experiment's files: on the store's disk, so that a model is registered without a copy."""
         if self.uri.startswith("sqlite:///"):
             return Path(self.uri.removeprefix("sqlite:///").partition("?")[0]).parent / ARTIFACTS
         store = store_of(self.folder)
@@ -181,7 +181,7 @@ class RunLog:
 
 
 def training_id(folder: Path, *, create: bool = False) -> str:
-    """What the run of this folder is found by: an id from its first start; a digest of its content where it has none."""
+    """Return the id by which the folder's run is found: from its first start, or a digest of its content if it has none."""
     known = read_object(folder / MLFLOW).get("training_id")
     if known:
         return str(known)
@@ -194,7 +194,7 @@ def training_id(folder: Path, *, create: bool = False) -> str:
 
 
 def write_identity(log: RunLog) -> None:
-    """Leave the way to the run in the training folder, for whoever looks at the folder."""
+    """Write the run's ids and address into the training folder."""
     identity = {
         "training_id": training_id(log.folder),
         "tracking_uri": public_uri(log.uri),

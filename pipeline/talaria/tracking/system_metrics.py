@@ -1,4 +1,4 @@
-"""What training costs: the machine's load every few seconds in system.jsonl, with GPU-hours and energy summed up.
+"""Sample the machine's load every few seconds into system.jsonl, with the sums of GPU-hours and energy.
 
 A line: step (of the sampling, from 0), time, `system/...` under the names that MLflow's own monitor uses, and since the
 training folder's first start, over all restarts: cost/seconds, cost/gpu_hours, and cost/energy_kwh where NVML tells.
@@ -23,15 +23,15 @@ _JOULES_PER_KWH = 3.6e6
 
 @dataclass(frozen=True)
 class Reading:
-    """One GPU now; None where the driver does not tell."""
+    """A sample of one GPU; None for values that the driver does not report."""
 
     utilization: float | None
-    """Percent of time that a kernel ran."""
+    """Percentage of time in which a kernel ran."""
     memory_used: float
     memory_total: float
     watts: float | None
     joules: float | None
-    """Counter since the driver was loaded."""
+    """Energy counter since the driver was loaded, in joules."""
 
 
 class Gpus(Protocol):
@@ -39,7 +39,7 @@ class Gpus(Protocol):
 
 
 class Nvml:
-    """The GPUs that this process may use, read through NVIDIA's management library."""
+    """Read the GPUs that this process may use through NVIDIA's management library."""
 
     def __init__(self, limit: int = 0) -> None:
         """`limit`: only the first so many, one a rank; 0: all. Raises ImportError or NVMLError without a driver."""
@@ -72,7 +72,7 @@ class Nvml:
 
 
 def visible_devices(setting: str | None, count: int) -> list[int | str]:
-    """What CUDA_VISIBLE_DEVICES means: indices or UUIDs, up to the first that is invalid."""
+    """Parse CUDA_VISIBLE_DEVICES: indices or UUIDs, up to the first invalid one."""
     if setting is None:
         return list(range(count))
     devices: list[int | str] = []
@@ -87,7 +87,7 @@ def visible_devices(setting: str | None, count: int) -> list[int | str]:
 
 
 def find_gpus(limit: int = 0) -> Gpus | None:
-    """The GPUs that can be measured, or None: no driver, no nvidia-ml-py, no GPU for this process, or told to use the CPU."""
+    """Return the GPUs to measure, or None: no driver, no nvidia-ml-py, no GPU for this process, or training on the CPU."""
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
         return None
     try:
@@ -102,7 +102,7 @@ def find_gpus(limit: int = 0) -> Gpus | None:
 
 
 class Meter:
-    """Samples into `folder/system.jsonl` from `start` to `stop`, in a thread of its own."""
+    """A thread that samples into `folder/system.jsonl` from `start` to `stop`."""
 
     def __init__(self, folder: Path, gpus: Gpus | None, *, interval: float = 10.0, machines: int = 1) -> None:
         self.path = folder / SYSTEM
@@ -154,7 +154,7 @@ class Meter:
 
 
 def _joules(before: Reading, after: Reading, seconds: float) -> float:
-    """Energy between two readings: the counter's difference, or power times time where there is no counter."""
+    """Return the energy between two samples: the counter's difference, or power times time without a counter."""
     if before.joules is not None and after.joules is not None and after.joules >= before.joules:
         return after.joules - before.joules
     if before.watts is not None and after.watts is not None:
@@ -189,5 +189,5 @@ def _one_gpu(prefix: str, reading: Reading) -> Iterator[tuple[str, float]]:
 
 
 def cost(folder: Path) -> dict[str, float]:
-    """seconds, gpu_hours and, where it was measured, energy_kwh of a training folder; empty where nothing measured it."""
+    """Return seconds, gpu_hours and energy_kwh of a training folder, as far as they were measured."""
     return {name.removeprefix("cost/"): value for name, value in last_row(folder / SYSTEM).items() if name.startswith("cost/")}

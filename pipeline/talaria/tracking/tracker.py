@@ -91,7 +91,7 @@ class Tracker:
 
 
 def catch_up(config: Config, inputs: Mapping[str, str | Path], uri: str, context: Mapping[str, str] | None = None) -> RunLog:
-    """The run of a finished training folder (`inputs["train"]`), with everything sent. Raises TrackingError."""
+    """Send everything that the run of a finished training folder (`inputs["train"]`) lacks. Raises TrackingError."""
     log = RunLog(config, inputs, Path(inputs["train"]), uri, context)
     log.open(trains=False)
     log.push()
