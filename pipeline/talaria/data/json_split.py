@@ -158,7 +158,12 @@ def _scalars(gap: bytes, after_row: bool, before_row: bool, name: str, at: int) 
 
 
 class _Brackets:
-    """Finds the brackets of depth 0 and 1 outside strings, over successive blocks."""
+    """Find the brackets of depth 0 and 1 outside strings, over successive blocks.
+
+    In `[{"a": "x]"}, {"b": [1]}]` they are 0 and 1 (open), 11 (closes a row), 14 (open), 23 (closes a row) and 24 (closes the
+    array). The bracket inside the string and those of the inner list are left out. A quote that an odd number of backslashes
+    precedes does not end a string, also where a block ends between them.
+    """
 
     def __init__(self) -> None:
         self.depth = 0

@@ -1,4 +1,4 @@
-"""Everything a rank needs before its first step, put together from the configuration."""
+"""Build everything that a rank needs before its first step from the configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What rank 0 tells the outside while a run goes on: metrics, evaluations, events, status, and lines or a bar on the terminal."""
+"""Write a run's metrics, evaluations, events and status, and show its progress; only on rank 0."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STATUS_SECONDS = 5.0
 
 
 class Reporter:
-    """Silent on every rank but 0."""
+    """Reporter of a run; does nothing on ranks other than 0."""
 
     def __init__(self, folder: RunFolder, group: ProcessGroup) -> None:
         self.folder, self.group = folder, group

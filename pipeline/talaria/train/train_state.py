@@ -1,4 +1,4 @@
-"""What a run is asked to do, and where it is."""
+"""The job of a run and the state of its loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What to train, from what, and where to."""
+    """The job: configuration, inputs and output folder of a training."""
 
     config: Config
     tokens: Path
@@ -23,17 +23,17 @@ class TrainJob:
 
     @property
     def tokenizer(self) -> Path:
-        """The tokens' own tokenizer, or the base model's for a data set that came without one."""
+        """Return the tokens folder's tokenizer, or the base model's if the folder has none."""
         return self.tokens / "tokenizer" if (self.tokens / "tokenizer").is_dir() else self.base
 
     def export(self, step: int) -> Path:
-        """The folder of a kept model."""
+        """Return the folder of an exported model."""
         return step_folder(self.output / EXPORTS, step)
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run is: all that a checkpoint holds beside tensors."""
+    """The state of the loop: everything in a checkpoint except tensors."""
 
     step: int = 0
     best_loss: float | None = None
@@ -41,5 +41,5 @@ class TrainState:
     evaluated: int = 0
     """The step of the last evaluation."""
     without_gain: int = 0
-    """Evaluations since the best."""
+    """Number of evaluations since the best one."""
     last_loss: float | None = None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from talaria.tokenization.dataset import Tokens
 
 _ROUNDS = 8
-"""Micro-batches a rank between two looks at the stop signal."""
+"""Micro-batches per rank between two checks of the stop signal."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Validation:
 
     @torch.no_grad()
     def loss(self, model: nn.Module, group: ProcessGroup, stopping: Callable[[], bool], alive: Alive) -> float | None:
-        """Mean NLL over all supervised targets, the same on every rank; None when a rank was told to stop meanwhile."""
+        """Return the mean NLL over all supervised targets, equal on every rank; None if a rank got a stop signal meanwhile."""
         total = 0.0
         model.eval()
         try:

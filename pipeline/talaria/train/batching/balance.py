@@ -1,4 +1,4 @@
-"""Spreading a step's conversations over ranks and micro-batches: equal counts, a token limit, balanced cost.
+"""Distribute a step's conversations over ranks and micro-batches: equal counts, a token limit, balanced cost.
 
 Balance decides how long ranks wait for each other. Karmarkar and Karp's largest differencing method (1982, "The differencing
 method of set partitioning") balances costs far better than greedy assignment; where the token limit rejects its answer, or there
@@ -21,10 +21,13 @@ DIFFERENCED = 200_000
 
 
 def balanced_bins(lengths: Ints, costs: npt.NDArray[np.float64], *, ranks: int, capacity: int) -> list[list[Ints]]:
-    """`[round][rank]` -> ascending positions into `lengths`; as few rounds as fit, every rank in each round.
+    """Return `[round][rank]` -> ascending indices into `lengths`; as few rounds as fit, every rank in each round.
 
     No bin of several holds more than `capacity` tokens. In a round, ranks work and communicate together, so bins of like cost
-    share one; over the rounds, cheap and dear places alternate between ranks, so that totals are even too.
+    share one; over the rounds, cheap and expensive bins alternate between ranks, so that totals are even too.
+
+    Lengths 9, 7, 6, 5, 3 on 2 ranks with room for 10 tokens: 30 tokens need 2 rounds, so 4 bins: 9 | 5 + 3 | 6 | 7, by
+    falling cost 9, 8, 7, 6. Round 0 is (9 | 5 + 3), round 1 the next two reversed, (6 | 7): ranks work 15 and 15.
     """
     rounds = max(1, -(-int(lengths.sum()) // (ranks * capacity)))
     while True:
@@ -43,10 +46,13 @@ def balanced_bins(lengths: Ints, costs: npt.NDArray[np.float64], *, ranks: int, 
 
 
 def differencing(costs: Sequence[float] | npt.NDArray[np.float64], bins: int) -> list[Ints]:
-    """Karmarkar-Karp: partition positions into `bins` groups with nearly equal sums.
+    """Partition indices into `bins` groups with nearly equal sums (Karmarkar-Karp).
 
-    Each item starts as a partition of its own; the two partitions that are most uneven are merged, the heaviest part of one
+    Each item starts as its own partition; the two most uneven partitions are merged, the heaviest part of one
     with the lightest of the other, until one is left.
+
+    Costs 8, 7, 6, 5, 4 and 2 bins: 8 and 7 go apart (difference 1), then 6 and 5 (1), then 4 meets a difference of 1 (3),
+    and so on; the result is 7 + 5 + 4 = 16 and 8 + 6 = 14. Largest-first would give 8 + 5 + 4 = 17 and 7 + 6 = 13.
     """
     if bins == 1:
         return [np.arange(len(costs), dtype=np.int64)]
@@ -65,7 +71,7 @@ def differencing(costs: Sequence[float] | npt.NDArray[np.float64], bins: int) ->
 
 
 def longest_first(lengths: Ints, costs: npt.NDArray[np.float64], bins: int, capacity: int) -> list[Ints] | None:
-    """Greedy: the longest conversation left goes into the cheapest bin with room; None when one finds no room."""
+    """Assign the longest remaining conversation to the cheapest bin with room (greedy); None if one finds no room."""
     tokens = [0] * bins
     items: list[list[int]] = [[] for _ in range(bins)]
     cheapest = [(0.0, bin) for bin in range(bins)]

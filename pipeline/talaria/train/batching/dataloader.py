@@ -1,4 +1,4 @@
-"""Micro-batches, made ahead of time by a background thread.
+"""Load micro-batches ahead of time in a background thread.
 
 While a step runs, the thread looks up the next steps' conversations in the memory-mapped shards, packs and pins them and
 copies them to the device on a stream of its own. Batches depend on the plan alone, not on the depth.
@@ -24,7 +24,7 @@ from talaria.train.batching.plan import Ints, Plan, StepPlan
 
 
 class Conversations(Protocol):
-    """What the loader needs of a split (talaria.tokenization.dataset.Tokens)."""
+    """The part of a split (talaria.tokenization.dataset.Tokens) that the loader needs."""
 
     rows: Ints
 
@@ -40,7 +40,7 @@ class Prepared:
     copied: torch.cuda.Event | None
 
     def wait_for_copy(self) -> None:
-        """Order the current stream behind the copies, and keep their memory until it is through with them."""
+        """Make the current stream wait for the copies, and keep their memory until it has used them."""
         if self.copied is not None:
             stream = torch.cuda.current_stream()
             stream.wait_event(self.copied)
@@ -66,7 +66,7 @@ class Loader:
         self.tokens, self.plan, self.rank, self.device, self.start = tokens, plan, rank, device, start
         self.per_sample = per_sample
         self.wait_seconds = 0.0
-        """How long the last step had to wait for its batches."""
+        """Seconds that the last step waited for its batches."""
         self._ready: queue.Queue[Prepared | BaseException | None] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._fill, name="loader", daemon=True)
@@ -126,5 +126,5 @@ class Loader:
 
 
 def filler() -> MicroBatch:
-    """One token and no target: for a rank with nothing to do in a round that others need it in."""
+    """Return a batch of one token without a target, for a rank with nothing to do in a round."""
     return pack(np.zeros(1, np.int32), np.zeros(1, np.bool_), [1], np.empty(0, np.int64))

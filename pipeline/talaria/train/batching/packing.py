@@ -1,7 +1,10 @@
-"""A micro-batch: conversations laid end to end, with no padding between them.
+"""A micro-batch: conversations concatenated without padding.
 
 Hidden state `positions[j]` (an index into the T packed tokens) predicts `targets[j]`; only supervised targets are listed, so
 nothing downstream ever looks at an unsupervised position. A conversation's first token has no predecessor and is never a target.
+
+Two conversations, 10 11 12 (supervised from 11 on) and 20 21 (both supervised): input_ids 10 11 12 20 21, position_ids
+0 1 2 0 1, cu_seqlens 0 3 5. Positions 0, 1, 3 predict the targets 11, 12, 21; 20 is no target, as nothing precedes it.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ class MicroBatch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin(self) -> MicroBatch:
-        """The same batch in page-locked memory, from which copies to a GPU run beside its work."""
+        """Copy the batch to page-locked memory, from which copies to a GPU overlap with its work."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
@@ -66,7 +69,7 @@ def pack(
     *,
     per_sample: bool = False,
 ) -> MicroBatch:
-    """Build a micro-batch on the host from conversations already laid end to end.
+    """Build a micro-batch on the host from conversations that are already concatenated.
 
     input_ids, supervised: [T]; lengths, rows: [n], with sum(lengths) == T.
     `per_sample` gives each conversation the same weight in the sum: its targets weigh 1 / (their number).

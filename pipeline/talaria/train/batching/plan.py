@@ -81,7 +81,7 @@ class Plan:
         self._order = functools.lru_cache(maxsize=2)(self._draw_order)
 
     def __len__(self) -> int:
-        """Optimiser steps."""
+        """Return the number of optimiser steps."""
         return self.steps
 
     def require_fitting(self, rows: npt.ArrayLike, max_tokens_kept: int) -> None:
@@ -96,15 +96,15 @@ class Plan:
             )
 
     def epochs_done(self, steps: int) -> int:
-        """Whole epochs seen after so many steps."""
+        """Return the number of complete epochs after so many steps."""
         return self._seen(steps) // max(1, len(self.lengths))
 
     def ends_epoch(self, steps: int) -> bool:
-        """Whether the last of so many steps finishes an epoch, or the run."""
+        """Return whether the last of so many steps finishes an epoch or the run."""
         return steps == self.steps or self.epochs_done(steps) > self.epochs_done(steps - 1)
 
     def indices(self, index: int) -> Ints:
-        """Conversations of step `index` (from 0), in stream order; the last step may be short."""
+        """Return the conversations of step `index` (from 0) in stream order; the last step may be short."""
         start, end = index * self.global_batch, self._seen(index + 1)
         parts = []
         while start < end:
@@ -135,11 +135,11 @@ class Plan:
         )
 
     def walk(self, start: int = 0) -> Iterator[StepPlan]:
-        """Steps from `start` (from 0) to the end."""
+        """Yield the steps from `start` (from 0) to the end."""
         return map(self.step, range(start, self.steps))
 
     def sampled_quality(self, steps: int = 32) -> tuple[float, float]:
-        """Mean balance and packing density over steps spread evenly over the run."""
+        """Return mean balance and packing density over steps spread evenly over the run."""
         chosen = np.unique(np.linspace(0, self.steps - 1, min(steps, self.steps)).astype(int))
         plans = [self.step(int(index)) for index in chosen]
         return float(np.mean([plan.balance for plan in plans])), float(np.mean([plan.density for plan in plans]))

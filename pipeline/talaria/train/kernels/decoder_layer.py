@@ -1,12 +1,14 @@
-"""A decoder layer (Qwen3, Qwen2, Llama, Mistral) as one differentiable function, its derivative written out.
+"""A decoder layer (Qwen3, Qwen2, Llama, Mistral) as one differentiable function with a hand-written derivative.
 
 Autograd would keep, or torch.compile would choose, what is saved for the backward pass. Here it is decided, by `Saved`: norms are
 always made again, in a kernel that runs anyway; rotated heads and the activation where memory is short; all where it is shorter
 still. Gradients of weights are added to their totals inside the products. There is nothing to compile per shape.
 
 Biases, LoRA adapters and frozen parameters are handled by linear.py. The residual stream travels between layers as a pair whose
-sum has not been taken yet: the next norm's kernel takes it. The last layer's output is looked at only where it predicts a
-supervised token; what follows its attention is done for no other.
+sum has not been taken yet: the next norm's kernel takes it. With layers f and g: the first returns (x, f(x)), the second
+begins by adding them, s = x + f(x), in the kernel that normalises s, and returns (s, g(s)). So no kernel only adds.
+The backward pass gives both halves of a pair the same derivative. The last layer's output is used only where it predicts a
+supervised token; what follows its attention is computed for no other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a bf16 weight stands in for fp32: its master in two halves, or rounding whose mean is exact."""
+"""Store fp32 values as bf16 weights: an exact master in two halves, or stochastic rounding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def round_stochastically(master: Tensor, salt: int, start: int = 0) -> Tensor:
-    """fp32 -> bf16, up or down with the odds that make the mean exact: an update far below a bf16's spacing is not lost.
+    """Round fp32 to bf16, up or down with the odds that make the mean exact, so that tiny updates are not lost.
 
     The random bits are a hash of (salt, place), the same whenever and wherever the step is made.
     """
@@ -20,12 +20,12 @@ def round_stochastically(master: Tensor, salt: int, start: int = 0) -> Tensor:
 
 
 def split_halves(master: Tensor) -> tuple[Tensor, Tensor]:
-    """fp32 -> (bf16 rounded to nearest, ties away from zero; int16 difference of the bit patterns). Exact and reversible."""
+    """Split fp32 into bf16 (rounded to nearest, ties away from zero) and the int16 difference of the bit patterns; exact."""
     bits = master.view(torch.int32)
     high = (bits + 0x8000) >> 16
     return high.to(torch.int16).view(torch.bfloat16), (bits - (high << 16)).to(torch.int16)
 
 
 def join_halves(high: Tensor, low: Tensor) -> Tensor:
-    """The fp32 that `split_halves` took apart."""
+    """Return the fp32 values that `split_halves` took apart."""
     return ((high.view(torch.int16).to(torch.int32) << 16) + low.to(torch.int32)).view(torch.float32)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a pure function of the step's number."""
+"""Learning-rate schedules as pure functions of the step."""
 
 from __future__ import annotations
 

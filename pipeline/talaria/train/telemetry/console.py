@@ -1,4 +1,4 @@
-"""What a run shows to whoever watches: a progress bar on a terminal, a plain line every few seconds elsewhere."""
+"""Show a run's progress: a bar on a terminal, a plain line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol, TextIO
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """A line for the log, at once."""
+    """Print a line to the log at once."""
     print(text, file=stream or sys.stdout, flush=True)
 
 
@@ -30,7 +30,7 @@ class Silent:
 
 
 class Lines:
-    """One plain line every few seconds, and at the last step."""
+    """Print a plain line every few seconds and at the last step."""
 
     def __init__(self, every: float = 5.0) -> None:
         self.every, self._last, self._start, self._first = every, 0.0, time.monotonic(), 0
@@ -80,7 +80,7 @@ def show_progress(is_main: bool) -> Progress:
 
 
 def remaining(step: int, first: int, total: int, elapsed: float) -> float:
-    """Seconds left at the pace so far."""
+    """Return the seconds left at the pace so far."""
     return elapsed / max(1, step - first + 1) * (total - step)
 
 

@@ -1,4 +1,4 @@
-"""What a step is measured by: floating-point operations, the device's peak, and a checksum of the rows it trained."""
+"""Measure a step: floating-point operations, the device's peak, and a checksum of the trained rows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PEAK_BF16_FLOPS = {
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Dense bf16 FLOP/s of the device, None where they are not known."""
+    """Return the dense bf16 FLOP/s of the device, or None if unknown."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -62,12 +62,12 @@ class FlopCount:
 
     @property
     def quadratic(self) -> float:
-        """Cost of n tokens is n + quadratic * n^2, in units of a token's."""
+        """Quadratic part of the cost: n tokens cost n + quadratic * n^2, in units of one token."""
         return 6.0 * self.attention_width / self.per_token
 
 
 def flop_count(model: CausalLM) -> FlopCount:
-    """Counts each matrix but the embedding table, which is looked up, unless it is the head as well."""
+    """Count each matrix except the embedding table, which is looked up, unless it is the head as well."""
     core = model.core
     table, head = core.get_input_embeddings().weight, core.get_output_embeddings().weight
     matrices = [param for param in model.parameters() if param.ndim == 2 and (param is not table or param is head)]
@@ -79,7 +79,7 @@ def flop_count(model: CausalLM) -> FlopCount:
 
 
 def row_checksum(rows: npt.NDArray[np.int64]) -> int:
-    """Sum over rows of a 32-bit mix of each: whatever the order or split, the same rows give the same number."""
+    """Sum a 32-bit hash over rows: the same rows give the same number in any order or split."""
     x = rows.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -8,7 +8,7 @@ import statistics
 
 
 class SpikeDetector:
-    """Notices a loss far above what the last steps were: more than 6 times their mean absolute deviation over the median."""
+    """Detect a loss far above the last steps': more than 6 mean absolute deviations over their median."""
 
     def __init__(self, window: int = 64, least: int = 16, factor: float = 6.0) -> None:
         self.recent: collections.deque[float] = collections.deque(maxlen=window)

@@ -1,4 +1,4 @@
-"""What ends a run that should not go on, and what only warns: stop signals, hangs, numbers gone bad, loss spikes."""
+"""Stop signals, hangs and non-finite numbers, which end a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SET_UP_SECONDS = 600.0
 
 
 class Alive(Protocol):
-    """Called with what a rank is doing whenever it makes progress."""
+    """Callback with a description of what a rank is doing, called whenever it makes progress."""
 
     def __call__(self, doing: str | None = None) -> None: ...
 
@@ -44,7 +44,7 @@ class OutOfMemory(UserError):
 
 
 class StopSignal:
-    """Remembers SIGTERM, SIGINT or SIGUSR1. One rank's is enough: the step's sums carry it to the others."""
+    """Record SIGTERM, SIGINT or SIGUSR1. One rank's signal is enough: the step's sums carry it to the others."""
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -59,7 +59,7 @@ class StopSignal:
 
 
 class Watchdog:
-    """Ends this process, with the stacks of all its threads on stderr, when `alive` has not been called for `timeout` seconds.
+    """End this process, with the stacks of all threads on stderr, if `alive` was not called for `timeout` seconds.
 
     Before the first step, while a model is read and compiled, the limit is 10 minutes if `timeout` is less.
 
@@ -82,7 +82,7 @@ class Watchdog:
         return self
 
     def stepping(self) -> None:
-        """Set-up is over: from now on the limit is `timeout`."""
+        """Tell the watchdog that set-up is over: from now on the limit is `timeout`."""
         self.timeout = self._later
         self.alive()
 
