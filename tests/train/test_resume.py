@@ -177,8 +177,8 @@ def test_ranks_that_died_take_up_from_the_snapshot_in_memory(
     ranks.run(broken, size)
     [resumed] = ranks.events(broken.output, "resume") or [{"message": ""}]
     assert resumed["message"].startswith("from the snapshot of step 8 in memory") == (harm == "none")
-    assert not list(host_memory.glob("*.pid"))
     if size == 2:
+        assert not list(host_memory.glob("*.pid"))
         assert ranks.steps(broken.output) == ranks.steps(uninterrupted)
 
 

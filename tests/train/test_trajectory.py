@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from talaria.train.batching.plan import Plan
 from talaria.train.distributed import sharding as parallel
+from talaria.train.kernels.cudnn_attention import bucket, graph_conversations
 from talaria.train.train_state import TrainJob
+from talaria.train.trainer import Trainer
+from talaria.train.warm_up import new_sizes
 
 from tests.train import ranks
 
@@ -76,3 +81,34 @@ def assert_same(found: list[dict[str, Any]], reference: list[dict[str, Any]]) ->
         assert step["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
         for exact in ("step", "epoch", "rows_checksum", "lr", "tokens", "supervised_tokens"):
             assert step[exact] == expected[exact]
+
+
+def test_warming_up_changes_nothing(job: Callable[..., TrainJob]) -> None:
+    plain = job(max_steps=3)
+    warmed = replace(plain, output=plain.output.with_name("warmed"))
+    ranks.run(plain, 2)
+
+    def before(me: int) -> None:
+        Trainer._warms_up = lambda self: True  # type: ignore[method-assign]
+
+    ranks.run(warmed, 2, before)
+    assert "warmed up on " in (warmed.output / "rank-0.log").read_text()
+    assert ranks.steps(warmed.output) == ranks.steps(plain.output)
+
+
+def test_warming_up_meets_each_size_once() -> None:
+    lengths = [10] * 40 + [600] * 8 + [3000] * 2
+    plan = Plan(lengths, lengths, global_batch=10, max_tokens=4000, ranks=2, seed=1)
+    met = [
+        (graph_conversations(len(own[k])), bucket(int(plan.lengths[own[k]].max(initial=1))))
+        for step, k in new_sizes(plan, 0)
+        for own in step.micro_batches
+    ]
+    everything = {
+        (graph_conversations(len(batch)), bucket(int(plan.lengths[batch].max(initial=1))))
+        for step in plan.walk()
+        for own in step.micro_batches
+        for batch in own
+    }
+    assert set(met) == everything
+    assert len(met) < sum(len(step.micro_batches[0]) * 2 for step in plan.walk())

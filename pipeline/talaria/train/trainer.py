@@ -24,6 +24,7 @@ from talaria.train.telemetry.watchdog import StopSignal, Watchdog
 from talaria.train.train_state import TrainJob, TrainState
 from talaria.train.train_step import Due
 from talaria.train.validation import Validation
+from talaria.train.warm_up import warm_up
 
 T = TypeVar("T")
 
@@ -114,6 +115,9 @@ class Trainer:
             depth=self.train.prefetch,
             per_sample=self.train.reduction == "sample",
         )
+        if self._warms_up():
+            rounds = warm_up(components.model, components.stepper.gradients, loader, self.state.step, self.alive)
+            self.report.note(f"warmed up on {rounds} micro-batches")
         with loader:
             before = time.perf_counter()
             for prepared in loader:
@@ -231,6 +235,9 @@ class Trainer:
 
     def _out_of_patience(self) -> bool:
         return self.train.patience is not None and self.state.without_gain >= self.train.patience
+
+    def _warms_up(self) -> bool:
+        return self.group.device.type == "cuda"  # on a CPU nothing is built for a size
 
     def _due(self) -> Due:
         main = self.group.is_main

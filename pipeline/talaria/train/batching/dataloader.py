@@ -111,14 +111,15 @@ class Loader:
                 return
 
     def _prepare(self, step: StepPlan, stream: torch.cuda.Stream | None) -> Prepared:
-        batches = [self._pack(indices) for indices in step.micro_batches[self.rank]]
+        batches = [self.pack(indices) for indices in step.micro_batches[self.rank]]
         if stream is None:
             return Prepared(step, batches, None)
         with torch.cuda.stream(stream):
             batches = [batch.pin().to(self.device, non_blocking=True) for batch in batches]
             return Prepared(step, batches, stream.record_event())
 
-    def _pack(self, indices: Ints) -> MicroBatch:
+    def pack(self, indices: Ints) -> MicroBatch:
+        """Return conversations as a micro-batch, on the host."""
         if not len(indices):
             return filler()
         ids, mask, offsets = self.tokens.gather(indices)

@@ -61,7 +61,7 @@ class PackedOffsets:
     @classmethod
     def of(cls, cu_seqlens: Tensor, max_seqlen: int) -> PackedOffsets:
         count = len(cu_seqlens) - 1
-        empty = -count % _CONVERSATIONS
+        empty = graph_conversations(count) - count
         return cls(torch.cat([cu_seqlens, cu_seqlens[-1:].expand(empty)]), bucket(max_seqlen))
 
     @property
@@ -87,6 +87,11 @@ class PackedOffsets:
             "lengths_q": self.lengths(),
             "lengths_k": self.lengths(),
         }
+
+
+def graph_conversations(count: int) -> int:
+    """Return how many conversations a graph for `count` of them is built for."""
+    return -(-count // _CONVERSATIONS) * _CONVERSATIONS
 
 
 def bucket(length: int) -> int:
