@@ -6,9 +6,9 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context, task
-from talaria_airflow import dag_tasks
-from talaria_airflow.notifiers.webhook import Webhook
-from talaria_airflow.retry_policy import RETRIES
+from talaria_airflow.dag import tasks as dag_tasks
+from talaria_airflow.dag.retry_policy import RETRIES
+from talaria_airflow.notifiers.alert import Alert
 
 
 @dag(
@@ -25,7 +25,7 @@ from talaria_airflow.retry_policy import RETRIES
         "owner": "talaria",
         **RETRIES,
         "execution_timeout": timedelta(minutes=10),
-        "on_failure_callback": Webhook("rollback {{ run_id }} failed: {{ exception | default('see its log') }}"),
+        "on_failure_callback": Alert("rollback {{ run_id }} failed: {{ exception | default('see its log') }}"),
     },
 )
 def rollback() -> None:
@@ -34,7 +34,7 @@ def rollback() -> None:
     Who, when and why are written on the versions and in MLflow. A retry of the same run moves nothing twice.
     """
 
-    @task(on_success_callback=Webhook("{{ params.model }} rolled back: {{ params.reason }}"))
+    @task(on_success_callback=Alert("{{ params.model }} rolled back: {{ params.reason }}"))
     def move_champion_back() -> Any:
         return dag_tasks.rollback(get_current_context())
 

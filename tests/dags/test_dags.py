@@ -23,7 +23,7 @@ def test_every_dag_is_described_and_may_be_tried_again(dags: dict[str, Any]) -> 
     for dag in dags.values():
         assert dag.doc_md
         assert "talaria" in dag.tags
-        assert dag.max_active_runs == 1
+        assert dag.max_active_runs == (1 if dag.dag_id == "rollback" else 16), "a run that waits for a person blocks no other"
         assert not dag.catchup
         for task in dag.tasks:
             assert task.owner == "talaria", task.task_id
@@ -32,16 +32,18 @@ def test_every_dag_is_described_and_may_be_tried_again(dags: dict[str, Any]) -> 
 
 
 def test_training_takes_a_slot_of_the_gpu_pool(dags: dict[str, Any]) -> None:
-    pools = {task.task_id: task.pool for task in dags["sft"].tasks}
-    assert pools["model.train"] == "gpu"
-    assert set(pools.values()) == {"gpu", "default_pool"}
+    at_gpu = {task.task_id for task in dags["sft"].tasks if (task.pool, task.queue) == ("gpu", "gpu")}
+    assert at_gpu == {"model.train", "model.evaluate", "registry.compare"}
+    assert {task.pool for task in dags["sft"].tasks} == {"gpu", "default_pool"}
 
 
 def test_every_dag_can_be_stored(dags: dict[str, Any]) -> None:
     from airflow.serialization.serialized_objects import DagSerialization
 
     for dag in dags.values():
-        DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
+        serialized = DagSerialization.serialize_dag(dag)
+        DagSerialization.deserialize_dag(serialized)
+        assert len(json.dumps(serialized)) < 100_000, "the scheduler reads it again and again"
 
 
 def test_parsing_loads_nothing_heavy() -> None:

@@ -1,7 +1,8 @@
-"""The DAG `sft` through the services that `make up` starts: a real scheduler, triggerer, API and `airflow dags trigger`."""
+"""DAGs of training through the services that `make up` starts: a real scheduler, triggerer, API and `airflow dags trigger`."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import subprocess
@@ -13,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from rich.console import Console
@@ -35,7 +37,9 @@ CONFIG = {
     "promote": {"approval": True},
     "schedule": {"on_new_revision": True, "poll_seconds": 1, "deadline_hours": 0.0001},
 }
-pytestmark = pytest.mark.timeout(900)
+DAG = "sft_small"
+"""The DAG of the configuration `small`."""
+pytestmark = pytest.mark.timeout(1800)
 
 
 class Channel(ThreadingHTTPServer):
@@ -81,21 +85,23 @@ def stack(hub: Hub, channel: Channel, tmp_path_factory: pytest.TempPathFactory) 
     (folder / "configs" / "small.yaml").write_text(yaml.safe_dump(CONFIG))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TALARIA_CONFIGS", str(folder / "configs"))
-        patch.setenv("TALARIA_CONFIG", "small")
         patch.setenv("TALARIA_WEBHOOK", f"http://127.0.0.1:{channel.server_port}/hook")
         patch.setenv("HF_ENDPOINT", hub.url)
         patch.setenv("HF_HOME", str(folder / "hf"))
         with running_stack(folder / "talaria") as stack:
-            until(lambda: stack.api.has_dag("sft"))
+            until(lambda: stack.api.has_dag(DAG))
             yield stack
 
 
-def until(look: Callable[[], Any], seconds: float = 240) -> Any:
+def until(look: Callable[[], Any], seconds: float = 600) -> Any:
+    """What `look` returns once it is true. A machine that is too busy to answer in time is asked again."""
     end = time.monotonic() + seconds
-    while not (value := look()):
+    while True:
+        with contextlib.suppress(httpx.TimeoutException):
+            if value := look():
+                return value
         assert time.monotonic() < end, f"waited {seconds} s in vain"
         time.sleep(0.3)
-    return value
 
 
 class Runs:
@@ -104,17 +110,17 @@ class Runs:
 
     def all(self) -> list[dict[str, Any]]:
         """Oldest first."""
-        return self.api.call("GET", "/api/v2/dags/sft/dagRuns", params={"order_by": "id"})["dag_runs"]
+        return self.api.call("GET", f"/api/v2/dags/{DAG}/dagRuns", params={"order_by": "id"})["dag_runs"]
 
     def next(self, known: int) -> str:
         return until(lambda: self.all()[known:])[0]["dag_run_id"]
 
     def ended(self, run_id: str) -> str:
-        return until(lambda: (state := self.api.run("sft", run_id)["state"]) in ("success", "failed") and state)
+        return until(lambda: (state := self.api.run(DAG, run_id)["state"]) in ("success", "failed") and state)
 
     def tasks(self, run_id: str) -> dict[str, str]:
         """Of mapped tasks, the last part's state."""
-        return {task["task_id"]: task["state"] for task in self.api.tasks("sft", run_id)}
+        return {task["task_id"]: task["state"] for task in self.api.tasks(DAG, run_id)}
 
     def answer(self, run_id: str, option: str) -> str:
         """Answer the question whenever the run asks it, until the run has ended; returns its state.
@@ -122,10 +128,10 @@ class Runs:
         It may ask twice: an answer that arrives before the scheduler has heard that the asking process is done looks to
         Airflow 3.3 like a task killed from outside, and is tried again. People are slower than that.
         """
-        path = f"/api/v2/dags/sft/dagRuns/{run_id}/taskInstances/registry.approve/-1/hitlDetails"
+        path = f"/api/v2/dags/{DAG}/dagRuns/{run_id}/taskInstances/registry.approve/-1/hitlDetails"
 
         def answered_and_ended() -> str | None:
-            state = str(self.api.run("sft", run_id)["state"])
+            state = str(self.api.run(DAG, run_id)["state"])
             if self.tasks(run_id).get("registry.approve") == "awaiting_input":
                 question = self.api.call("GET", path)
                 assert "held-out loss" in question["body"]
@@ -135,9 +141,9 @@ class Runs:
 
         return str(until(answered_and_ended))
 
-    def trigger(self, run_id: str, conf: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    def trigger(self, run_id: str, conf: dict[str, Any], dag: str = DAG) -> subprocess.CompletedProcess[str]:
         environment = service_environment(self.stack.home, self.stack.ports, "trigger")
-        command = [sys.executable, "-m", "airflow", "dags", "trigger", "sft", "--run-id", run_id, "--conf", json.dumps(conf)]
+        command = [sys.executable, "-m", "airflow", "dags", "trigger", dag, "--run-id", run_id, "--conf", json.dumps(conf)]
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
@@ -165,19 +171,33 @@ def test_a_revision_is_trained_once_and_promoted_by_a_person(stack: Stack, hub: 
         found = champion("small", uri=stack.ports.mlflow_url)
         return int(found["version"]) if found else None
 
-    stack.api.unpause("sft")
+    assert stack.api.call("GET", f"/api/v2/dags/{DAG}")["is_paused"], "nothing starts by itself until somebody wants it to"
+    stack.api.unpause(DAG)
 
-    # The watcher has seen the revision: a run starts by itself, trains on that commit, and asks before it promotes.
+    # The first look is no event.
+    looks = hub.looks
+    until(lambda: hub.looks > looks + 2)
+    assert runs.all() == []
+
+    # The revision moves: a run starts by itself, trains on that commit, and asks before it promotes.
+    hub.commit = "e" * 40
     first = runs.next(0)
-    assert stack.api.run("sft", first)["run_type"] == "asset_triggered"
-    assert runs.answer(first, "Approve") == "success", failure(stack.api, "sft", first)
-    assert stack.api.xcom("sft", first, "configure")["download"]["revision"] == hub.commit
+    assert stack.api.run(DAG, first)["run_type"] == "asset_triggered"
+    assert runs.answer(first, "Approve") == "success", failure(stack.api, DAG, first)
+    assert stack.api.xcom(DAG, first, "configure")["download"]["revision"] == hub.commit
     assert runs.tasks(first)["data.tokenize_part"] == "success"
     best = champions_version()
     assert best is not None
-    assert f"sft {first}: Version {best} is the champion." in "\n".join(channel.told)
-    assert any(text.startswith(f"sft {first} waits for approval: http://127.0.0.1") for text in channel.told)
-    until(lambda: f"sft {first} is late: it is not done." in channel.told)
+    decided = f"Version {best} is the champion."
+    assert f"{DAG} {first}: {decided}" in "\n".join(channel.told)
+    assert str(stack.api.run(DAG, first)["note"]).startswith(decided)
+    assert connect(stack.ports.mlflow_url).get_model_version("small", str(best)).tags["talaria.gate.approved_by"] == "admin"
+    assert any(text.startswith(f"{DAG} {first} waits for approval: http://127.0.0.1") for text in channel.told)
+    until(
+        lambda: any(
+            text.startswith(f"{DAG} {first} is not done 0.0001 h after it was queued: it is late") for text in channel.told
+        )
+    )
 
     # An event without a new revision: the champion is of this data already, so the run ends as skipped and says why.
     (asset,) = stack.api.call("GET", "/api/v2/assets", params={"name_pattern": "hub:%"})["assets"]
@@ -185,40 +205,64 @@ def test_a_revision_is_trained_once_and_promoted_by_a_person(stack: Stack, hub: 
     second = runs.next(1)
     assert runs.ended(second) == "success"
     assert set(runs.tasks(second).values()) == {"skipped"}
-    log = json.dumps(stack.api.log("sft", second, "configure", 1))
-    assert "champion" in log
+    reason = f"Nothing has changed since champion version {best} of small"
+    assert reason in json.dumps(stack.api.log(DAG, second, "configure", 1))
+    assert until(lambda: stack.api.run(DAG, second)["note"]).startswith(f"Skipped: {reason}")
 
-    # A new revision starts a run; rejected, it leaves the champion alone.
+    # A new revision starts a run; rejected, it leaves the champion alone, and the version says who rejected it.
     hub.files = {"rows.json": json.dumps(list(generate(400, 1))).encode()}
     hub.commit = "f" * 40
     third = runs.next(2)
-    assert runs.answer(third, "Reject") == "success", failure(stack.api, "sft", third)
-    assert runs.tasks(third)["registry.promote"] == "skipped"
+    assert runs.answer(third, "Reject") == "success", failure(stack.api, DAG, third)
+    told = f"Version {best + 1} is not promoted. It was rejected by admin."
+    assert stack.api.xcom(DAG, third, "registry.promote")["reason"] == told
     assert champions_version() == best
-    candidates = connect(stack.ports.mlflow_url).search_model_versions("name='small'")
-    assert len(candidates) > 1
+    rejected = connect(stack.ports.mlflow_url).get_model_version("small", str(best + 1))
+    assert rejected.tags["talaria.rejected_by"] == "admin"
+    assert f"{DAG} {third}: {told}" in channel.told
 
     # The watcher has not fired again for what it has seen.
     assert len(runs.all()) == 3
 
 
-def test_a_bad_override_is_refused_with_the_command_lines_sentence(stack: Stack, channel: Channel, runs: Runs) -> None:
-    stack.api.unpause("sft")
-    assert runs.trigger("refused", {"set": {"train.lr": -1}}).returncode == 0
+def test_settings_that_do_not_go_together_fail_with_the_command_lines_sentence(
+    stack: Stack, channel: Channel, runs: Runs
+) -> None:
+    stack.api.unpause(DAG)
+    assert runs.trigger("refused", {"set": {"base.source": "local"}}).returncode == 0
     assert runs.ended("refused") == "failed"
     with pytest.raises(ConfigError) as command_line:
-        settings.load(Path(stack.home.root).parent / "configs" / "small.yaml", ["train.lr=-1"])
-    assert failure(stack.api, "sft", "refused") == f"configure: {command_line.value}"
-    assert f"sft refused: configure failed: {command_line.value}" in channel.told
+        settings.load(Path(stack.home.root).parent / "configs" / "small.yaml", {"base.source": "local"})
+    assert failure(stack.api, DAG, "refused") == f"configure: {command_line.value}"
+    assert f"{DAG} refused: configure failed: {command_line.value}" in channel.told
     shown = io.StringIO()
-    state, tasks = follow(Follower(stack.api, "sft", "refused", stack.home.store), Console(file=shown))
-    assert (state, len(tasks)) == ("failed", 14)
+    state, tasks = follow(Follower(stack.api, DAG, "refused", stack.home.store), Console(file=shown))
+    assert (state, len(tasks)) == ("failed", 15)
     assert tasks[0].id == "configure"
     assert "configure            failed" in shown.getvalue()
     assert {state for name, state in runs.tasks("refused").items() if name != "configure"} == {"upstream_failed"}
 
 
-def test_a_name_outside_the_configuration_folder_is_not_triggered(runs: Runs) -> None:
-    done = runs.trigger("outside", {"config": "../../secrets"})
+@pytest.mark.parametrize(
+    ("conf", "sentence"),
+    [
+        ({"set": {"train.epoch": 1}}, "unknown setting train.epoch; did you mean train.epochs?"),
+        ({"train.epochs": 10**20}, "is greater than the maximum of 100000"),
+        ({"config": "../../secrets"}, "unknown configuration '../../secrets'"),
+    ],
+    ids=str,
+)
+def test_a_typo_is_refused_when_the_run_is_triggered(stack: Stack, runs: Runs, conf: dict[str, Any], sentence: str) -> None:
+    """By Airflow's command line and by REST, which the form uses."""
+    done = runs.trigger("typo", conf, "sft")
     assert done.returncode != 0
-    assert "is not one of" in done.stderr + done.stdout
+    assert sentence in " ".join((done.stderr + done.stdout).split())
+    with pytest.raises(httpx.HTTPStatusError) as refused:
+        stack.api.call("POST", "/api/v2/dags/sft/dagRuns", json={"logical_date": None, "conf": conf})
+    assert refused.value.response.status_code == 400
+    assert sentence in refused.value.response.json()["detail"]
+
+
+def test_a_configuration_that_was_added_a_moment_ago_can_be_triggered(stack: Stack) -> None:
+    (Path(stack.home.root).parent / "configs" / "fresh.yaml").write_text(yaml.safe_dump(CONFIG | {"schedule": {}}))
+    stack.api.call("POST", "/api/v2/dags/sft/dagRuns", json={"logical_date": None, "conf": {"config": "fresh"}})

@@ -9,7 +9,9 @@ import pytest
 import yaml
 from talaria.common.errors import ConfigError
 from talaria.config.load import parse
-from talaria_airflow import scheduling
+from talaria_airflow.dag import scheduling
+
+from tests.support.airflow_env import REPOSITORY
 
 
 def configuration(**schedule: Any) -> Any:
@@ -21,7 +23,7 @@ def test_without_a_schedule_nothing_starts_by_itself() -> None:
     assert scheduling.deadline_of(configuration()) is None
 
 
-def test_a_cron_expression_is_in_utc() -> None:
+def test_a_cron_expression_is_in_utc_unless_a_time_zone_is_named() -> None:
     schedule = scheduling.schedule_of(configuration(cron="0 3 * * *"))
     assert (schedule.expression, str(schedule.timezone)) == ("0 3 * * *", "UTC")
 
@@ -47,34 +49,79 @@ def write(folder: Path, name: str, tree: dict[str, Any]) -> None:
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
 
 
-def test_the_dag_is_off_until_wanted_only_where_it_has_a_schedule(
-    airflow_db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
+@pytest.fixture
+def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TALARIA_CONFIGS", str(tmp_path))
+    return tmp_path
+
+
+def parsed() -> Any:
     from airflow.dag_processing.dagbag import DagBag
 
-    from tests.support.airflow_env import REPOSITORY
-
-    monkeypatch.setenv("TALARIA_CONFIGS", str(tmp_path))
-    write(tmp_path, "plain", {})
-    write(tmp_path, "nightly", {"schedule": {"cron": "0 3 * * *", "deadline_hours": 8}})
-    for name, paused in (("plain", False), ("nightly", True)):
-        monkeypatch.setenv("TALARIA_CONFIG", name)
-        bag = DagBag(REPOSITORY / "dags")
-        assert bag.import_errors == {}
-        dag = bag.dags["sft"]
-        assert dag.is_paused_upon_creation is paused
-        assert dag.params["config"] == name
-        assert bool(dag.deadline) is paused
+    return DagBag(REPOSITORY / "dags")
 
 
-def test_a_scheduled_configuration_that_does_not_validate_is_an_import_error(
-    airflow_db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_each_configuration_with_a_schedule_has_a_dag_that_is_off_until_wanted(airflow_db: None, configs: Path) -> None:
+    write(configs, "plain", {})
+    nightly = {"cron": "0 3 * * *", "timezone": "Europe/Berlin", "deadline_hours": 8, "owner": "speech", "pool": "a100"}
+    write(configs, "nightly", {"schedule": nightly, "alerts": {"webhook": "speech_channel"}})
+    write(configs, "watching", {"schedule": {"on_new_revision": True}})
+    bag = parsed()
+    assert bag.import_errors == {}
+    assert set(bag.dags) == {"sft", "sft_nightly", "sft_watching", "rollback"}
+    paused = {name: dag.is_paused_upon_creation for name, dag in bag.dags.items()}
+    assert paused == {"sft": False, "sft_nightly": True, "sft_watching": True, "rollback": False}
+    dag = bag.dags["sft_nightly"]
+    assert (dag.timetable.expression, str(dag.timetable.timezone)) == ("0 3 * * *", "Europe/Berlin")
+    assert {task.owner for task in dag.tasks} == {"speech"}
+    assert dag.get_task("model.train").pool == "a100"
+    assert dag.get_task("model.train").channels["webhook"] == "speech_channel"
+    assert dag.deadline
+    assert "config" not in dag.params
+    assert bag.dags["sft"].schedule is None
+
+
+def test_the_form_starts_with_the_configuration_that_the_deployment_names(
+    airflow_db: None, configs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from airflow.dag_processing.dagbag import DagBag
+    write(configs, "plain", {})
+    write(configs, "tiny", {})
+    assert parsed().dags["sft"].params["config"] == "tiny"
+    monkeypatch.setenv("TALARIA_CONFIG", "plain")
+    assert parsed().dags["sft"].params["config"] == "plain"
 
-    from tests.support.airflow_env import REPOSITORY
 
-    monkeypatch.setenv("TALARIA_CONFIGS", str(tmp_path))
-    write(tmp_path, "broken", {"train": {"lr": -1}})
-    (error,) = DagBag(REPOSITORY / "dags").import_errors.values()
-    assert f"{tmp_path}/broken.yaml: train.lr: should be greater than 0, got -1." in error
+def test_a_dag_of_ones_own_has_the_schedule_owner_and_pool_that_it_names(airflow_db: None, configs: Path) -> None:
+    from talaria_airflow import sft_dag
+
+    write(configs, "plain", {})
+    dag = sft_dag(config="plain", dag_id="weekly", schedule="@weekly", owner="me", pool="mine", queue="mine")
+    assert (dag.dag_id, dag.schedule, dag.is_paused_upon_creation) == ("weekly", "@weekly", True)
+    train = dag.get_task("model.train")
+    assert (train.owner, train.pool, train.queue) == ("me", "mine", "mine")
+    with pytest.raises(ConfigError, match="unknown configuration"):
+        sft_dag(config="none", dag_id="other")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "sentence"),
+    [
+        ({"cron": "0 25 * * *"}, "broken: schedule.cron '0 25 * * *' is no cron expression; write for example '0 3 * * 1'."),
+        (
+            {"cron": "0 3 * * *", "timezone": "Berlin"},
+            "schedule.timezone 'Berlin' is no time zone; write for",
+        ),
+        ({"poll_seconds": 0}, "schedule.poll_seconds: should be greater than or equal to 1, got 0."),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_broken_configuration_is_an_import_error_and_stops_no_other_schedule(
+    airflow_db: None, configs: Path, schedule: dict[str, Any], sentence: str
+) -> None:
+    write(configs, "broken", {"schedule": schedule})
+    write(configs, "nightly", {"schedule": {"cron": "0 3 * * *"}})
+    bag = parsed()
+    ((file, error),) = bag.import_errors.items()
+    assert file.endswith("broken_configurations.py")
+    assert sentence in error
+    assert set(bag.dags) == {"sft", "sft_nightly", "rollback"}

@@ -42,6 +42,16 @@ def installation(shared: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"sqlite:///{shared}/mlflow.db"
 
 
+@pytest.fixture
+def server_side(dags: dict[str, Any]) -> Any:
+    """The DAG as the api-server reads it from the database, in a process that has loaded the plugin."""
+    from airflow.serialization.serialized_objects import DagSerialization
+    from talaria_airflow.plugin import TalariaPlugin
+
+    TalariaPlugin.on_load()
+    return DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dags["sft"]))
+
+
 def run(dags: dict[str, Any], **conf: Any) -> Any:
     return dags["sft"].test(run_conf={"config": "tiny", **conf})
 
@@ -100,29 +110,74 @@ def test_the_whole_way_twice(dags: dict[str, Any], installation: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "overrides",
-    [{"train.lr": -1}, {"train.learning_rate": 1e-4}, {"base.source": "local"}, {"train": 3}, {"train.lr.peak": 1}],
-    ids=lambda overrides: next(iter(overrides)),
+    ("conf", "sentence"),
+    [
+        ({"set": {"train.lr": -1}}, "train.lr: should be greater than 0, got -1."),
+        ({"set": {"train.learning_rate": 1e-4}}, "unknown setting train.learning_rate; did you mean"),
+        ({"set": {"train.seed": 10**20}}, "train.seed: should be less than or equal to 9007199254740991, got 1"),
+        ({"set": {"train": {"lr": 1}}}, "train is a group of settings; name one of them"),
+        ({"set": {"train.lr.peak": 1}}, "train.lr: should be a valid number"),
+        ({"set": {"schedule.cron": "@daily"}}, "schedule.cron is read when the DAG is parsed"),
+        ({"set": []}, "expected settings like"),
+        ({"train.epochs": 0}, "Invalid input for param train.epochs: 0 is less than the minimum of 1"),
+        ({"train.epochs": 10**20}, "100000000000000000000 is greater than the maximum of 100000"),
+        ({"train.epochs": "three"}, "'three' is not of type 'integer', 'null'"),
+        ({"train.precision": "fp64"}, "'fp64' is not one of ['mixed', 'fp32', 'bf16', None]"),
+        ({"config": "no-such"}, "unknown configuration 'no-such'"),
+    ],
+    ids=str,
 )
-def test_a_bad_override_is_refused_as_on_the_command_line(
-    dags: dict[str, Any], overrides: dict[str, Any], capsys: pytest.CaptureFixture[str]
+def test_a_wrong_value_is_refused_when_the_run_is_triggered(server_side: Any, conf: dict[str, Any], sentence: str) -> None:
+    """As the form, REST and `airflow dags trigger` ask: all three merge `conf` into the stored DAG's parameters."""
+    from airflow.exceptions import ParamValidationError
+
+    with pytest.raises(ParamValidationError) as refused:
+        server_side.params.deep_merge(conf).validate()
+    assert sentence in str(refused.value)
+
+
+def test_a_configuration_that_was_added_a_moment_ago_can_be_triggered(
+    server_side: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TALARIA_CONFIGS", str(tmp_path))
+    (tmp_path / "fresh.yaml").write_text("{}")
+    assert server_side.params.deep_merge({"config": "fresh"}).validate()["config"] == "fresh"
+
+
+def test_the_form_has_a_typed_field_for_every_setting_of_a_run(server_side: Any) -> None:
+    fields = {name: param.schema for name, param in server_side.params.items()}
+    assert list(fields)[:4] == ["config", "download.path", "download.repo", "base.repo"]
+    settings_of_runs = [name for name, _, _ in settings.documentation() if not name.startswith(("schedule.", "alerts."))]
+    assert set(fields) == {"config", "set", "force", *settings_of_runs}
+    assert fields["train.epochs"] == {"title": "train.epochs", "type": ["integer", "null"], "minimum": 1, "maximum": 100_000}
+    assert fields["train.weight_decay"]["section"] == "train"
+
+
+def test_fields_and_set_together_are_the_runs_settings() -> None:
+    from talaria_airflow.parameters.form import overrides
+
+    given = {"set": {"train.lr": 1.0}, "train.epochs": 2, "train.seed": None, "config": "tiny", "force": True}
+    assert overrides(given) == {"train.lr": 1.0, "train.epochs": 2}
+    with pytest.raises(ConfigError, match=r"train\.lr is given twice"):
+        overrides(given | {"train.lr": 2.0})
+
+
+def test_settings_that_do_not_go_together_are_refused_as_on_the_command_line(
+    dags: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ConfigError) as command_line:
-        settings.load(TINY, overrides)
-    assert str(command_line.value) in refusal(run(dags, set=overrides), capsys)
+        settings.load(TINY, {"base.source": "local"})
+    assert str(command_line.value) in refusal(run(dags, set={"base.source": "local"}), capsys)
 
 
 def test_a_misspelt_parameter_is_refused(dags: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    assert "unknown parameter sets; a run takes config, set, force." in refusal(run(dags, sets={}), capsys)
+    assert "unknown parameter sets; a run takes config, force, set" in refusal(run(dags, sets={}), capsys)
 
 
 @pytest.mark.parametrize("name", ["no-such", "../pyproject", "/etc/passwd", "tiny.yaml"])
-def test_only_names_of_the_configuration_folder_are_taken(dags: dict[str, Any], name: str) -> None:
-    from airflow.sdk.exceptions import ParamValidationError
-    from talaria_airflow.scheduling import config_file
+def test_only_names_of_the_configuration_folder_are_taken(name: str) -> None:
+    from talaria_airflow.configurations import config_file
 
-    with pytest.raises(ParamValidationError, match="is not one of"):
-        run(dags, config=name)
     with pytest.raises(ConfigError, match="unknown configuration"):
         config_file(name)
 

@@ -94,12 +94,23 @@ async def is_silent(events: AsyncIterator[Any], hub: StandIn) -> bool:
     return silent
 
 
+def test_the_first_look_is_no_event(hub: StandIn) -> None:
+    async def story() -> None:
+        state = State()
+        assert await is_silent(started(state), hub)
+        assert list(state.values.values()) == ["a" * 40]
+
+    asyncio.run(story())
+
+
 def test_each_revision_fires_once_and_tells_its_commit(hub: StandIn) -> None:
     async def story() -> None:
-        events = started(State())
-        assert (await anext(events)).payload == {"repo": REPO, "revision": "main", "commit": "a" * 40}
-        hub.commit = "b" * 40
-        assert (await anext(events)).payload["commit"] == "b" * 40
+        state = State()
+        assert await is_silent(started(state), hub)
+        events = started(state)
+        for letter in "bc":
+            hub.commit = letter * 40
+            assert (await anext(events)).payload == {"repo": REPO, "revision": "main", "commit": letter * 40}
         assert await is_silent(events, hub)
 
     asyncio.run(story())
@@ -108,6 +119,7 @@ def test_each_revision_fires_once_and_tells_its_commit(hub: StandIn) -> None:
 def test_a_restarted_triggerer_does_not_fire_again(hub: StandIn) -> None:
     async def story() -> None:
         state = State()
+        state.values["revision"] = "0" * 40
         first = started(state)
         await anext(first)
         assert await is_silent(first, hub)  # the event was taken, so the commit is on record
@@ -123,7 +135,9 @@ def test_a_restarted_triggerer_does_not_fire_again(hub: StandIn) -> None:
 def test_a_hub_that_does_not_answer_is_asked_again(hub: StandIn) -> None:
     async def story() -> None:
         hub.broken = True
-        events = started(State())
+        state = State()
+        state.values["revision"] = "0" * 40
+        events = started(state)
         waiting = asyncio.ensure_future(anext(events))
         while not hub.asked:
             await asyncio.sleep(0.01)

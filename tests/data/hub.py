@@ -36,6 +36,9 @@ class Hub:
     tokens: dict[str, str | None] = field(default_factory=dict)
     """Path -> the Authorization header it was asked with."""
 
+    looks: int = 0
+    """How often somebody asked which commit a branch is at."""
+
     def entries(self) -> list[dict[str, Any]]:
         return [self._entry(name, data) for name, data in self.files.items()]
 
@@ -60,6 +63,7 @@ def serve(hub: Hub) -> Iterator[Hub]:
             elif hub.error:
                 self.answer(hub.error[0], b"{}", {"X-Error-Code": hub.error[1]})
             elif path in {f"/api/datasets/{REPO}"} | {f"/api/datasets/{REPO}/revision/{name}" for name in ("main", hub.commit)}:
+                hub.looks += 1
                 self.answer(200, json.dumps({"id": REPO, "sha": hub.commit, "siblings": []}).encode())
             elif path == f"/api/datasets/{REPO}/tree/{hub.commit}":
                 self.answer(200, json.dumps(hub.entries()).encode())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from talaria.devstack.installation import Home, Ports, choose_ports
+from talaria.devstack.installation import Home, Ports, choose_ports, environment
 from talaria.devstack.processes import Service, descendants, running, start, stop
 
 PORTS = Ports(1, 2)
@@ -118,6 +118,35 @@ def test_secrets_are_made_once_and_only_their_owner_reads_them(home: Home) -> No
     assert home.password() == Home(home.root).password()
     for name in ("secrets.json", "airflow/passwords.json"):
         assert (home.root / name).stat().st_mode & 0o077 == 0
+
+
+def test_what_was_chosen_by_environment_variables_survives_a_restart(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TALARIA_CONFIG", "nightly")
+    monkeypatch.setenv("TALARIA_WEBHOOK", "http://127.0.0.1:9/secret")
+    monkeypatch.setenv("TALARIA_CONFIGS", "configs")
+    first = environment(home, PORTS)
+    for name in ("TALARIA_CONFIG", "TALARIA_WEBHOOK", "TALARIA_CONFIGS"):
+        monkeypatch.delenv(name)
+    monkeypatch.chdir("/")
+    again = environment(home, PORTS)
+    assert (again["TALARIA_CONFIG"], again["TALARIA_WEBHOOK"]) == ("nightly", "http://127.0.0.1:9/secret")
+    assert again["TALARIA_CONFIGS"] == first["TALARIA_CONFIGS"]
+    assert (home.root / "choices.json").stat().st_mode & 0o077 == 0
+    monkeypatch.setenv("TALARIA_WEBHOOK", "")
+    assert "TALARIA_WEBHOOK" not in environment(home, PORTS)
+
+
+def test_a_port_whose_last_connections_linger_stays(home: Home) -> None:
+    first = choose_ports(None)
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("127.0.0.1", first.mlflow))
+        server.listen()
+        client = socket.create_connection(("127.0.0.1", first.mlflow))
+        accepted, _ = server.accept()
+        accepted.close()  # who closes first keeps the connection in TIME_WAIT
+        client.close()
+    assert choose_ports(first) == first
 
 
 def test_ports_stay_unless_they_are_taken(home: Home) -> None:

@@ -9,7 +9,7 @@ import uuid
 
 import pytest
 from talaria.common.errors import DataError
-from talaria.registry.promotion import champion, promote, rollback, unchanged
+from talaria.registry.promotion import champion, preview, promote, reject, rollback, unchanged
 from talaria.registry.register import register
 from talaria.registry.versions import find_model, prune, search_versions
 from talaria.tracking.mlflow_client import connect
@@ -85,6 +85,40 @@ def test_the_decision_and_the_numbers_are_written_on_the_version(models):
     assert tags["talaria.gate.champion"] == "1"
     assert tags["talaria.gate.reason"] in models.description(2)
     assert models.description(2).startswith("# card\n")
+
+
+def test_a_preview_says_what_would_be_decided_and_moves_nothing(models):
+    models.promote(models.add(3.0))
+    better, worse = models.add(2.0), models.add(3.5)
+    seen = [preview(models.name, version, uri=models.uri) for version in (better, worse, 1)]
+    assert [answer["promoted"] for answer in seen] == [True, False, False]
+    assert seen[0]["losses"] == {"candidate": 2.0, "base": 5.0, "champion": 3.0}
+    assert seen[2]["reason"] == "Version 1 is the champion already."
+    assert models.aliases() == {"champion": 1}
+    assert "talaria.gate" not in models.tags(better)
+
+
+def test_a_rejection_is_written_on_the_version_and_holds_until_a_person_promotes_it(models):
+    models.promote(models.add(3.0))
+    better = models.add(2.0)
+    for _ in range(2):  # a retry of the task
+        told = reject(models.name, better, by="ann", uri=models.uri)
+    assert told["reason"] == f"Version {better} is not promoted. It was rejected by ann."
+    assert models.tags(better)["talaria.rejected_by"] == "ann"
+    assert models.description(better).count("Rejected by ann") == 1
+    again = preview(models.name, better, uri=models.uri)
+    assert not again["promoted"], "so nobody is asked again"
+    assert again["rejected"]
+    assert "rejected by ann" in models.promote(better)["reason"]
+    assert models.aliases()["champion"] == 1
+    models.promote(better, by="bob")
+    assert models.aliases()["champion"] == better
+    assert "talaria.rejected_by" not in models.tags(better)
+
+
+def test_who_approved_a_promotion_is_written_on_the_version(models):
+    models.promote(models.add(3.0), approved_by="ann")
+    assert models.tags(1)["talaria.gate.approved_by"] == "ann"
 
 
 def test_without_a_version_the_newest_candidate_is_taken(models):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,8 @@ from talaria.cli.app import (
     load,
     say,
 )
+from talaria.common.errors import UserError
+from talaria.common.printable import printable
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the registered model.")]
 store_app = typer.Typer(no_args_is_help=True, help="Look at the store, and free space in it.")
@@ -67,15 +70,27 @@ def promote(
     version: Annotated[int | None, typer.Argument(help="Version; absent: the newest candidate.")] = None,
     margin: Annotated[float, typer.Option(help="How much lower its held-out loss must be.")] = 0.0,
     anyway: Annotated[bool, typer.Option("--anyway", help="Promote it whatever the gate says; your name is recorded.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what the gate would decide; no alias moves.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", help="Write the answer there as JSON, too.")] = None,
     store: StoreDir = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
     """Make a version the champion if it beats the base model and the champion."""
+    from talaria.common.files import write_atomically
+    from talaria.registry.promotion import preview
     from talaria.registry.promotion import promote as work
     from talaria.tracking.mlflow_client import tracking_uri
 
-    by = getpass.getuser() if anyway else None
-    finish(work(model, version, margin=margin, uri=tracking_uri(store), by=by), as_json)
+    if anyway and dry_run:
+        raise UserError("--anyway and --dry-run exclude each other: the gate's word does not count with the first.")
+    uri = tracking_uri(store)
+    if dry_run:
+        answer = preview(model, version, margin=margin, uri=uri)
+    else:
+        answer = work(model, version, margin=margin, uri=uri, by=getpass.getuser() if anyway else None)
+    if output is not None:
+        write_atomically(output, json.dumps(answer))
+    finish(answer, as_json)
 
 
 @app.command()
@@ -90,6 +105,28 @@ def rollback(
     from talaria.tracking.mlflow_client import tracking_uri
 
     finish(work(model, reason=reason, who=getpass.getuser(), uri=tracking_uri(store)), as_json)
+
+
+@app.command()
+def cost(
+    days: Annotated[float, typer.Option(min=0, max=100_000, help="Trainings that began in the last so many days.")] = 30.0,
+    store: StoreDir = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Sum up GPU-hours and money by registered model; registry.gpu_hour_price has the price."""
+    from dataclasses import asdict
+
+    from talaria.tracking.mlflow_client import tracking_uri
+    from talaria.tracking.spending import spending
+
+    found = {name: asdict(spent) for name, spent in spending(tracking_uri(store), days=days).items()}
+    if as_json:
+        finish(found, as_json)
+        return
+    for name, spent in sorted(found.items()):
+        unpriced = f", {spent['unpriced']:.2f} of them without a price" if spent["unpriced"] else ""
+        hours = f"{spent['gpu_hours']:.2f} GPU-hours{unpriced}"
+        print(f"{printable(name)}: {spent['trainings']} trainings, {hours}, cost {spent['cost']:.2f}")
 
 
 @app.command()

@@ -55,7 +55,7 @@ def parse(tree: Any, origin: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(printable(f"{origin}: {_sentence(error)}")) from None
+        raise ConfigError(printable(f"{origin}: {sentence(error)}")) from None
 
 
 def _pairs(overrides: Mapping[str, Any] | Iterable[str]) -> Iterator[tuple[str, Any]]:
@@ -89,7 +89,15 @@ def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[leaf] = value
 
 
-def _sentence(error: ValidationError) -> str:
+def nested(dotted: str, value: Any) -> dict[str, Any]:
+    """Return `{"train": {"lr": value}}` for `"train.lr"`."""
+    for part in reversed(dotted.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def sentence(error: ValidationError) -> str:
+    """Return the first of a configuration's mistakes as a sentence that names the setting."""
     first, *others = error.errors(include_url=False)
     dotted = ".".join(str(part) for part in first["loc"])
     if first["type"] == "invalid_key":

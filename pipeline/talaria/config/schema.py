@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -253,6 +254,7 @@ class Registry(Section):
         "store",
         description="Where a new experiment keeps its files: on the store's disk (no copy of the weights), or with the server.",
     )
+    gpu_hour_price: float | None = Field(None, ge=0, description="Price of one GPU for an hour, in your currency.")
 
 
 class Promote(Section):
@@ -261,7 +263,8 @@ class Promote(Section):
 
 
 class Schedule(Section):
-    cron: str | None = Field(None, description="Cron expression for scheduled retraining (UTC).")
+    cron: str | None = Field(None, description="Cron expression for scheduled retraining.")
+    timezone: str = Field("UTC", description="Time zone of the cron expression, as IANA names it, for example Europe/Berlin.")
     on_new_revision: bool = Field(False, description="Start a run when the data set's revision on the hub changes.")
     poll_seconds: float = Field(300.0, ge=1, le=86_400, description="Seconds between checks of the hub.")
     skip_unchanged: bool = Field(
@@ -269,6 +272,35 @@ class Schedule(Section):
     )
     deadline_hours: float | None = Field(
         None, gt=0, le=YEAR_SECONDS / 3600, description="Report a run that is not done this long after it was queued."
+    )
+    monthly_budget: float | None = Field(
+        None, ge=0, description="Skip scheduled runs once this model's trainings of the last 30 days cost so much."
+    )
+    owner: str = Field("talaria", min_length=1, description="Owner of the configuration's own DAG.")
+    pool: str = Field("gpu", min_length=1, description="Airflow pool whose slots its training and evaluation take.")
+    queue: str = Field("gpu", min_length=1, description="Celery queue of the workers that serve them.")
+
+    @model_validator(mode="after")
+    def _can_be_kept(self) -> Schedule:
+        try:
+            ZoneInfo(self.timezone)
+        except (ValueError, OSError, KeyError):  # a path, a folder of zones, ZoneInfoNotFoundError
+            raise ValueError(f"schedule.timezone {self.timezone!r} is no time zone; write for example Europe/Berlin") from None
+        return self
+
+
+class Alerts(Section):
+    """Who hears of failures, questions, decisions and of a training in trouble (Airflow only)."""
+
+    webhook: str | None = Field(
+        None, description="Airflow connection whose password is the webhook's address; absent: TALARIA_WEBHOOK."
+    )
+    email: str | None = Field(None, description="Recipients of e-mail, separated by commas.")
+    smtp: str = Field("smtp_default", min_length=1, description="Airflow connection of the mail server.")
+    stall_seconds: float = Field(300.0, gt=0, le=YEAR_SECONDS, description="Tell when a training has made no step for so long.")
+    patience: int = Field(5, ge=1, le=10_000, description="Tell when so many held-out losses in a row were no better.")
+    free_disk_fraction: float = Field(
+        0.05, ge=0, lt=1, description="Tell when less than this share of the store's disk is free while a model trains."
     )
 
 
@@ -283,6 +315,13 @@ class Config(Section):
     registry: Registry = Registry()
     promote: Promote = Promote()
     schedule: Schedule = Schedule()
+    alerts: Alerts = Alerts()
+
+    @model_validator(mode="after")
+    def _budget_needs_a_price(self) -> Config:
+        if self.schedule.monthly_budget is not None and self.registry.gpu_hour_price is None:
+            raise ValueError("schedule.monthly_budget needs registry.gpu_hour_price")
+        return self
 
     @model_validator(mode="after")
     def _watching_needs_the_hub(self) -> Config:

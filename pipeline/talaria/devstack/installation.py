@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from talaria.common.errors import UserError
-from talaria.common.files import write_atomically
+from talaria.common.files import read_object, write_atomically
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 MARK = "TALARIA_STACK"
@@ -77,6 +77,25 @@ class Home:
             _write_private(path, json.dumps(keys))
         return dict(json.loads(path.read_text()))
 
+    def choices(self) -> dict[str, str]:
+        """Return what the person who started this installation chose by environment variables (REMEMBERED), now or earlier.
+
+        A variable that is set counts, and is kept for the next start from another shell; set but empty, it is forgotten.
+        """
+        path = self.root / "choices.json"
+        before = read_object(path)
+        chosen = {name: os.environ.get(name, before.get(name, "")) for name in REMEMBERED}
+        if folder := chosen["TALARIA_CONFIGS"]:
+            chosen["TALARIA_CONFIGS"] = os.path.abspath(folder)
+        chosen = {name: value for name, value in chosen.items() if value}
+        if chosen != before:
+            path.unlink(missing_ok=True)
+            _write_private(path, json.dumps(chosen))  # the webhook's address is a secret
+        return chosen
+
+
+REMEMBERED = ("TALARIA_CONFIG", "TALARIA_CONFIGS", "TALARIA_WEBHOOK", "TALARIA_ALLOW_CUSTOM_CODE")
+
 
 @dataclass(frozen=True)
 class Ports:
@@ -112,6 +131,8 @@ def choose_ports(before: Ports | None) -> Ports:
 
 def _bind(held: contextlib.ExitStack, wanted: int) -> int:
     probe = held.enter_context(socket.socket())
+    # as the servers do: connections of the one before, which the kernel still remembers, do not hold the port
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         probe.bind(("127.0.0.1", wanted))
     except OSError:
@@ -125,7 +146,8 @@ def environment(home: Home, ports: Ports) -> dict[str, str]:
     keys = home.secrets()
     return {
         "TALARIA_STORE": str(home.store),
-        "TALARIA_CONFIGS": os.environ.get("TALARIA_CONFIGS") or str(REPOSITORY / "configs"),
+        "TALARIA_CONFIGS": str(REPOSITORY / "configs"),
+        **home.choices(),
         "MLFLOW_TRACKING_URI": ports.mlflow_url,
         "AIRFLOW_HOME": str(home.airflow),
         "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
@@ -151,6 +173,9 @@ TUNING: Mapping[str, str] = {
     "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
     "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
     "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
+    # as in docker-compose.yaml, which says why: an API server that is away for minutes ends no training
+    "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "300",
+    "AIRFLOW__EXECUTION_API__JWT_EXPIRATION_TIME": "90000",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -139,6 +139,8 @@ def _cost(facts: Facts) -> str:
         return ""
     ranks = f"{facts.ranks} ranks, " if facts.ranks else ""
     lines = [f"- {ranks}{cost.get('seconds', 0.0) / 3600:.2f} h", f"- {cost.get('gpu_hours', 0.0):.2f} GPU-hours"]
+    if (price := facts.config.registry.gpu_hour_price) is not None:
+        lines.append(f"- {cost.get('gpu_hours', 0.0) * price:.2f} at {price:g} a GPU-hour")
     if "energy_kwh" in cost:
         lines.append(f"- {cost['energy_kwh']:.3f} kWh (GPUs only, by their own counters)")
     return "## Cost\n\n" + "\n".join(lines)

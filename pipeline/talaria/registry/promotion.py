@@ -35,13 +35,23 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 GATE = "talaria.gate"
-ROLLED_BACK = "talaria.rolled_back"
+ROLLED_BACK, REJECTED = "talaria.rolled_back", "talaria.rejected"
+APPROVED_BY = f"{GATE}.approved_by"
 
 
-def promote(model: str, version: int | None = None, *, margin: float = 0.0, uri: str, by: str | None = None) -> dict[str, Any]:
+def promote(
+    model: str,
+    version: int | None = None,
+    *,
+    margin: float = 0.0,
+    uri: str,
+    by: str | None = None,
+    approved_by: str | None = None,
+) -> dict[str, Any]:
     """Let a version (None: the newest candidate) through the gate, or name the reason why not.
 
     `by`: a person who promotes whatever the gate says; it is still asked, and its answer kept.
+    `approved_by`: a person who was asked before, and agreed to what the gate says.
     """
     client = connect(uri)
     with plain_errors(uri):
@@ -50,9 +60,9 @@ def promote(model: str, version: int | None = None, *, margin: float = 0.0, uri:
         number, champion = int(candidate.version), aliases.get(CHAMPION)
         if champion == number:
             return _told(client, candidate, champion)
-        losses, unmeasured = _losses(client, candidate, _get(client, model, champion) if champion else None, by)
-        decision = _overruled(decide(losses, margin, champion, unmeasured), candidate, by)
+        losses, decision = _ask(client, candidate, champion, margin, by)
         _write_decision(client, candidate, decision, losses, margin, champion, by)
+        set_tags(client, model, number, {APPROVED_BY: scrub(approved_by) if approved_by else None})
         if decision.promoted:
             _crown(client, model, number, champion)
             if aliases.get(CHALLENGER) == number:
@@ -68,6 +78,45 @@ def promote(model: str, version: int | None = None, *, margin: float = 0.0, uri:
         "champion": number if decision.promoted else champion,
         "previous": champion,
     }
+
+
+def preview(model: str, version: int | None = None, *, margin: float = 0.0, uri: str) -> dict[str, Any]:
+    """Return what `promote` would decide, and move nothing. Measures the champion where its loss is not known.
+
+    `promoted`: whether the alias would move now; `rejected`: whether a person has said no to this version.
+    """
+    client = connect(uri)
+    with plain_errors(uri):
+        candidate = _get(client, model, version) if version else _newest_candidate(client, model)
+        number, champion = int(candidate.version), find_model(client, model).get(CHAMPION)
+        if champion == number:
+            return {"model": model, "version": number, "promoted": False, "champion": champion, "rejected": False} | {
+                "reason": f"Version {number} is the champion already.",
+                "losses": {"candidate": as_number(candidate.tags.get(LOSS)), "base": as_number(candidate.tags.get(BASE_LOSS))},
+            }
+        losses, decision = _ask(client, candidate, champion, margin, None)
+    return {
+        "model": model,
+        "version": number,
+        "promoted": decision.promoted,
+        "reason": decision.reason,
+        "losses": {"candidate": losses.candidate, "base": losses.base, "champion": losses.champion},
+        "champion": champion,
+        "rejected": f"{REJECTED}_by" in candidate.tags,
+    }
+
+
+def reject(model: str, version: int, *, by: str, uri: str) -> dict[str, Any]:
+    """Write on a version that a person said no to it. From then on only a person can promote it."""
+    client = connect(uri)
+    with plain_errors(uri):
+        candidate, champion = _get(client, model, version), find_model(client, model).get(CHAMPION)
+        reason = f"Version {version} is not promoted. It was rejected by {scrub(by)}."
+        if candidate.tags.get(f"{REJECTED}_by") is None:
+            set_tags(client, model, version, {GATE: "rejected", f"{REJECTED}_by": scrub(by), f"{REJECTED}_at": _now()})
+            text = with_entry(candidate.description or "", _now(), f"Rejected by {scrub(by)}")
+            client.update_model_version(model, str(version), text)
+    return {"model": model, "version": version, "promoted": False, "reason": reason, "champion": champion, "previous": champion}
 
 
 def rollback(model: str, *, reason: str, who: str, uri: str, request: str | None = None) -> dict[str, Any]:
@@ -123,6 +172,14 @@ def unchanged(model: str, train_key: str, *, uri: str) -> str | None:
     return None
 
 
+def _ask(
+    client: MlflowClient, candidate: ModelVersion, champion: int | None, margin: float, by: str | None
+) -> tuple[Losses, Decision]:
+    """The gate's numbers and its decision, after what people said about this version before."""
+    losses, unmeasured = _losses(client, candidate, _get(client, candidate.name, champion) if champion else None, by)
+    return losses, _overruled(decide(losses, margin, champion, unmeasured), candidate, by)
+
+
 def _losses(
     client: MlflowClient, candidate: ModelVersion, champion: ModelVersion | None, by: str | None
 ) -> tuple[Losses, str | None]:
@@ -143,6 +200,8 @@ def _overruled(decision: Decision, candidate: ModelVersion, by: str | None) -> D
     if ROLLED_BACK in candidate.tags:
         why, who = (candidate.tags.get(f"{ROLLED_BACK}_{name}", "?") for name in ("reason", "by"))
         return Decision(False, f"It was rolled back by {who}: {why}. Only a person can promote it again.")
+    if f"{REJECTED}_by" in candidate.tags:
+        return Decision(False, f"It was rejected by {candidate.tags[f'{REJECTED}_by']}. Only a person can promote it.")
     return decision
 
 
@@ -171,8 +230,8 @@ def _write_decision(
     set_tags(client, model, number, tags)
     client.update_model_version(model, number, with_entry(candidate.description or "", _now(), decision.reason))
     if decision.promoted:
-        for name in [name for name in candidate.tags if name.startswith(ROLLED_BACK)]:
-            client.delete_model_version_tag(model, number, name)  # a person's promotion ends what the rollback forbade
+        for name in [name for name in candidate.tags if name.startswith((ROLLED_BACK, REJECTED))]:
+            client.delete_model_version_tag(model, number, name)  # a person's promotion ends what an earlier word forbade
 
 
 def _crown(client: MlflowClient, model: str, number: int, previous: int | None) -> None:

@@ -14,7 +14,6 @@ from talaria.common.redact import scrub
 from talaria.config.schema import Config
 from talaria.stages.table import STAGES, inputs_of, key_of
 from talaria.store.manifest import Manifests
-from talaria.tokenization.dataset import _shards_digest, heldout_digest
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -79,6 +78,8 @@ def base_name(config: Config) -> str:
 
 def dataset_inputs(config: Config, known: Manifests, tokens: str | Path) -> list[DatasetInput]:
     """Return the training data and the held-out split as MLflow data set inputs: source and digest, no data is loaded."""
+    from talaria.tokenization.dataset import _shards_digest, heldout_digest  # here: pyarrow is not for DAG files
+
     training = data_digest(known) or _shards_digest(Path(tokens) / "train") or _shards_digest(Path(tokens))
     heldout = heldout_digest(tokens)
     inputs = []

@@ -16,11 +16,13 @@ from talaria.config.schema import Config
 from talaria.launch import diagnosis
 from talaria.launch import stage as launch
 from talaria.launch.accelerate_command import Machine
+from talaria.runs.alarms import TrainingAlarms
 from talaria.runs.folder import MLFLOW, RunPath
 from talaria.runs.summary import last_activity, progress_line, summarize
 from talaria.stages.run import run_stage
 from talaria.store.store import Output, Store
 
+from talaria_airflow.notifiers.alert import Alert
 from talaria_airflow.operators import links
 from talaria_airflow.operators.stage import StageOperator, lifelines
 
@@ -54,6 +56,7 @@ class AccelerateLaunchOperator(StageOperator):
     :param machine_rank: which of them this task is; 0 publishes the output.
     :param rendezvous: HOST:PORT where machine 0 listens.
     :param grace: seconds that ranks get to save (train.stop_grace).
+    :param channels: the section `alerts` of a configuration, as a dict: who hears of a training in trouble while it runs.
     """
 
     template_fields = (*StageOperator.template_fields, "num_processes", "num_machines", "machine_rank", "rendezvous")
@@ -67,6 +70,7 @@ class AccelerateLaunchOperator(StageOperator):
         num_machines: int | str | None = None,
         machine_rank: int | str = 0,
         rendezvous: str | None = None,
+        channels: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(stage="train", **kwargs)
@@ -74,6 +78,7 @@ class AccelerateLaunchOperator(StageOperator):
         self.num_machines = num_machines
         self.machine_rank = machine_rank
         self.rendezvous = rendezvous
+        self.channels = channels
         self._next_look = 0.0
 
     def make(self, context: Context, config: Config, store: Store, upstream: Mapping[str, Output]) -> Output:
@@ -81,6 +86,12 @@ class AccelerateLaunchOperator(StageOperator):
         config = self._placed(config)
         machine = Machine(int(self.machine_rank), self.rendezvous, self.interpreter, self.environment(context))
         options: dict[str, Any] = {"machine": machine, "on_line": self.hear, "stop": self._stop, "lifelines": lifelines()}
+        self._alarms = TrainingAlarms(
+            stall_seconds=config.alerts.stall_seconds,
+            patience=config.alerts.patience,
+            free_disk=config.alerts.free_disk_fraction,
+            now=time.time(),
+        )
         try:
             if machine.rank:
                 return launch.follow(config, store, upstream, force=self.forced, **options)
@@ -105,6 +116,9 @@ class AccelerateLaunchOperator(StageOperator):
         if time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + SHOW_EVERY
             self._show(context, folder)
+            for trouble in self._alarms.look(folder, time.time()):
+                run = context["dag_run"]
+                Alert("", self.channels).tell(f"{run.dag_id} {run.run_id}: {self.task_id}: {trouble}.")
 
     def _show(self, context: Context, folder: Path) -> None:
         """What the task's page shows without its log: progress in the task state store, and the way to the MLflow run."""

@@ -1,16 +1,17 @@
-"""The registration of a trained model as an Airflow task."""
+"""Register a trained model as an Airflow task."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from airflow.sdk import BaseOperator, Context
 from talaria.config import load as settings
+from talaria.store.store import Store
 
 from talaria_airflow.operators import links
-from talaria_airflow.operators.stage import store_root
+from talaria_airflow.operators.stage import as_task_failure, given_output, store_root
+from talaria_airflow.operators.xcom import storable
 
 
 class RegisterOperator(BaseOperator):
@@ -34,12 +35,14 @@ class RegisterOperator(BaseOperator):
         from talaria.registry.register import register
         from talaria.tracking.mlflow_client import tracking_uri
 
-        folders = {name: Path(value["path"]) for name, value in self.inputs.items()}
-        uri = tracking_uri(Path(store_root()))
-        registered = register(settings.parse(self.config, "configuration"), folders, uri=uri)
+        with as_task_failure():
+            store = Store(store_root())
+            folders = {name: given_output(store, name, value).path for name, value in self.inputs.items()}
+            uri = tracking_uri(store.root)
+            registered = register(settings.parse(self.config, "configuration"), folders, uri=uri)
         self.log.info("%s: the candidate is version %s", registered["model"], registered["candidate"])
         links.show(context, links.ModelVersionLink, registered["model_url"] or "")
         links.show(context, links.MlflowRunLink, registered["run_url"] or "")
         for asset in self.outlets:
             context["outlet_events"][asset].extra = {key: registered[key] for key in ("model", "candidate", "train_key")}
-        return registered
+        return storable(registered)

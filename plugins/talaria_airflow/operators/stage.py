@@ -1,4 +1,4 @@
-"""A stage as an Airflow task of its own process, beneath the reaper: it can be killed at any moment and leaves nothing behind."""
+"""Run a stage as an Airflow task of its own process, beneath the reaper: killed at any moment, it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from talaria.config import load as settings
 from talaria.config.schema import Config
 from talaria.process import reaper, supervisor
 from talaria.store.store import Output, Store
+
+from talaria_airflow.operators.xcom import storable
 
 REFUSED = 2
 """The command line's exit code for what only the user can change."""
@@ -67,51 +69,58 @@ class StageOperator(BaseOperator):
         self._stop = supervisor.Stop()
 
     def execute(self, context: Context) -> dict[str, Any]:
-        with _as_task_failure():
+        with as_task_failure():
             config = settings.parse(self.config, "configuration")
-            upstream = {name: Output.from_json(value) for name, value in self.inputs.items()}
-            output = self.make(context, config, Store(self.store or store_root()), upstream)
+            store = Store(self.store or store_root())
+            upstream = {name: given_output(store, name, value) for name, value in self.inputs.items()}
+            output = self.make(context, config, store, upstream)
         self.log.info("%s: %s %s", self.stage, "reused" if output.reused else "made", output.path)
         for asset in self.outlets:
             context["outlet_events"][asset].extra = {"key": output.key, "path": str(output.path), "reused": output.reused}
-        return output.as_json()
+        return storable(output.as_json())
 
     def on_kill(self) -> None:
         """Tell the reaper and return: Airflow kills this process 5 s later, the reaper stays until the last one is gone."""
         self._stop.request()
 
     def make(self, context: Context, config: Config, store: Store, upstream: Mapping[str, Output]) -> Output:
-        """The stage's output. Raises UserError for what only the user can change, AirflowException for anything else."""
+        """Return the stage's output. Raises UserError for what only the user can change, AirflowException for anything else."""
         with tempfile.TemporaryDirectory(prefix="talaria-") as scratch:
             folder = Path(scratch)
             (folder / "config.yaml").write_text(config.model_dump_json())
-            command = [self.interpreter, "-P", "-m", "talaria.cli", "stage", self.stage, str(folder / "config.yaml")]
-            command += ["--inputs", json.dumps({name: output.as_json() for name, output in upstream.items()})]
-            command += ["--store", str(store.root), "--result", str(folder / "result.json")]
-            command += ["--force"] if self.forced else []
-            lines: list[str] = []
-
-            def hear(line: str) -> None:
-                lines[:] = [*lines[-9:], line]
-                self.hear(line)
-
-            code = supervisor.run(
-                command,
-                log=folder / "log",
-                grace=30.0 if self.grace is None else float(self.grace),
-                env={**supervisor.environment(), **self.environment(context)},
-                stop=self._stop,
-                on_line=hear,
-                lifelines=lifelines(),
-            )
-            last = next((line.removeprefix("talaria: ") for line in reversed(lines) if line), "it said nothing")
-            if code == REFUSED:
-                raise UserError(last)
-            if code == os.EX_TEMPFAIL:
-                raise Unavailable(last)
-            if code:
-                raise AirflowException(f"Stage {self.stage} ended with exit code {code}: {last}")
+            words = ["stage", self.stage, str(folder / "config.yaml"), "--store", str(store.root)]
+            words += ["--inputs", json.dumps({name: output.as_json() for name, output in upstream.items()})]
+            words += ["--result", str(folder / "result.json")] + (["--force"] if self.forced else [])
+            self.run_command(words, context, folder)
             return Output.from_json(json.loads((folder / "result.json").read_text()))
+
+    def run_command(self, words: Sequence[str], context: Context, folder: Path) -> None:
+        """Run `talaria WORDS` beneath the reaper; its lines go to the task's log, and to a file in `folder`.
+
+        Raises UserError or Unavailable with the command's own sentence, AirflowException where it ended in another way.
+        """
+        lines: list[str] = []
+
+        def hear(line: str) -> None:
+            lines[:] = [*lines[-9:], line]
+            self.hear(line)
+
+        code = supervisor.run(
+            [self.interpreter, "-P", "-m", "talaria.cli", *words],
+            log=folder / "log",
+            grace=30.0 if self.grace is None else float(self.grace),
+            env={**supervisor.environment(), **self.environment(context)},
+            stop=self._stop,
+            on_line=hear,
+            lifelines=lifelines(),
+        )
+        last = next((line.removeprefix("talaria: ") for line in reversed(lines) if line), "it said nothing")
+        if code == REFUSED:
+            raise UserError(last)
+        if code == os.EX_TEMPFAIL:
+            raise Unavailable(last)
+        if code:
+            raise AirflowException(f"{words[0]} {words[1]} ended with exit code {code}: {last}")
 
     def hear(self, line: str) -> None:
         self.log.info("%s", line)
@@ -132,9 +141,25 @@ class StageOperator(BaseOperator):
         return str(self.force).lower() in ("true", "1")
 
 
+def given_output(store: Store, stage: str, value: Any) -> Output:
+    """Return what an upstream task returned, fetched from the remote where this machine lacks it.
+
+    Raises UserError, naming Airflow's cure, where the task returned nothing or its files are gone: another attempt of this
+    task would find the same.
+    """
+    if not isinstance(value, Mapping) or "path" not in value:
+        raise UserError(f"The task of stage {stage} has no result: it was marked as success or skipped. Clear it to make one.")
+    output = Output.from_json(value)
+    if output.path.is_dir():
+        return output
+    if (found := store.find(stage, output.key)) is None:
+        raise UserError(f"{output.path}: the output of stage {stage} is gone, pruned perhaps. Clear that task to make it again.")
+    return found
+
+
 @contextmanager
-def _as_task_failure() -> Iterator[None]:
-    """A user's mistake fails the task for good, with the command line's sentence; anything else may be tried again."""
+def as_task_failure() -> Iterator[None]:
+    """Fail the task for good on a user's mistake, with the command line's sentence; anything else may be tried again."""
     try:
         yield
     except Unavailable:

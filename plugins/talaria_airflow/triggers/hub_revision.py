@@ -1,4 +1,4 @@
-"""Watch a data set on the Hugging Face hub: one event per new revision."""
+"""Watch a data set on the Hugging Face hub: one event for each new revision."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ SEEN = "revision"
 
 
 class HubRevisionTrigger(BaseEventTrigger):
-    """Fires `{"repo", "revision", "commit"}` when `revision` of a data set points to a commit that has not fired yet.
+    """Fire `{"repo", "revision", "commit"}` when `revision` of a data set moves to another commit.
 
-    The last commit is kept in the asset's state, which outlives the triggerer. It is written after the event is handed over:
-    a crash in between repeats an event, and the run that it starts finds that nothing has changed.
+    The first look is no event: it says where the data set stands, not that something is new, and switching a schedule on must
+    not start a training. The last commit is kept in the asset's state, which outlives the triggerer. It is written after the
+    event is handed over: a crash in between repeats an event, and the run that it starts finds that nothing has changed.
     """
 
     def __init__(self, repo: str, revision: str = "main", poll_seconds: float = 300.0) -> None:
@@ -36,15 +37,18 @@ class HubRevisionTrigger(BaseEventTrigger):
         while True:
             commit = await self._look()
             if commit not in (None, seen):
-                event = {"repo": self.repo, "revision": self.revision, "commit": commit}
-                yield TriggerEvent(event)  # type: ignore[no-untyped-call]
+                if seen is None:
+                    self.log.info("%s is at %s; the next commit starts a run.", self.repo, commit)
+                else:
+                    event = {"repo": self.repo, "revision": self.revision, "commit": commit}
+                    yield TriggerEvent(event)  # type: ignore[no-untyped-call]
                 if self.asset_state_store:
                     await self.asset_state_store.aset(SEEN, commit)
                 seen = commit
             await asyncio.sleep(self.poll_seconds)
 
     async def _look(self) -> str | None:
-        """The commit that the revision points to; None, with a warning, when the hub does not say."""
+        """Return the commit that the revision points to; None, with a warning, when the hub does not say."""
         try:
             return await asyncio.to_thread(commit_of, self.repo, self.revision, "dataset")
         except UserError as error:

@@ -1,0 +1,163 @@
+"""Do what the tasks of the DAGs do: call the same functions as the command line, with Airflow's context around them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from airflow.sdk import Asset, Context, get_current_context
+from airflow.sdk.exceptions import AirflowSkipException
+from talaria.common.errors import ConfigError
+from talaria.config import load as settings
+from talaria.config.schema import Config
+from talaria.stages.table import planned_keys
+from talaria.store.store import Output, Store
+from talaria.workflow import tokenize_parts
+
+from talaria_airflow.configurations import config_file
+from talaria_airflow.listeners.run_notes import NOTE
+from talaria_airflow.operators.approval import ANSWER_DAYS, REJECT
+from talaria_airflow.operators.stage import given_output, store_root
+from talaria_airflow.operators.xcom import storable
+from talaria_airflow.parameters import form
+
+log = logging.getLogger(__name__)
+Json = Mapping[str, Any]
+BUDGET_DAYS = 30
+
+
+def store() -> Store:
+    return Store(store_root())
+
+
+def configure(context: Context, name: str | None) -> dict[str, Any]:
+    """Return the validated configuration of this run, as JSON, for every later task.
+
+    `name`: the DAG's only configuration; None: the run's parameter `config` names it.
+    Raises ConfigError, the command line's sentence, for a setting that does not validate, and AirflowSkipException when a
+    scheduled run has nothing to do or no money left.
+    """
+    run, params = context["dag_run"], context["params"]
+    if unknown := sorted(set(run.conf or {}) - set(context["dag"].params)):
+        raise ConfigError(f"unknown parameter {unknown[0]}; a run takes config, force, set and the settings by their names.")
+    given = {**_triggering_revision(context), **form.overrides(params)}
+    config = settings.load(config_file(name or params["config"]), given)
+    if config.convert.function:
+        _refuse_foreign_code(config.convert.function)
+    if run.run_type != "manual" and not params["force"] and (reason := _reason_to_skip(config)):
+        log.info("This run is skipped: %s", reason)
+        note(context, f"Skipped: {reason}")
+        raise AirflowSkipException(reason)
+    return config.model_dump(mode="json")
+
+
+def note(context: Context, sentence: str) -> None:
+    """Have a sentence as the run's note when the run has ended (listeners/run_notes.py)."""
+    context["ti"].xcom_push(key=NOTE, value=sentence)
+
+
+def _refuse_foreign_code(function: str) -> None:
+    """Before anything runs. Raises ConfigError where the deployment does not allow code of one's own, or there is none."""
+    from talaria.data import user_function as custom
+
+    custom.load(function)
+
+
+def _triggering_revision(context: Context) -> dict[str, str]:
+    """The commit that a watcher saw, so that the run trains on it even if the branch has moved on since."""
+    events = [event for group in context["triggering_asset_events"].values() for event in group]
+    commits = [event.extra["payload"]["commit"] for event in events if event.extra.get("from_trigger")]
+    return {"download.revision": commits[-1]} if commits else {}
+
+
+def _reason_to_skip(config: Config) -> str | None:
+    """Why a run that nobody asked for should not happen; None where it should."""
+    from talaria.registry.promotion import unchanged
+    from talaria.tracking.mlflow_client import tracking_uri
+
+    uri = tracking_uri(store().root)
+    if config.schedule.skip_unchanged and (reason := unchanged(config.registered_name, planned_keys(config)["train"], uri=uri)):
+        return reason
+    if (budget := config.schedule.monthly_budget) is None:
+        return None
+    from talaria.tracking.spending import Spending, spending
+
+    spent = spending(uri, days=BUDGET_DAYS).get(config.registered_name, Spending())
+    if spent.cost < budget:
+        return None
+    return (
+        f"The trainings of {config.registered_name} in the last {BUDGET_DAYS} days cost {spent.cost:.2f}, "
+        f"and schedule.monthly_budget is {budget:.2f}. A run that somebody triggers is not held back."
+    )
+
+
+def parts_to_do(config: Json, upstream: Json) -> list[int]:
+    """Row ranges to tokenise, each a mapped task."""
+    return tokenize_parts.parts_to_do(parse(config), store(), outputs(upstream), force=forced())
+
+
+def tokenize_part(config: Json, upstream: Json, part: int) -> None:
+    tokenize_parts.tokenize_part(parse(config), store(), outputs(upstream), part)
+
+
+def tokenize(config: Json, upstream: Json, asset: Asset) -> dict[str, Any]:
+    """The stage `tokenize`, joined from its row ranges where there are any."""
+    output = tokenize_parts.join(parse(config), store(), outputs(upstream), force=forced())
+    log.info("tokenize: %s %s", "reused" if output.reused else "made", output.path)
+    event = get_current_context()["outlet_events"][asset]
+    event.extra = {"key": output.key, "path": str(output.path), "reused": output.reused}
+    return storable(output.as_json())
+
+
+def parse(config: Json) -> Config:
+    """The configuration that `configure` validated."""
+    return settings.parse(config, "configuration")
+
+
+def outputs(upstream: Json) -> dict[str, Output]:
+    return {name: given_output(store(), name, value) for name, value in upstream.items()}
+
+
+def forced() -> bool:
+    return bool(get_current_context()["params"]["force"])
+
+
+def has_to_be_asked(config: Json, compared: Json) -> bool:
+    """Whether a person has something to decide: the alias would move, and the configuration wants to be asked."""
+    return bool(config["promote"]["approval"] and compared["promoted"])
+
+
+def promote(config: Json, registered: Json, answer: Json | None, context: Context) -> dict[str, Any]:
+    """Give the candidate the champion alias if it beats the base model and the champion, and nobody said no.
+
+    `answer`: what the person said, or None where nobody was asked.
+    """
+    from talaria.registry import promotion
+    from talaria.tracking.mlflow_client import tracking_uri
+
+    model, version, uri = registered["model"], int(registered["candidate"]), tracking_uri(store().root)
+    who = ((answer or {}).get("responded_by_user") or {}).get("name")
+    if answer and REJECT in answer["chosen_options"] and who:
+        decided = promotion.reject(model, version, by=who, uri=uri)
+    elif answer and REJECT in answer["chosen_options"]:
+        reason = f"Version {version} is not promoted. Nobody answered within {ANSWER_DAYS} days; a new run asks again."
+        decided = {"model": model, "version": version, "promoted": False, "reason": reason}
+    else:
+        decided = promotion.promote(model, version, margin=parse(config).promote.margin, uri=uri, approved_by=who)
+    log.info("%s version %s: %s", model, version, decided["reason"])
+    note(context, decided["reason"])
+    return storable(decided)
+
+
+def rollback(context: Context) -> dict[str, Any]:
+    """Give the champion alias back to the previous champion, in the name of the user who triggered the run."""
+    from talaria.registry import promotion
+    from talaria.tracking.mlflow_client import tracking_uri
+
+    run, params = context["dag_run"], context["params"]
+    who = run.triggering_user_name or "unknown"
+    uri = tracking_uri(store().root)
+    moved = promotion.rollback(params["model"], reason=params["reason"], who=who, uri=uri, request=run.run_id)
+    log.info("%s: champion is version %s again, instead of %s", moved["model"], moved["champion"], moved["from"])
+    return moved

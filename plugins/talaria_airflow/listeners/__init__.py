@@ -1,0 +1,1 @@
+"""Hear from the scheduler how runs end."""
