@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pydantic_core import to_json
 from talaria.runs.catalog import find_run
-from talaria.runs.history import Training
+from talaria.runs.history import CURVES, Training
 from talaria.runs.summary import summarize
-from talaria_airflow.monitor.app import CURVES, FOCUS_BUCKETS, SMALL_BUCKETS
+from talaria_airflow.monitor.app import FOCUS_BUCKETS, SMALL_BUCKETS
 
 from tests.support import synthetic_runs as synthetic
 

@@ -242,3 +242,22 @@ def test_a_long_history_draws_from_few_points_with_its_spike(tmp_path: Path) -> 
     assert len(curve["y"]) <= 602
     assert curve["y"][curve["step"].index(13_337)] == 9.5
     assert len(thin(training.metrics.column("loss"), 300)) == len(curve["y"])
+
+
+@pytest.mark.parametrize("axis", ["step", "tokens", "hours"])
+def test_what_is_read_on_equals_what_is_read_anew(tmp_path: Path, axis: Any) -> None:
+    folder = synthetic.training(tmp_path, steps=500, total=900)
+    followed_on = followed(folder)
+    view: dict[str, Any] = {"buckets": {"loss": 2000, "mfu": 2000}, "axis": axis, "smooth": ("loss", 7)}
+    followed_on.series(**view)
+    append(folder / "metrics.jsonl", synthetic.rows(501, 600, total=900))
+    for repeated in (range(601, 700), range(550, 650)):  # goes on, then a resumed training repeats the last steps
+        cursor = followed_on.cursor()
+        append(folder / "metrics.jsonl", synthetic.rows(repeated.start, repeated.stop, total=900))
+        followed_on.refresh()
+        anew = followed(folder)
+        assert followed_on.history() == anew.history()
+        assert set(followed_on.metrics.names()) == set(anew.metrics.names())
+        assert followed_on.series(**view) == anew.series(**view)
+        piece, whole = followed_on.series(**view, since=cursor)["curves"][SMOOTH], anew.series(**view)["curves"][SMOOTH]
+        assert piece["y"] == pytest.approx(whole["y"][-len(piece["y"]) :], rel=1e-5)

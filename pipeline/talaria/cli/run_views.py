@@ -27,7 +27,15 @@ from talaria.runs.folder import RunPath
 from talaria.runs.history import CURVES, HELDOUT, SMOOTH, Axis, Training
 from talaria.runs.summary import duration, summarize
 
-_STYLES = {"running": "cyan", "done": "green", "failed": "red", "lost": "red", "preempted": "yellow", "starting": "cyan"}
+_STYLES = {
+    "running": "cyan",
+    "done": "green",
+    "failed": "red",
+    "lost": "red",
+    "unreadable": "red",
+    "preempted": "yellow",
+    "starting": "cyan",
+}
 _COLORS = {  # plotext's name -> rich's
     "blue+": "bright_blue",
     "orange+": "bright_yellow",

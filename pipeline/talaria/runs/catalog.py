@@ -12,7 +12,7 @@ from typing import Any
 from talaria.common.errors import UserError
 from talaria.runs.folder import EVALS, EVENTS, METRICS, STATUS, RunPath
 from talaria.runs.history import Training
-from talaria.runs.summary import last_activity, summarize
+from talaria.runs.summary import last_activity, summarize, unreadable
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _WORK = "train-"
@@ -77,7 +77,10 @@ class RunCatalog:
         cached = self._summaries.get(run)
         if cached and cached[0] == signs and cached[1]["state"] not in ("running", "starting"):
             return cached[1]
-        card = summarize(run, now)
+        try:
+            card = summarize(run, now)
+        except OSError as error:
+            return unreadable(run, error)  # the others are shown all the same
         self._summaries[run] = (signs, card)
         return card
 
@@ -94,6 +97,6 @@ class RunCatalog:
 def _sign(path: Path) -> tuple[int, int, int] | None:
     try:
         stat = path.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
     return stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -32,7 +32,10 @@ class Journal:
         self._forget()
 
     def _forget(self) -> None:
+        self.rewritten = getattr(self, "rewritten", 0) + 1
+        """Changes when rows that were read before are no longer what they were; else rows are only added."""
         self.skipped = 0
+        self._holding: set[str] = {"step"}
         self._columns: dict[str, array[float]] = {"step": array("d")}
         self._inode = 0
         self._offset = 0
@@ -48,7 +51,7 @@ class Journal:
 
     def names(self) -> list[str]:
         """Return the fields that hold at least one number."""
-        return [name for name, values in self._columns.items() if not all(map(math.isnan, values))]
+        return [name for name in self._columns if name in self._holding]
 
     def last(self, name: str) -> float | None:
         """Return the latest finite value of a field."""
@@ -101,13 +104,20 @@ class Journal:
         for name in set(self._columns).union(*rows):
             if name not in self._columns:
                 self._columns[name] = array("d", [_MISSING]) * have
-            self._columns[name].extend(_numbers([row.get(name) for row in rows]))
+            numbers = _numbers([row.get(name) for row in rows])
+            if name not in self._holding and not all(map(math.isnan, numbers)):
+                self._holding.add(name)
+            self._columns[name].extend(numbers)
 
     def _rewind(self, step: int) -> None:
         """Forget `step` and what came after it."""
         keep = bisect_left(self.steps, step)
+        if keep == len(self.steps):
+            return
+        self.rewritten += 1
         for values in self._columns.values():
             del values[keep:]
+        self._holding = {name for name, values in self._columns.items() if not all(map(math.isnan, values))}
 
 
 def thin(values: array[float], buckets: int) -> list[int]:

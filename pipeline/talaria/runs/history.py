@@ -6,9 +6,9 @@ import math
 import threading
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from talaria.common.files import read_object
 from talaria.runs.columns import Journal, thin
@@ -19,11 +19,14 @@ from talaria.runs.summary import finite
 Axis = Literal["step", "tokens", "hours"]
 HELDOUT = "heldout_loss"
 SMOOTH = "smooth"
-CURVES = ("loss", HELDOUT, "lr", "grad_norm", "tokens_per_second", "mfu", "data_wait_seconds", "memory_bytes")
-"""What a terminal draws."""
+Curve = Literal["loss", "heldout_loss", "lr", "grad_norm", "tokens_per_second", "mfu", "data_wait_seconds", "memory_bytes"]
+CURVES: tuple[Curve, ...] = get_args(Curve)
+"""What the page and a terminal draw."""
 EVENTS_SHOWN = 100
 _ENDINGS = ("preempted", "failed")
 _DIGITS = 6
+_WARM_UP = 20
+"""Spans before a stretch that its moving average looks back: what lies further back weighs less than 1 in 10**8."""
 
 
 class Training:
@@ -34,6 +37,7 @@ class Training:
         self.lock = threading.Lock()
         self.metrics = Journal(run.folder / METRICS)
         self.evals = Journal(run.folder / EVALS)
+        self._sums: dict[str, tuple[int, array[float]]] = {}
 
     def refresh(self) -> None:
         self.metrics.refresh()
@@ -42,7 +46,7 @@ class Training:
     def history(self) -> dict[str, Any]:
         """Return what the card (`summarize`) leaves out: totals, costs, restarts, checkpoints, events, settings."""
         events = read_rows(self.run.folder / EVENTS)
-        tokens, times = self.metrics.column("tokens"), self.metrics.column("time")
+        tokens, times = self._tokens(), self.metrics.column("time")
         heldout = self.evals.column("loss")
         best = min(thin(heldout, len(heldout)), key=lambda index: heldout[index], default=None)
         system = tail(self.run.folder / SYSTEM)
@@ -50,7 +54,7 @@ class Training:
         saved = [event.get("step") for event in events if event.get("kind") == "checkpoint"]
         return {
             "latest": {name: finite(self.metrics.last(name)) for name in self.metrics.names()},
-            "tokens": int(sum(filter(math.isfinite, tokens))),
+            "tokens": int(tokens[-1]) if tokens else 0,
             "started": finite(events[0].get("time")) if events else finite(times[0]) if times else None,
             "best_heldout": None if best is None else {"step": int(self.evals.steps[best]), "loss": heldout[best]},
             "restarts": restarts(events),
@@ -98,7 +102,8 @@ class Training:
             y = journal.column(column)
             curves[name] = _curve(journal.steps[start:stop], x[start:stop], y[start:stop], count, axis)
             if smooth and smooth[0] == name and journal is self.metrics:
-                average = moving_average(y, smooth[1])[start:stop]
+                warm_up = max(0, start - _WARM_UP * smooth[1])
+                average = moving_average(y[warm_up:stop], smooth[1])[start - warm_up :]
                 curves[SMOOTH] = _curve(journal.steps[start:stop], x[start:stop], average, count // 2, axis)
         return {"cursor": self.cursor(), "whole": first == 0, "curves": curves}
 
@@ -121,13 +126,32 @@ class Training:
         return array("d", [along[row - 1] if row else 0.0 for row in rows])
 
     def _tokens(self) -> array[float]:
-        return array("d", accumulate(finite(count) or 0 for count in self.metrics.column("tokens")))
+        return self._running_sum("tokens", lambda rows, start: (finite(count) or 0.0 for count in rows[start:]))
 
     def _hours(self) -> array[float]:
-        """Return hours by the trainer's clock; where it was set back, no time has passed."""
-        times = self.metrics.column("time")
-        gaps = (max(finite(later - earlier) or 0.0, 0.0) for earlier, later in pairwise(times))
-        return array("d", [seconds / 3600 for seconds in accumulate(gaps, initial=0.0)][: len(times)])
+        """By the trainer's clock; where that was put back, no time has passed."""
+
+        def gaps(times: array[float], start: int) -> Iterator[float]:
+            earlier = times[max(0, start - 1) :]
+            if not start:
+                yield 0.0
+            yield from (max(finite(now - before) or 0.0, 0.0) / 3600 for before, now in pairwise(earlier))
+
+        return self._running_sum("time", gaps)
+
+    def _running_sum(self, name: str, terms: Callable[[array[float], int], Iterable[float]]) -> array[float]:
+        """The sum of `terms(column, first row that is new)` up to each row, kept: a look adds only the rows that came since."""
+        column = self.metrics.column(name)
+        rewritten, sums = self._sums.get(name, (-1, array("d")))
+        if rewritten != self.metrics.rewritten:
+            sums = array("d")
+        if len(sums) < len(column):
+            start = len(sums)
+            added = accumulate(terms(column, start), initial=sums[-1] if sums else 0.0)
+            next(added)
+            sums.extend(added)
+        self._sums[name] = self.metrics.rewritten, sums
+        return sums
 
 
 def moving_average(values: array[float], span: int) -> array[float]:

@@ -61,6 +61,20 @@ def summarize(run: RunPath, now: float) -> dict[str, Any]:
     }
 
 
+def unreadable(run: RunPath, error: OSError) -> dict[str, Any]:
+    """Return the card of a run whose files cannot be read (no permission, a damaged disk)."""
+    numbers = ("total_steps", "epoch", "loss", "heldout_loss", "step_seconds", "eta_seconds", "quiet_seconds", "world_size")
+    return {
+        **dict.fromkeys((*numbers, "name", "dag_run", "mlflow_run_id", "mlflow_url")),
+        "key": run.key,
+        "state": "unreadable",
+        "reason": f"{run.folder} cannot be read: {error.strerror}.",
+        "step": 0,
+        "active": last_activity(run),
+        "spark": [],
+    }
+
+
 def progress_line(card: Mapping[str, Any]) -> str:
     """Say how a training is doing in a line: 'step 120 of 600, loss 1.2345, held-out loss 1.3000, 1 h 2 min left'."""
     step = f"step {card['step']:,}"
@@ -122,7 +136,7 @@ def step_seconds(rows: list[dict[str, Any]]) -> float | None:
 def _mtime(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:
+    except OSError:
         return 0.0
 
 

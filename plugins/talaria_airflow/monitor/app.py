@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,12 +16,14 @@ from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessE
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import requires_access_dag
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
-from fastapi.responses import FileResponse
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
+from pydantic import FiniteFloat
 from pydantic_core import to_json
 from talaria.runs.catalog import RunCatalog, find_run, list_runs
 from talaria.runs.folder import RunPath
-from talaria.runs.history import HELDOUT, Axis
+from talaria.runs.history import CURVES, Axis, Curve
 
 from talaria_airflow.monitor.dag_runs import trained_by
 from talaria_airflow.monitor.mlflow_facts import Registry
@@ -36,16 +39,6 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-cache",  # asked for again each time, and answered 304 while it is the same
 }
-CURVES = (
-    "loss",
-    HELDOUT,
-    "lr",
-    "grad_norm",
-    "tokens_per_second",
-    "mfu",
-    "data_wait_seconds",
-    "memory_bytes",
-)
 
 
 class Json(Response):
@@ -67,9 +60,17 @@ def monitor_app() -> FastAPI:
     app.state.catalog = RunCatalog(store_root())
     app.state.registry = Registry()
     app.include_router(router)
+    app.exception_handler(RequestValidationError)(_refused)
     app.mount("/static", StaticFiles(directory=STATIC))
     app.middleware("http")(_with_headers)
     return app
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """Answer 400 and one sentence where a query cannot be meant."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    return JSONResponse({"detail": f"{first['loc'][-1]}: {first['msg']}."}, 400)
 
 
 async def _with_headers(request: Request, respond: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -110,6 +111,8 @@ def runs(request: Request, session: SessionDep, dag_id: str | None = None, run_i
     """Cards of the latest runs; of one DAG run's only, where `dag_id` and `run_id` name it."""
     catalog, now = _catalog(request), time.time()
     everything = list_runs(catalog.root)
+    if (dag_id is None) != (run_id is None):
+        raise HTTPException(400, "dag_id and run_id belong together.")
     if not (dag_id and run_id):
         cards = [catalog.summary(run, now) for run in everything[:LISTED]]
         return Json({"now": now, "runs": cards, "more": len(everything) - len(cards)})
@@ -123,7 +126,7 @@ def training(request: Request, run: Run) -> Json:
     """A run's card and its history without the curves."""
     catalog = _catalog(request)
     training = catalog.open(run)
-    with training.lock:
+    with training.lock, _readable(run):
         training.refresh()
         history = training.history()
     now = time.time()
@@ -134,23 +137,34 @@ def training(request: Request, run: Run) -> Json:
 def curves(
     request: Request,
     run: Run,
-    names: Annotated[list[str] | None, Query(alias="name")] = None,
-    focus: str = "loss",
-    since: str = "",
+    names: Annotated[list[Curve] | None, Query(alias="name", max_length=len(CURVES))] = None,
+    focus: Curve = "loss",
+    since: Annotated[str, Query(pattern=r"^([0-9]{1,16}@[0-9a-z.+-]{1,32})?$")] = "",
     axis: Axis = "step",
-    start: float | None = None,
-    stop: float | None = None,
-    smooth: Annotated[int, Query(ge=0)] = 0,
+    start: Annotated[FiniteFloat | None, Query()] = None,
+    stop: Annotated[FiniteFloat | None, Query()] = None,
+    smooth: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
 ) -> Json:
     """Curves thinned for drawing, `focus` finer than the others and smoothed too; only what came after the cursor `since`."""
-    buckets = {name: FOCUS_BUCKETS if name == focus else SMALL_BUCKETS for name in names or CURVES}
+    buckets: dict[str, int] = {name: FOCUS_BUCKETS if name == focus else SMALL_BUCKETS for name in names or CURVES}
+    if (start is None) != (stop is None) or (start is not None and stop is not None and start > stop):
+        raise HTTPException(400, "start and stop belong together, the lower one first.")
     between = None if start is None or stop is None else (start, stop)
     training = _catalog(request).open(run)
-    with training.lock:
+    with training.lock, _readable(run):
         training.refresh()
         return Json(
             training.series(buckets, since=since, axis=axis, between=between, smooth=(focus, smooth) if smooth > 1 else None)
         )
+
+
+@contextmanager
+def _readable(run: RunPath) -> Iterator[None]:
+    """Answer 503 and a sentence where the run's files cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise HTTPException(503, f"{run.folder}: cannot be read: {error.strerror}.") from None
 
 
 @router.get("/api/runs/{key}/registry")

@@ -53,6 +53,48 @@ def test_what_is_no_run_and_no_asset_is_not_found(airflow: Airflow, store: Path,
     assert airflow.client("admin").get(path).status_code == 404
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "name=loss'%20OR%201",
+        "name=" + "&name=".join(["loss"] * 9),
+        "focus=nothing",
+        "axis=sideways",
+        "since=%00",
+        "since=²@1.0",
+        "start=nan&stop=1",
+        "start=1",
+        "start=2&stop=1",
+        "start=one&stop=2",
+        "smooth=-1",
+        "smooth=1e400",
+        "smooth=99999999999999999999",
+    ],
+)
+def test_a_query_that_cannot_be_meant_is_refused_in_a_sentence(airflow: Airflow, store: Path, query: str) -> None:
+    synthetic.running(store, 1)
+    answer = airflow.client("admin").get(f"api/runs/{KEY}/curves?{query}")
+    assert answer.status_code == 400
+    assert answer.json()["detail"].endswith(".")
+
+
+def test_half_a_dag_run_is_refused(airflow: Airflow, store: Path) -> None:
+    assert airflow.client("admin").get("api/runs?dag_id=sft").status_code == 400
+
+
+def test_a_run_that_cannot_be_read_does_not_hide_the_others(airflow: Airflow, store: Path) -> None:
+    synthetic.running(store, 1)
+    broken = synthetic.running(store, 2)
+    (broken / "metrics.jsonl").unlink()
+    (broken / "metrics.jsonl").mkdir()
+    cards = {card["key"]: card for card in airflow.client("admin").get("api/runs").json()["runs"]}
+    assert cards[synthetic.key(1)]["state"] != "unreadable"
+    assert cards[synthetic.key(2)]["state"] == "unreadable"
+    assert set(cards[synthetic.key(1)]) == set(cards[synthetic.key(2)])
+    answer = airflow.client("admin").get(f"api/runs/{synthetic.key(2)}/curves")
+    assert (answer.status_code, answer.json()["detail"].endswith("cannot be read: Is a directory.")) == (503, True)
+
+
 def test_the_page_allows_no_foreign_and_no_inline_code(airflow: Airflow) -> None:
     answer = airflow.client("viewer").get("")
     policy = answer.headers["content-security-policy"]

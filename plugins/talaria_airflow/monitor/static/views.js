@@ -70,6 +70,7 @@ function headFacts(run, now) {
 }
 
 function alert(run) {
+  if (run.state === "unreadable") return box("lost", "Unreadable", run.reason);
   if (run.state === "lost") return box("lost", "Lost", "it claims to run, but nothing has been written for longer than it would let itself hang. A retry continues from the last checkpoint.");
   if (run.quiet_seconds !== null) return box("preempted", "Quiet", `no sign of life for ${duration(run.quiet_seconds)}.`);
   if (run.state === "failed") return box("failed", "Failed", run.reason ?? "no reason was recorded.");
