@@ -176,7 +176,7 @@ def test_a_misspelt_parameter_is_refused(dags: dict[str, Any], capsys: pytest.Ca
 
 @pytest.mark.parametrize("name", ["no-such", "../pyproject", "/etc/passwd", "tiny.yaml"])
 def test_only_names_of_the_configuration_folder_are_taken(name: str) -> None:
-    from talaria_airflow.configurations import config_file
+    from talaria.config.folder import config_file
 
     with pytest.raises(ConfigError, match="unknown configuration"):
         config_file(name)

@@ -9,12 +9,12 @@ from typing import Any
 from airflow.sdk import DAG, Asset, TaskGroup, get_current_context, task
 from airflow.sdk.definitions.param import ParamsDict
 from talaria.config import load as settings
+from talaria.config.folder import config_file
 from talaria.config.schema import Config
 
-from talaria_airflow.configurations import config_file, default_config
 from talaria_airflow.dag import tasks as dag_tasks
 from talaria_airflow.dag.retry_policy import RETRIES
-from talaria_airflow.dag.scheduling import deadline_of, schedule_of
+from talaria_airflow.dag.scheduling import deadline_of, default_config, schedule_of
 from talaria_airflow.notifiers.alert import Alert
 from talaria_airflow.operators.accelerate_launch import AccelerateLaunchOperator
 from talaria_airflow.operators.approval import AskOperator, CompareOperator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from typing import Any
 
@@ -10,11 +11,17 @@ from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 from talaria.common.errors import ConfigError
 from talaria.config import load as settings
+from talaria.config.folder import config_file, config_names
 from talaria.config.schema import Config
 
-from talaria_airflow.configurations import config_file, config_names
 from talaria_airflow.notifiers.alert import LateAlert
 from talaria_airflow.triggers.hub_revision import HubRevisionTrigger
+
+
+def default_config() -> str:
+    """Return what the trigger form of the DAG `sft` starts with: TALARIA_CONFIG, or tiny, or the first."""
+    names = config_names()
+    return os.environ.get("TALARIA_CONFIG") or ("tiny" if "tiny" in names else next(iter(names), "tiny"))
 
 
 def scheduled_configs() -> list[str]:

@@ -10,12 +10,12 @@ from airflow.sdk import Asset, Context, get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
 from talaria.common.errors import ConfigError
 from talaria.config import load as settings
+from talaria.config.folder import config_file
 from talaria.config.schema import Config
 from talaria.stages.table import planned_keys
 from talaria.store.store import Output, Store
 from talaria.workflow import tokenize_parts
 
-from talaria_airflow.configurations import config_file
 from talaria_airflow.listeners.run_notes import NOTE
 from talaria_airflow.operators.approval import ANSWER_DAYS, REJECT
 from talaria_airflow.operators.stage import given_output, store_root

@@ -13,8 +13,8 @@ from typing import Any
 from airflow.sdk import Param
 from talaria.common.errors import ConfigError
 from talaria.config import json_schema
+from talaria.config.folder import config_names
 
-from talaria_airflow.configurations import config_names
 from talaria_airflow.parameters.formats import CONFIGURATION, OF_THE_DAG, SETTINGS, refuse_what_cannot_be_set
 
 FIRST = (

@@ -27,7 +27,7 @@ def _is_configuration(value: Any) -> bool:
 
     A process that does not have the folder (an api-server of its own machine) leaves the question to the first task.
     """
-    from talaria_airflow.configurations import config_file, config_folder
+    from talaria.config.folder import config_file, config_folder
 
     if isinstance(value, str) and config_folder().is_dir():
         config_file(value)
