@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from talaria.common.errors import DataError
-from talaria.data.json_parse import values_of
-from talaria.data.json_split import Layout, read_chunks
+from talaria.data.readers.json_parse import values_of
+from talaria.data.readers.json_split import Layout, read_chunks
 
 # Text that looks like what the cutter looks for.
 SNARES = st.sampled_from(['"', "\\", '\\"', "}", "]", "},\n    {", "\n    },\n", "\n]", "{", "[", '\\\\"', ",", "\u2028", "é😀"])

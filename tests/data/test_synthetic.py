@@ -9,7 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from talaria.data.json_schema import DECLARED
+from talaria.data.readers.json_schema import DECLARED
 from talaria.data.synthetic.generator import ODDITIES, generate, write_sample
 
 

@@ -84,10 +84,27 @@ class Download(Section):
 
 class Convert(Section):
     on_bad_row: Literal["error", "drop"] = Field("error", description="What to do with a row that cannot be converted.")
+    fields: dict[str, str] = Field(
+        {}, description="Names in the data: messages, role, content, system, tools, prompt, completion, input -> column or field."
+    )
+    roles: dict[str, str] = Field(
+        {}, description="Roles in the data -> system, developer, user, assistant, tool or function_call."
+    )
     function: str | None = Field(None, description="'module:name' of your own function from LazyFrame to LazyFrame, run first.")
     drop_duplicates: bool = Field(False, description="Drop rows whose messages equal an earlier row's. Off, as in the reference.")
     drop_empty_answers: bool = Field(False, description="Drop rows with an empty assistant message. Off, as in the reference.")
     rows: Int | None = Field(None, ge=1, description="Take only the first N rows.")
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Convert:
+        for setting, given, known in (
+            ("convert.fields", self.fields, ("messages", "role", "content", "system", "tools", "prompt", "completion", "input")),
+            ("convert.roles", self.roles.values(), ("system", "developer", "user", "assistant", "tool", "function_call")),
+        ):
+            unknown = [name for name in given if name not in known]
+            if unknown:
+                raise ValueError(f"{setting} knows {', '.join(known)}, not {unknown[0]!r}")
+        return self
 
 
 class ModelShape(Section):

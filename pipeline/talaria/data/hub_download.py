@@ -19,7 +19,7 @@ from talaria.common.errors import DataError, Unavailable, UserError
 from talaria.common.hub import commit_of, explained, token
 from talaria.common.locks import lock_itself
 from talaria.config.schema import Download
-from talaria.data.source_files import DATA_SUFFIXES, KINDS, find_files, is_data_name, matches
+from talaria.data.source_files import DATA_SUFFIXES, KINDS, PACKED_SUFFIXES, find_files, is_data_name, matches
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,8 @@ def copy_cached(config: Download, commit: str, data: Path, offline: Unavailable)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    names = (
-        [config.files] if config.files != "*" else [f"*{suffix}{packed}" for suffix in DATA_SUFFIXES for packed in ("", ".zst")]
-    )
+    every = [f"*{suffix}{packing}" for suffix in DATA_SUFFIXES for packing in ("", *PACKED_SUFFIXES)]
+    names = [config.files] if config.files != "*" else every
     try:
         folder = snapshot_download(config.repo, repo_type="dataset", revision=commit, local_files_only=True, allow_patterns=names)
     except LocalEntryNotFoundError:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import fnmatch
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Literal
 
 import pyarrow as pa
 
 from talaria.common.errors import DataError
 
-DATA_SUFFIXES = (".parquet", ".json", ".jsonl", ".ndjson")
-KINDS = "parquet, JSON array or JSON Lines, each also as .zst"
+DATA_SUFFIXES = (".parquet", ".json", ".jsonl", ".ndjson", ".csv")
+PACKED_SUFFIXES = (".zst", ".gz")
+KINDS = "parquet, JSON array, JSON Lines or CSV, each also as .zst or .gz"
 # Describe a data set beside its rows; they hold none themselves.
 _NOT_DATA = {"manifest.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-_ZSTD = b"\x28\xb5\x2f\xfd"
+_ZSTD, _GZIP = b"\x28\xb5\x2f\xfd", b"\x1f\x8b"
+_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
+"""Begins a zstd frame without content, as pzstd writes one first."""
+
+Kind = Literal["parquet", "json", "csv"]
 
 
 @dataclass(frozen=True)
@@ -25,23 +31,33 @@ class SourceFile:
     path: Path
     name: str
     """As errors call it."""
-    compressed: bool
-    is_parquet: bool
+    kind: Kind
+    packing: str | None = None
+    """As Arrow names the compression: zstd, gzip."""
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """The bytes, decompressed. Raises DataError where they cannot be read, also in the block; a cut zstd stream is told."""
+        """The bytes, decompressed. Raises DataError where they cannot be read, also in the block; a cut stream is told."""
         try:
             with self.path.open("rb") as raw:
-                yield pa.CompressedInputStream(raw, "zstd") if self.compressed else raw
+                yield pa.CompressedInputStream(raw, self.packing) if self.packing else raw
         except OSError as error:
             raise DataError(f"{self.name}: cannot be read: {error.strerror or error}.") from None
 
 
 def is_data_name(name: str) -> bool:
-    """Whether a file's name says that it holds rows."""
-    base = name.rsplit("/", 1)[-1].lower()
-    return base.removesuffix(".zst").endswith(DATA_SUFFIXES) and base not in _NOT_DATA and not base.startswith(".")
+    """Whether a file's name says that it holds rows. Hidden files and folders (.ipynb_checkpoints) hold copies, not data."""
+    path = PurePosixPath(name.lower())
+    base = path.name.removesuffix(path.suffix) if path.suffix in PACKED_SUFFIXES else path.name
+    return base.endswith(DATA_SUFFIXES) and base not in _NOT_DATA and not any(part.startswith(".") for part in path.parts)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The data files at a place, in the order of their names, and the names of the files there that are none of them."""
+
+    files: list[SourceFile]
+    left_out: list[str]
 
 
 def find_files(source: Path, pattern: str = "*") -> list[SourceFile]:
@@ -49,31 +65,77 @@ def find_files(source: Path, pattern: str = "*") -> list[SourceFile]:
 
     Raises DataError where there is none, or where a folder mixes parquet with JSON (most likely the same rows twice).
     """
+    return search(source, pattern).files
+
+
+def search(source: Path, pattern: str = "*") -> Found:
+    """As find_files, with the names of what is left out."""
     if not source.exists():
         raise DataError(f"{source}: no such file or folder.")
     if source.is_file():
-        return [_sniff(source, str(source))]
+        return Found([_sniff(source, str(source))], [])
     names = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
     kept = [name for name in names if is_data_name(name) and matches(name, pattern)]
     if not kept:
         there = ", ".join(names[:5]) or "nothing"
         raise DataError(f"{source}: holds no data file that matches '{pattern}' ({KINDS}); found {there}.")
     files = [_sniff(source / name, f"{source}/{name}") for name in kept]
-    if len({file.is_parquet for file in files}) > 1:
-        raise DataError(f"{source}: holds parquet and JSON files; choose one kind with download.files, for example '*.parquet'.")
-    return files
+    kinds = sorted({file.kind for file in files})
+    if len(kinds) > 1:
+        raise DataError(
+            f"{source}: holds {' and '.join(_TITLES[kind] for kind in kinds)} files; "
+            f"choose one kind with download.files, for example '*.{kinds[-1]}'."
+        )
+    left_out = [name for name in names if name not in kept and PurePosixPath(name).name not in _NOT_DATA]
+    return Found(files, left_out)
+
+
+_TITLES = {"csv": "CSV", "json": "JSON", "parquet": "parquet"}
 
 
 def matches(name: str, pattern: str) -> bool:
-    return fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name.rsplit("/", 1)[-1], pattern)
+    """Whether a glob takes the file, as pathlib has them: for the end of its path, or, with `**`, for the whole of it."""
+    return bool(_compiled(pattern).fullmatch(name))
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    steps = [step for step in pattern.split("/") if step]
+    if "**" not in steps:
+        steps = ["**", *steps]
+    if steps[-1] == "**":
+        steps.append("*")
+    pieces = ["(?:[^/]+/)*" if step == "**" else _step(step) + "/" for step in steps]
+    return re.compile("".join(pieces).removesuffix("/"), re.DOTALL)
+
+
+_STEP = re.compile(r"\*+|\?|\[!?\]?[^\]]*\]|.", re.DOTALL)
+
+
+def _step(step: str) -> str:
+    """One step of a path: `*`, `?`, `[set]` and `[!set]` match within it."""
+
+    def piece(found: re.Match[str]) -> str:
+        text = found[0]
+        if len(text) > 2 and text[0] == "[":
+            return "[^/" + text[2:] if text[1] == "!" else text
+        return {"*": "[^/]*", "?": "[^/]"}.get(text[0], re.escape(text))
+
+    return _STEP.sub(piece, step)
 
 
 def _sniff(path: Path, name: str) -> SourceFile:
-    with SourceFile(path, name, False, False).open() as stream:
-        compressed = stream.read(4) == _ZSTD
-    with SourceFile(path, name, compressed, False).open() as stream:
+    with SourceFile(path, name, "json").open() as stream:
         magic = stream.read(4)
-    is_parquet = magic == b"PAR1"
-    if not is_parquet and magic.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] not in (b"[", b"{", b""):
+    zstd = magic == _ZSTD or _SKIPPABLE.match(magic)
+    packing = "zstd" if zstd else "gzip" if magic.startswith(_GZIP) else None
+    with SourceFile(path, name, "json", packing).open() as stream:
+        magic = stream.read(4)
+    if magic == b"PAR1":
+        return SourceFile(path, name, "parquet", packing)
+    bare = PurePosixPath(name.lower().removesuffix(".zst").removesuffix(".gz"))
+    if bare.suffix == ".csv":
+        return SourceFile(path, name, "csv", packing)
+    if magic.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] not in (b"[", b"{", b"") or bare.suffix == ".parquet":
         raise DataError(f"{name}: not a data file that can be read; expected {KINDS}.")
-    return SourceFile(path, name, compressed, is_parquet)
+    return SourceFile(path, name, "json", packing)

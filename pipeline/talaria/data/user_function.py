@@ -60,4 +60,4 @@ def apply(dotted: str, rows: Path, target: Path) -> SourceFile:
         made.sink_parquet(target)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"convert.function: {dotted!r} failed: {str(error).splitlines()[0]}.") from error
-    return SourceFile(target, f"what {dotted} returned", compressed=False, is_parquet=True)
+    return SourceFile(target, f"what {dotted} returned", "parquet")

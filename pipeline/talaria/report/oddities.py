@@ -44,7 +44,11 @@ def flatten(messages: pa.Array) -> Turns:
     turns = messages.flatten()
     lengths = pc.fill_null(pc.list_value_length(messages), 0).to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return Turns(offsets, pc.struct_field(turns, "role"), pc.struct_field(turns, "content").cast(pa.large_string()))
+    role, content = (pc.struct_field(turns, name).cast(pa.large_string()) for name in ("role", "content"))
+    if turns.type.get_field_index("tool_calls") >= 0:  # what an answer says that calls a tool is the call
+        calls = pc.struct_field(turns, "tool_calls").cast(pa.large_string())
+        content = pc.if_else(pc.fill_null(pc.equal(content, ""), True), calls, content)
+    return Turns(offsets, role, pc.fill_null(content, ""))
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,12 @@ def page(report: Facts) -> str:
     return f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
 
 
+def failed_page(name: str, sentence: str) -> str:
+    """HTML that stands where a report could not be made."""
+    head = f'<meta charset="utf-8"><title>Data of {escape(name)}</title><style>{_STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><p>{escape(sentence)}</p></body></html>\n'
+
+
 def _origin(origin: Facts) -> str:
     if origin.get("source") == "hub":
         text = f"{origin['repo']} at {origin['commit']}"

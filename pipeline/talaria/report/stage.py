@@ -6,6 +6,7 @@ Reads the messages in chunks, the tokens' lengths and masks, and what convert an
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,12 +23,11 @@ from talaria.common.files import MANIFEST
 from talaria.common.output_folder import replacing
 from talaria.common.threads import ordered
 from talaria.config.schema import Config
-from talaria.data import row_format as shape
-from talaria.data.convert import MESSAGES
-from talaria.data.messages import digests
-from talaria.data.messages_parquet import open_parquet
+from talaria.data.conversation.drop_reasons import REASONS
+from talaria.data.conversation.row_filters import digests
+from talaria.data.messages_parquet import MESSAGES, open_parquet
 from talaria.report.oddities import ODDITIES, flatten
-from talaria.report.page import page
+from talaria.report.page import failed_page, page
 from talaria.tokenization.dataset import open_tokens
 from talaria.tokenization.row_filter import DROPS
 
@@ -37,8 +37,21 @@ Facts = dict[str, Any]
 Numbers = npt.NDArray[Any]
 
 
+log = logging.getLogger(__name__)
+
+
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> Facts:
-    return fill(inputs["convert"], inputs["tokenize"], out_dir, name=config.name, download=inputs["download"])
+    """Run the stage. A report that cannot be made is told in its place and in the log: a model is registered without one."""
+    try:
+        return fill(inputs["convert"], inputs["tokenize"], out_dir, name=config.name, download=inputs["download"])
+    except Exception as error:
+        log.exception("the data report of %s could not be made", config.name)
+        sentence = f"The report could not be made: {type(error).__name__}: {error}"
+        for leftover in out_dir.iterdir():
+            leftover.unlink()
+        (out_dir / "report.json").write_text(json.dumps({"name": config.name, "failed": sentence}), encoding="utf-8")
+        (out_dir / "report.html").write_text(failed_page(config.name, sentence), encoding="utf-8")
+        return {"failed": sentence}
 
 
 def report(data: Path, tokens: Path, output: Path) -> Facts:
@@ -69,7 +82,7 @@ def facts_of(folder: Path | None) -> Facts:
 
 def drops(convert: Facts, tokenize: Facts) -> list[Facts]:
     """Return the number of dropped rows by stage and reason."""
-    reasons = shape.REASONS | DROPS
+    reasons = REASONS | DROPS
     return [
         {"stage": stage, "reason": reason, "meaning": reasons.get(reason, reason), "rows": rows}
         for stage, facts in (("convert", convert), ("tokenize", tokenize))
@@ -188,9 +201,7 @@ def sources(file: pq.ParquetFile, tokens_of_row: Numbers) -> list[Facts]:
     """Return rows and tokens per value of the column `source`, largest first; those after the first 30 are summed."""
     if "source" not in file.schema_arrow.names:
         return []
-    column = (
-        pc.cast(file.read(columns=["source"]).column(0), pa.string()).combine_chunks().dictionary_encode(null_encoding="encode")
-    )
+    column = _as_text(file.read(columns=["source"]).column(0).combine_chunks()).dictionary_encode(null_encoding="encode")
     codes = column.indices.to_numpy(zero_copy_only=False)
     names = column.dictionary.to_pylist()
     rows = np.bincount(codes, minlength=len(names))
@@ -204,6 +215,13 @@ def sources(file: pq.ParquetFile, tokens_of_row: Numbers) -> list[Facts]:
     return table
 
 
+def _as_text(values: pa.Array) -> pa.Array:
+    """A column's values as text; lists and objects as JSON."""
+    if pa.types.is_nested(values.type):
+        return pa.array([None if value is None else json.dumps(value, default=str) for value in values.to_pylist()], pa.string())
+    return values.cast(pa.string())
+
+
 def previews(file: pq.ParquetFile, rows: list[int]) -> dict[int, str]:
     """Return the beginning of the given rows (ascending) as 'role: text' lines. Reads only the row groups that contain them."""
     texts: dict[int, str] = {}
@@ -214,7 +232,9 @@ def previews(file: pq.ParquetFile, rows: list[int]) -> dict[int, str]:
         messages = file.read_row_group(group, columns=["messages"]).column(0) if here else []
         for row in here:
             turns = messages[row - first].as_py() or []
-            texts[row] = "\n".join(f"{turn['role']}: {shorten(turn['content'])}" for turn in turns[:4])
+            texts[row] = "\n".join(
+                f"{turn['role']}: {shorten(turn['content'] or turn.get('tool_calls') or '')}" for turn in turns[:4]
+            )
         first = end
     return texts
 

@@ -5,6 +5,7 @@ A chunk is what Arrow's JSON reader takes in one block. Nothing here builds a Py
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from talaria.common.errors import DataError
+from talaria.data import json_text
 
 CHUNK = 8 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -35,11 +37,11 @@ class Layout:
 
     @classmethod
     def of(cls, stream: BinaryIO, name: str, size: int = CHUNK) -> Layout:
-        """Read the first bytes. Raises DataError where they begin no array and no object."""
+        """Read the first bytes. Raises DataError where they begin no array and no object; a file without any has no rows."""
         head = stream.read(size).removeprefix(_BOM).lstrip()
-        if not head.startswith((b"[", b"{")):
-            found = f"begins with {head[:20].decode('utf-8', 'replace')!r}" if head else "is empty"
-            raise DataError(f"{name}: {found}; expected a JSON array of rows, or one row (an object) a line.")
+        if head and not head.startswith((b"[", b"{")):
+            found = head[:20].decode("utf-8", "replace")
+            raise DataError(f"{name}: begins with {found!r}; expected a JSON array of rows, or one row (an object) a line.")
         pretty = _PRETTY.match(head)
         if not pretty:
             return cls(name, size, head, head.startswith(b"["))
@@ -56,9 +58,42 @@ def read_chunks(stream: BinaryIO, layout: Layout, *, exact: bool) -> Iterator[by
     follows strings and brackets.
     Raises DataError where the file ends inside a row.
     """
-    if not layout.is_array:
-        return _lines(stream, layout)
-    return _array(stream, layout) if exact or not layout.separator else _pretty(stream, layout, layout.separator)
+    if layout.is_array and layout.separator and not exact:
+        return _pretty(stream, layout, layout.separator)
+    return map(without_deep_rows, _array(stream, layout) if layout.is_array else _lines(stream, layout))
+
+
+def without_deep_rows(chunk: bytes) -> bytes:
+    """The chunk with a text, TOO_DEEP, for each row that is nested deeper than MAX_DEPTH; readers recurse, and would crash.
+
+    (A pretty-printed array read the quick way needs no such care: it is read with declared types, none of them deep.)
+    """
+    if _deepest(chunk) <= json_text.MAX_DEPTH:
+        return chunk
+    pieces, copied, begun, deepest = [], 0, 0, 0
+    for position, is_open, depth in _Brackets().every(chunk):
+        deepest = max(deepest, depth + 1) if depth or not is_open else 1
+        if is_open and not depth:
+            begun = position
+        elif not is_open and not depth and deepest > json_text.MAX_DEPTH:
+            pieces += [chunk[copied:begun], json.dumps(json_text.TOO_DEEP).encode()]
+            copied = position + 1
+    return b"".join([*pieces, chunk[copied:]])
+
+
+def _deepest(chunk: bytes) -> int:
+    """The deepest nesting in a chunk of rows, from its brackets and quotes alone."""
+    bare = chunk.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _NO_STRUCTURE)
+    data = np.frombuffer(bare, np.uint8)
+    step = _STEP[data]
+    step[np.cumsum(data == ord('"')) & 1 == 1] = 0
+    return int(np.cumsum(step, dtype=np.int64).max(initial=0))
+
+
+_NO_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
+_STEP = np.zeros(256, np.int8)
+_STEP[list(b"[{")] = 1
+_STEP[list(b"]}")] = -1
 
 
 def read_blocks(stream: BinaryIO, layout: Layout) -> Iterator[bytes]:
@@ -171,7 +206,17 @@ class _Brackets:
         self.escape = False  # the last byte was a backslash that escapes the next
 
     def __call__(self, block: bytes) -> Iterator[tuple[int, bool, int]]:
-        """(position, opens, depth outside the bracket), in order."""
+        """(position, opens, depth outside the bracket) of each with depth 0 or 1, in order."""
+        places, opens, outside = self._follow(block)
+        near = np.flatnonzero(outside <= 1)
+        return zip(places[near].tolist(), opens[near].tolist(), outside[near].tolist(), strict=True)
+
+    def every(self, block: bytes) -> Iterator[tuple[int, bool, int]]:
+        """The same of every bracket."""
+        places, opens, outside = self._follow(block)
+        return zip(places.tolist(), opens.tolist(), outside.tolist(), strict=True)
+
+    def _follow(self, block: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         data = np.frombuffer(block, np.uint8)
         quotes = self._quotes(data)
         places = np.flatnonzero(_IS_BRACKET[data])
@@ -183,8 +228,7 @@ class _Brackets:
         self.in_string ^= bool(len(quotes) & 1)
         if len(after):
             self.depth = int(after[-1])
-        near = np.flatnonzero(outside <= 1)
-        return zip(places[near].tolist(), opens[near].tolist(), outside[near].tolist(), strict=True)
+        return places, opens, outside
 
     def _quotes(self, data: np.ndarray) -> np.ndarray:
         """Positions of quotes that no backslash escapes: those after an even run of backslashes."""

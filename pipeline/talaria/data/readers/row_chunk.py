@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from talaria.data.row_format import Bad
+from talaria.data.conversation.drop_reasons import Bad
+
+
+@dataclass(frozen=True)
+class RowValues:
+    """A stretch of source rows as Python values, and its columns for the rows that turn out good."""
+
+    values: list[Any]
+    columns: Callable[[list[int]], pa.Table]
+    """The columns of the rows at these places."""
+    invalid: Bad | None = None
+    """What ends the stretch, where the file is not JSON from there on."""
+    repaired: int = 0
+
+    def chunk(self, bad: Mapping[int, tuple[str, str]], notes: Counter[str] | None = None) -> Chunk:
+        """The stretch without the rows of `bad`: place -> (reason, detail)."""
+        kept = [row for row in range(len(self.values)) if row not in bad]
+        found = [Bad(row, *why) for row, why in bad.items()] + ([self.invalid] if self.invalid else [])
+        size = len(self.values) + (self.invalid is not None)
+        return Chunk(self.columns(kept), np.array(kept, np.int64), size, sorted(found), self.repaired, notes or Counter())
 
 
 @dataclass(frozen=True)
@@ -22,9 +43,12 @@ class Chunk:
     bad: list[Bad] = field(default_factory=list)
     repaired: int = 0
     """Rows whose broken text was mended (half a surrogate pair left out)."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """How many rows had which shape, and what was mapped or not carried."""
 
     @classmethod
     def whole(cls, table: pa.Table) -> Chunk:
+        """A stretch of which every row is good."""
         return cls(table, np.arange(len(table)), len(table))
 
     def without(self, bad: Mapping[int, tuple[str, str]]) -> Chunk:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import pyarrow as pa
 
-from talaria.common.errors import DataError
 from talaria.common.threads import ordered
-from talaria.data import row_format as shape
-from talaria.data.json_parse import REFUSED, mend, read_block, reason_of, refusal, sift
-from talaria.data.json_split import Layout, read_blocks, read_chunks
+from talaria.data.conversation.row_shape import RowShape
+from talaria.data.readers import column_types
+from talaria.data.readers.json_parse import REFUSED, read_block, rows_of
+from talaria.data.readers.json_split import Layout, read_blocks, read_chunks
 from talaria.data.source_files import SourceFile
 
 _TURN = {"from": pa.string(), "value": pa.string()}
@@ -54,54 +54,61 @@ def quick_schema(files: Iterable[SourceFile]) -> pa.Schema | None:
     return pa.schema(list(types.items()))
 
 
-@dataclass(frozen=True)
-class Inferred:
-    schema: pa.Schema
-    size: int
-    """Rows of the chunk."""
-    conflict: str | None = None
-    """Why its rows have no schema together."""
+_LONG_NUMBER = re.compile(rb"\d{19}")
+"""Perhaps a whole number beyond 64 bits, which Arrow's reader takes for a float: two ids become one."""
 
 
-def infer_chunk(chunk: bytes, problem: shape.Problem = shape.problem) -> Inferred:
-    """The columns of a chunk as the reader sees them, without the rows that could not be converted anyway."""
-    try:
-        table = read_block(chunk, None)
-        return Inferred(table.schema, len(table))
-    except REFUSED:
-        texts, rows, bad = sift(chunk, problem)
-    size = len(rows) + len(bad)
-    readable = [text for text in map(mend, texts) if refusal(text, None) is None]
-    try:
-        return Inferred(read_block("\n".join(readable).encode(), None).schema if readable else pa.schema([]), size)
-    except REFUSED as error:
-        return Inferred(pa.schema([]), size, reason_of(error))
+def infer_chunk(chunk: bytes, shape: RowShape | None) -> dict[str, pa.DataType]:
+    """The columns of a chunk: as Arrow's reader sees them, or row by row where it takes no account of a value.
 
-
-def infer_files(files: Sequence[SourceFile], threads: int, problem: shape.Problem = shape.problem) -> pa.Schema:
-    """The schema of all rows of all files, columns in order of appearance, by reading them all once.
-
-    Raises DataError where a column has values of types that do not go together.
+    Row by row, rows that `shape` makes no conversation of do not count: they are not written either.
     """
-    merged = pa.schema([])
+    try:
+        schema = read_block(chunk, None).schema
+    except REFUSED:
+        return _infer_rows(chunk, shape)
+    long_number = any(_has_float(column.type) for column in schema) and _LONG_NUMBER.search(chunk)
+    odd_turns = shape and not all(_is_turns(column.type) for column in schema if column.name in shape.lists)
+    if long_number or odd_turns:
+        return _infer_rows(chunk, shape)
+    return {column.name: _plain(column.type) for column in schema}
+
+
+def _infer_rows(chunk: bytes, shape: RowShape | None) -> dict[str, pa.DataType]:
+    rows = (row for row in rows_of(chunk).values if isinstance(row, dict))
+    return column_types.of_rows(row for row in rows if shape is None or shape.takes(row))
+
+
+def _is_turns(kind: pa.DataType) -> bool:
+    """Whether the type is one of turns whose role and text are texts."""
+    if pa.types.is_null(kind):
+        return True
+    if not (pa.types.is_list(kind) and pa.types.is_struct(kind.value_type)):
+        return False
+    texts = {"role", "content", "from", "value"}
+    return all(pa.types.is_string(field.type) for field in kind.value_type if field.name in texts)
+
+
+def infer_files(files: Sequence[SourceFile], threads: int, shape: RowShape | None) -> dict[str, pa.DataType]:
+    """The columns of all rows of all files in order of appearance, by reading them all once; JSON where types do not agree."""
+    columns: dict[str, pa.DataType] = {}
     for file in files:
         with file.open() as stream:
-            row = 0
             chunks = read_chunks(stream, Layout.of(stream, file.name), exact=True)
-            for found in ordered(partial(infer_chunk, problem=problem), chunks, threads):
-                merged = _merge(merged, found, f"{file.name}: rows {row} to {row + found.size - 1}")
-                row += found.size
-    return pa.schema([(column.name, _settle(column.type, DECLARED.get(column.name))) for column in merged])
+            for found in ordered(partial(infer_chunk, shape=shape), chunks, threads):
+                column_types.join_columns(columns, found.items())
+    return {
+        name: column_types.storable(kind if kind == column_types.JSON else _settle(kind, DECLARED.get(name)))
+        for name, kind in columns.items()
+    }
 
 
-def _merge(schema: pa.Schema, found: Inferred, where: str) -> pa.Schema:
-    if found.conflict:
-        raise DataError(f"{where}: {found.conflict}; a column must have one type.")
-    plain = pa.schema([(column.name, _plain(column.type)) for column in found.schema])
-    try:
-        return pa.unify_schemas([schema, plain], promote_options="permissive")
-    except pa.ArrowTypeError as error:
-        raise DataError(f"{where}: {reason_of(error)}, in the rows before; a column must have one type.") from None
+def _has_float(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind):
+        return _has_float(kind.value_type)
+    if pa.types.is_struct(kind):
+        return any(_has_float(inner.type) for inner in kind)
+    return bool(pa.types.is_floating(kind))
 
 
 def _settle(kind: pa.DataType, declared: pa.DataType | None) -> pa.DataType:

@@ -1,0 +1,206 @@
+"""From data files to one parquet of messages: the quickest way to read that holds for the files, chunk by chunk, in order."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from talaria.common.errors import DataError
+from talaria.common.threads import ordered
+from talaria.config.schema import Convert
+from talaria.data.conversation import by_row
+from talaria.data.conversation.columnar import PlainTurns, add_messages, plain_turns
+from talaria.data.conversation.drop_reasons import ALWAYS_FATAL, FATAL, NOT_AN_OBJECT, REASONS, kind_of
+from talaria.data.conversation.row_filters import drop_duplicates, drop_empty_answers
+from talaria.data.conversation.row_shape import RowShape
+from talaria.data.messages_parquet import codecs, keep_fields, used_fields
+from talaria.data.readers.column_types import written
+from talaria.data.readers.json_parse import NeedsRows
+from talaria.data.readers.row_chunk import Chunk
+from talaria.data.readers.stream import Stream, streams
+from talaria.data.source_files import SourceFile
+
+THREADS = 8
+"""At most: each holds a chunk or two, and one thread writes what all of them make."""
+Facts = dict[str, Any]
+OnRows = Callable[[int, None], None]
+"""Called with the source's rows done so far, and None: how many there are is known at the end only."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """How a raw chunk of a stream becomes a chunk of rows to write, and the schema of those."""
+
+    stream: Stream
+    schema: pa.Schema
+    read: Callable[[Any], Chunk]
+    """Raises NeedsRows where another step must read the stream."""
+    makes_messages: bool = True
+
+
+def write_messages(files: Sequence[SourceFile], target: Path, config: Convert, on_rows: OnRows | None = None) -> Facts:
+    """Write the conversations of the files to `target`, as whole columns where that holds, else row by row.
+
+    Raises DataError, one sentence with file and row, where the source cannot be used.
+    """
+    shape = RowShape(config.fields, config.roles)
+    for stream in streams(files, threads(), shape):
+        for step in message_steps(stream, shape):
+            try:
+                facts, used = write(step, target, config, on_rows)
+            except NeedsRows:
+                continue
+            if used is not None:
+                keep_fields(target, used, keep_tools=by_row.TOOLS in stream.columns)
+            return facts | {"columns": pq.read_schema(target).names}
+    raise AssertionError("the last way to read takes care of everything")
+
+
+def copy_rows(files: Sequence[SourceFile], target: Path, config: Convert) -> Facts:
+    """Write the rows of the files to `target` as they are, for a function of the user's to look at."""
+    for stream in streams(files, threads(), None):
+        try:
+            return write(Step(stream, written(stream.columns), partial(_as_they_are, stream), False), target, config, None)[0]
+        except NeedsRows:
+            continue
+    raise AssertionError("the last way to read takes care of everything")
+
+
+def threads() -> int:
+    return min(THREADS, len(os.sched_getaffinity(0)))
+
+
+def message_steps(stream: Stream, shape: RowShape) -> Iterator[Step]:
+    """The ways from the stream's chunks to messages, the quick one first. Raises DataError where no row can hold any."""
+    if not stream.columns:
+        raise DataError(f"{stream.name}: holds no row with any column.")
+    if not shape.fits(stream.columns):
+        found = ", ".join(stream.columns)
+        raise DataError(
+            f"{stream.name}: no column 'conversations' or 'messages', and no pair like instruction and output, found {found}; "
+            "name the columns with convert.fields, or make one with convert.function."
+        )
+    plain = plain_turns(dict(stream.columns), shape)
+    if plain:
+        yield Step(stream, plain.schema(written(stream.columns)), partial(_by_columns, stream, shape, plain))
+    if stream.has_rows:
+        types = by_row.message_types(stream.columns, shape)
+        open_shape = replace(shape, extras=frozenset(types.keys() - by_row.KNOWN.keys()))
+        yield Step(stream, by_row.schema(stream.columns, types), partial(_by_rows, stream, open_shape, types))
+
+
+def _by_columns(stream: Stream, shape: RowShape, plain: PlainTurns, raw: Any) -> Chunk:
+    """Whole columns, or, for a chunk with an odd row, row by row into the same schema."""
+    try:
+        table = add_messages(stream.table(raw), plain)
+        return replace(Chunk.whole(table), notes=Counter({f"shape {plain.column}": len(table)}))
+    except NeedsRows:
+        if not stream.has_rows:
+            raise
+    schema = plain.schema(written(stream.columns))
+    chunk = _by_rows(stream, shape, by_row.KNOWN, raw)
+    return by_row.narrowed_to(chunk, schema)
+
+
+def _by_rows(stream: Stream, shape: RowShape, types: dict[str, pa.DataType], raw: Any) -> Chunk:
+    return by_row.convert_rows(stream.rows(raw, shape.columns), shape, types)
+
+
+def _as_they_are(stream: Stream, raw: Any) -> Chunk:
+    try:
+        return Chunk.whole(stream.table(raw))
+    except NeedsRows:
+        if not stream.has_rows:
+            raise
+    rows = stream.rows(raw, ())
+    odd = {place: row for place, row in enumerate(rows.values) if not isinstance(row, dict)}
+    return rows.chunk({place: (NOT_AN_OBJECT, f"not an object but {kind_of(row)}") for place, row in odd.items()})
+
+
+def write(step: Step, target: Path, config: Convert, on_rows: OnRows | None) -> tuple[Facts, set[str] | None]:
+    """Write all chunks to `target`. Returns the counts (rows_in = rows + dropped), and which fields of the messages are used
+    where they are written with all that a message may have."""
+    dropped: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
+    notes: Counter[str] = Counter()
+    used: set[str] | None = set() if by_row.TOOLS in step.schema.names and step.makes_messages else None
+    rows = repaired = 0
+    with (
+        pq.ParquetWriter(target, step.schema, compression=codecs(step.schema)) as writer,
+        ThreadPoolExecutor(1, thread_name_prefix="write") as writing,
+    ):
+        pending: Future[None] | None = None
+        for chunk in finished(step, config):
+            dropped.update(bad.reason for bad in chunk.bad)
+            notes.update(chunk.notes)
+            rows += len(chunk.table)
+            repaired += chunk.repaired
+            if used is not None:
+                used |= used_fields(chunk.table)
+            if on_rows:
+                on_rows(rows + dropped.total(), None)
+            if pending:
+                pending.result()
+            pending = writing.submit(write_chunk, writer, chunk.table.cast(step.schema))
+        if pending:
+            pending.result()
+    if not rows:
+        found = {reason: count for reason, count in dropped.items() if count}
+        raise DataError(f"{step.stream.name}: no row is left to write; dropped: {found or 'none'}.")
+    counts = {"rows_in": rows + dropped.total(), "rows": rows, "dropped": dict(dropped), "repaired": repaired}
+    return counts | by_name(notes), used
+
+
+def by_name(notes: Counter[str]) -> Facts:
+    """The notes as facts: shapes, mapped, not_carried, each a count of rows by name."""
+    facts: Facts = {"shapes": {}, "mapped": {}, "not_carried": {}}
+    for note, count in sorted(notes.items()):
+        for title, prefix in (("shapes", "shape "), ("mapped", "mapped "), ("not_carried", "not carried ")):
+            if note.startswith(prefix):
+                facts[title][note.removeprefix(prefix)] = count
+    return {title: counts for title, counts in facts.items() if counts}
+
+
+def write_chunk(writer: pq.ParquetWriter, table: pa.Table) -> None:
+    if len(table):
+        writer.write_table(table)
+
+
+def finished(step: Step, config: Convert) -> Iterator[Chunk]:
+    """The chunks in order. Raises DataError at the first bad row, unless bad rows are dropped."""
+
+    def work(item: tuple[str, Any]) -> tuple[str, Chunk]:
+        file, raw = item
+        chunk = step.read(raw)
+        return file, drop_empty_answers(chunk) if config.drop_empty_answers and step.makes_messages else chunk
+
+    seen: set[bytes] = set()
+    left, row, current = config.rows, 0, ""
+    for file, chunk in ordered(work, step.stream.chunks(), threads()):
+        row = row if file == current else 0
+        current = file
+        if left is not None:
+            chunk = chunk.head(left)
+            left -= chunk.size
+        refuse(chunk, file, row, config)
+        row += chunk.size
+        yield drop_duplicates(chunk, seen) if config.drop_duplicates and step.makes_messages else chunk
+        if left == 0:
+            return
+
+
+def refuse(chunk: Chunk, file: str, first_row: int, config: Convert) -> None:
+    """Raise DataError for the first bad row that the settings do not drop."""
+    fatal = ALWAYS_FATAL if config.on_bad_row == "drop" else FATAL
+    for bad in chunk.bad:
+        if bad.reason in fatal:
+            hint = "" if bad.reason in ALWAYS_FATAL else "; fix the row or set convert.on_bad_row to drop"
+            raise DataError(f"{file}: row {first_row + bad.row} (counted from 0): {bad.detail}{hint}.")

@@ -1,0 +1,88 @@
+"""Chunks of JSON as Arrow tables of one schema, or as Python values row by row where Arrow's reader does not take them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.json as pa_json
+
+from talaria.data.conversation.drop_reasons import INVALID, Bad
+
+REFUSED = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, UnicodeDecodeError)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class NeedsRows(Exception):
+    """Whole columns do not do for this chunk: its rows must be looked at one by one."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The values of a chunk, row by row. What is not JSON ends it: `invalid` is then the last row."""
+
+    values: list[Any] = field(default_factory=list)
+    invalid: Bad | None = None
+    repaired: int = 0
+    """Rows whose broken text was mended (half a surrogate pair left out)."""
+
+
+def read_table(chunk: bytes, schema: pa.Schema) -> pa.Table:
+    """The rows of a chunk in the given schema. Raises NeedsRows where Arrow's reader does not take one."""
+    try:
+        return read_block(chunk, schema)
+    except REFUSED as error:
+        raise NeedsRows from error
+
+
+def read_block(chunk: bytes, schema: pa.Schema | None) -> pa.Table:
+    """The table of a chunk, its types inferred without a schema. Raises one of REFUSED where a row does not fit."""
+    if not chunk.isascii():
+        chunk.decode()  # Arrow's reader does not look; what it lets pass would break later
+    unexpected = "infer" if schema is None else "error"
+    return pa_json.read_json(
+        pa.BufferReader(chunk),
+        read_options=pa_json.ReadOptions(use_threads=False, block_size=len(chunk) + 1),
+        parse_options=pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior=unexpected),
+    )
+
+
+def rows_of(chunk: bytes) -> Rows:
+    """Each value of a chunk as Python reads it, so a key that comes twice has its last value, as in the reference's reader."""
+    values: list[Any] = []
+    repaired = 0
+    try:
+        for value, text in values_of(chunk):
+            if _SURROGATE.search(text):
+                whole = _without_surrogates(value)
+                repaired += whole != value
+                value = whole
+            values.append(value)
+    except ValueError as error:
+        detail = "not valid UTF-8" if isinstance(error, UnicodeError) else f"not valid JSON: {error}"
+        return Rows(values, Bad(len(values), INVALID, detail), repaired)
+    return Rows(values, None, repaired)
+
+
+def _without_surrogates(value: Any) -> Any:
+    return json.loads(json.dumps(value, ensure_ascii=False).encode(errors="ignore"))
+
+
+def values_of(chunk: bytes) -> Iterator[tuple[Any, str]]:
+    """Each JSON value of a chunk, with its text. Raises ValueError at the first that is none."""
+    text = chunk.decode(errors="surrogateescape")
+    decoder = json.JSONDecoder()
+    at = 0
+    while True:
+        while text[at : at + 1].isspace():
+            at += 1
+        if at == len(text):
+            return
+        value, end = decoder.raw_decode(text, at)
+        text[at:end].encode()  # raises where a byte was no UTF-8
+        yield value, text[at:end]
+        at = end

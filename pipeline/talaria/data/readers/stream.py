@@ -1,0 +1,91 @@
+"""Data files as streams of chunks in one schema, whatever they are: as whole columns where that does, else row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from talaria.data.conversation.row_shape import RowShape
+from talaria.data.readers import column_types
+from talaria.data.readers.json_parse import NeedsRows, read_table, rows_of
+from talaria.data.readers.json_schema import infer_files, quick_schema
+from talaria.data.readers.json_split import Layout, read_chunks
+from talaria.data.readers.row_chunk import RowValues
+from talaria.data.readers.tables import TableReader
+from talaria.data.source_files import SourceFile
+
+
+class Stream(Protocol):
+    """A source's chunks in order, and two ways to read one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def columns(self) -> Mapping[str, pa.DataType]:
+        """In order; JSON marks a column that is written as JSON text."""
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether `rows` can be used; without it, the next stream reads what `table` does not."""
+
+    def chunks(self) -> Iterator[tuple[str, Any]]:
+        """(file's name, what `table` and `rows` take), from the beginning."""
+
+    def table(self, raw: Any) -> pa.Table:
+        """The chunk's columns. Raises NeedsRows where they cannot be had without looking at each row."""
+
+    def rows(self, raw: Any, columns: Iterable[str]) -> RowValues:
+        """The chunk's rows as Python values, which hold at least these columns where the row has them."""
+
+
+def streams(files: Sequence[SourceFile], threads: int, shape: RowShape | None) -> Iterator[Stream]:
+    """Streams of the files, the quick one first."""
+    if files[0].kind != "json":
+        yield TableReader.of(files)
+        return
+    schema = quick_schema(files)
+    if schema is not None:
+        yield JsonReader(files, {field.name: field.type for field in schema}, exact=False)
+    yield JsonReader(files, infer_files(files, threads, shape), exact=True)
+
+
+@dataclass(frozen=True)
+class JsonReader:
+    """JSON arrays and JSON Lines."""
+
+    files: Sequence[SourceFile]
+    columns: Mapping[str, pa.DataType]
+    exact: bool
+
+    @property
+    def name(self) -> str:
+        return self.files[0].name
+
+    @property
+    def has_rows(self) -> bool:
+        return self.exact
+
+    def chunks(self) -> Iterator[tuple[str, bytes]]:
+        for file in self.files:
+            with file.open() as stream:
+                for chunk in read_chunks(stream, Layout.of(stream, file.name), exact=self.exact):
+                    yield file.name, chunk
+
+    def table(self, raw: bytes) -> pa.Table:
+        if column_types.JSON in self.columns.values():
+            raise NeedsRows
+        return read_table(raw, pa.schema(list(self.columns.items())))
+
+    def rows(self, raw: bytes, columns: Iterable[str]) -> RowValues:
+        found = rows_of(raw)
+
+        def table(kept: list[int]) -> pa.Table:
+            rows = [found.values[row] for row in kept]
+            arrays = [column_types.to_column([row.get(name) for row in rows], kind) for name, kind in self.columns.items()]
+            return pa.Table.from_arrays(arrays, schema=column_types.written(self.columns))
+
+        return RowValues(found.values, table, found.invalid, found.repaired)
