@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from talaria.common.arrow import to_arrow
+from talaria.common.arrow import scalar, to_arrow
 from talaria.data.conversation.content import ASSISTANT, CALL, MESSAGE_ROLES, SHAREGPT_ROLES, SWITCHES
 from talaria.data.conversation.row_shape import MESSAGES, RowShape
 from talaria.data.readers.json_parse import NeedsRows
@@ -92,8 +92,8 @@ def add_messages(table: pa.Table, plain: PlainTurns) -> pa.Table:
 
 def _switches_off(switch: pa.Array, role: pa.Array) -> bool:
     """Whether a switch takes an answer out of the loss."""
-    off = pc.equal(switch.cast(pa.float64()), 0.0)
-    return bool(pc.any(pc.and_(pc.fill_null(off, False), pc.equal(role, ASSISTANT))).as_py())
+    off = pc.and_(pc.invert(switch.cast(pa.bool_())), pc.equal(role, scalar(ASSISTANT).cast(role.type)))
+    return bool(pc.any(off).as_py())
 
 
 def column_of(table: pa.Table, name: str) -> pa.Array:
