@@ -51,7 +51,7 @@ def fetch(config: Download, data: Path) -> str:
                 continue
         partial = data.parent.with_name(f".download-{file.digest}") / "partial"
         with locked(partial) as stream:
-            transfer(config.repo, commit, file, stream)
+            transfer(config.repo, commit, file, partial, stream)
             verify(config.repo, file, partial)
             partial.replace(target)
         with contextlib.suppress(OSError):  # another run waits there for the same file
@@ -114,7 +114,8 @@ def locked(partial: Path) -> Iterator[BinaryIO]:
         yield stream
 
 
-def transfer(repo: str, commit: str, file: HubFile, stream: BinaryIO) -> None:
+def transfer(repo: str, commit: str, file: HubFile, partial: Path, stream: BinaryIO) -> None:
+    """Append what is missing of the file to `partial`, which `stream` writes. Raises Unavailable where the connection breaks."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
@@ -122,7 +123,7 @@ def transfer(repo: str, commit: str, file: HubFile, stream: BinaryIO) -> None:
     done = stream.seek(0, os.SEEK_END)
     if done > file.size:
         done = stream.truncate(0)
-    folder, missing = Path(stream.name).parent, file.size - done
+    folder, missing = partial.parent, file.size - done
     free = shutil.disk_usage(folder).free
     if free < missing:
         raise UserError(f"{repo}/{file.path}: needs {missing:,} bytes and {folder} has {free:,} free; make room there.")
