@@ -102,7 +102,7 @@ def test_the_commands_load_neither_torch_nor_mlflow(tmp_path: Path) -> None:
     synthetic.finished(tmp_path, 1)
     code = (
         "import sys; from pathlib import Path; from rich.console import Console; from talaria.cli import run_views;"
-        f"terminal.watch(Path({str(tmp_path)!r}), '0000', Console());"
+        f"run_views.watch(Path({str(tmp_path)!r}), '0000', Console());"
         "print({'torch', 'mlflow', 'numpy', 'polars', 'transformers'} & set(sys.modules) or 'light')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

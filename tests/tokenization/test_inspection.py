@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import re
 from html import unescape
 from html.parser import HTMLParser
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from talaria.common.errors import DataError
+from talaria.common.errors import DataError, UserError
 from talaria.config.schema import Tokenize
 from talaria.tokenization import chatml as chat
 from talaria.tokenization.inspection import Folder, show, write_html
@@ -149,3 +151,15 @@ def test_the_page_samples_both_splits_and_the_extremes(folder: Path, tmp_path: P
     assert f"train, row {train.rows[train.lengths.argmax()]}:" in html
     assert "validation, row" in html
     assert html.count("<h2>") == len(set(re.findall(r"<h2>([^:]*):", html))) >= 26
+
+
+def test_a_page_that_cannot_be_written_is_one_sentence_and_leaves_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"page\.html: cannot write the page: No space left on device. Nothing was written\."):
+        write_html(folder, tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []

@@ -77,7 +77,7 @@ def _refuse(sentence: str, code: int = 2) -> int:
 
 def say(text: str) -> None:
     """Print progress or a remark to stderr; stdout is for results."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text, keep="\n\t"), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -108,7 +108,7 @@ def finish(facts: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(facts))
         return
     for name, value in facts.items():
-        print(f"{name}: {json.dumps(value) if isinstance(value, dict | list) else value}")
+        print(printable(f"{name}: {json.dumps(value) if isinstance(value, dict | list) else value}"))
 
 
 def load(path: Path | None, overrides: list[str]) -> Config:

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from talaria.cli.terminal_plot import Line, chart, number
 from talaria.common.errors import UserError
+from talaria.common.printable import printable
 from talaria.runs.catalog import RunCatalog, find_run, resolve_run
 from talaria.runs.folder import RunPath
 from talaria.runs.history import CURVES, HELDOUT, SMOOTH, Axis, Training
@@ -67,7 +68,7 @@ def show_runs(root: Path, console: Console, *, limit: int = 20) -> None:
         losses = (number(card["loss"]), number(card["heldout_loss"]))
         ago, left = duration(now - card["active"]), card["eta_seconds"]
         when = f"{ago} ago" if left is None else f"{duration(left)} left"
-        table.add_row(card["key"][:8], Text(card["name"] or "–"), _state(card), step, *losses, when)
+        table.add_row(card["key"][:8], Text(printable(card["name"] or "–")), _state(card), step, *losses, when)
     console.print(table)
 
 
@@ -108,7 +109,7 @@ def _open(run: RunPath, metric: str) -> Training:
 
 
 def _state(card: dict[str, Any]) -> Text:
-    return Text(card["state"], style=_STYLES.get(card["state"], ""))
+    return Text(printable(card["state"]), style=_STYLES.get(card["state"], ""))
 
 
 def _line(training: Training, metric: str, axis: Axis, color: str) -> Line:
@@ -126,11 +127,11 @@ def _frame(training: Training, metric: str, console: Console) -> tuple[Renderabl
     if metric == "loss" and len(training.evals.steps):
         lines.append(_line(training, HELDOUT, "step", _PLOT[1]))
         legend.append(("  held-out", _RICH[1]))
-    head = Text.assemble((card["name"] or "–", "bold"), "  ", _state(card), f"  {card['key'][:8]}")
+    head = Text.assemble((printable(card["name"] or "–"), "bold"), "  ", _state(card), f"  {card['key'][:8]}")
     height = max(8, console.height - _AROUND_CHART)
     parts = [head, _progress(card), Text.assemble(*legend), chart(lines, console.width, height), _facts(card, history)]
     if card["reason"]:
-        parts.append(Text(str(card["reason"]), style=_STYLES.get(card["state"], "")))
+        parts.append(Text(printable(str(card["reason"]), keep="\n"), style=_STYLES.get(card["state"], "")))
     return Group(*parts), card["state"] not in ("running", "starting")
 
 
@@ -164,7 +165,7 @@ def _facts(card: dict[str, Any], history: dict[str, Any]) -> RenderableType:
     table = Table(box=None, show_header=False, pad_edge=False)
     for start in range(0, len(pairs), 4):
         table.add_row(*(Text.assemble((f"{name} ", "dim"), value) for name, value in pairs[start : start + 4]))
-    restarts = [Text(f"restarted at step {one['step']}: {one['why']}", style="yellow") for one in history["restarts"]]
+    restarts = [Text(printable(f"restarted at step {one['step']}: {one['why']}"), style="yellow") for one in history["restarts"]]
     return Group(table, *restarts)
 
 
@@ -181,13 +182,13 @@ def _side_by_side(trainings: Sequence[Training]) -> Table:
     }
     settings = [history["settings"] for history in histories]
     for name in dict.fromkeys(name for one in settings for name in one):
-        values = [str(one.get(name, "–")) for one in settings]
+        values = [printable(str(one.get(name, "–"))) for one in settings]
         if len(set(values)) > 1:
-            rows[name] = values
+            rows[printable(name)] = values
     table = Table(box=None, header_style="", pad_edge=False)
     table.add_column("")
     for card, color in zip(cards, _RICH, strict=False):
-        table.add_column(Text.assemble(("● ", color), card["name"] or "–", " ", (card["key"][:8], "dim")))
+        table.add_column(Text.assemble(("● ", color), printable(card["name"] or "–"), " ", (card["key"][:8], "dim")))
     for name, values in rows.items():
         table.add_row(Text(name, style="dim"), *(Text(value) for value in values))
     return table

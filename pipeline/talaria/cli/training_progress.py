@@ -11,6 +11,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from talaria.common.printable import printable
 from talaria.runs.folder import RunPath
 from talaria.runs.summary import losses, summarize
 
@@ -42,6 +43,7 @@ class TrainingProgress:
         self._bar.stop()
 
     def on_line(self, line: str) -> None:
+        line = printable(line, keep="\t")
         if not self._terminal:
             print(line, file=sys.stderr, flush=True)
         elif not _STEP.match(line):  # the bar says it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -48,13 +49,21 @@ def digest(value: Any) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file atomically: readers see the old or the new text, and the new one survives a power cut."""
+    """Replace a text file atomically: readers see the old or the new text, and the new one survives a power cut.
+
+    An error (a full disk, say) leaves the old text, and nothing beside it.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # it was never made, or the disk is read-only
+            partial.unlink()
+        raise
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from talaria.common.errors import DataError
+from talaria.common.errors import DataError, UserError
 from talaria.common.files import MANIFEST, write_atomically
+from talaria.common.printable import printable
 from talaria.tokenization import chatml as chat
 from talaria.tokenization.dataset import TRAIN, VALIDATION, Tokens, open_tokens
 from talaria.tokenization.tokenizer import control_id, open_hugging_face
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 SAMPLES = 24
 """Conversations on a page, besides the longest and the one with the smallest supervised share."""
-_UNPRINTABLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
-"""Text from the data must not steer the terminal: control characters become their Unicode pictures."""
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
+"""Text from the data must not steer the terminal: the old control characters become their Unicode pictures, others escapes."""
 
 
 _STYLE = """
@@ -106,7 +107,7 @@ class Folder:
         spans = []
         for (supervised, control), run in groupby(kinds, key=lambda pair: (pair[1], pair[0] in self.controls)):
             text = self.tokenizer.decode([id for id, _ in run], skip_special_tokens=False)
-            spans.append(Span(text.translate(_UNPRINTABLE), supervised, control))
+            spans.append(Span(printable(text.translate(_PICTURES), keep="\n\t"), supervised, control))
         return Sample(split, int(tokens.rows[index]), len(ids), int(mask.sum()), tuple(spans))
 
 
@@ -145,8 +146,12 @@ def write_html(tokens: Path, output: Path, rows: Sequence[int] | None = None) ->
     """A self-contained page of conversations: `rows` of the training split, or an even sample with the extremes."""
     folder = Folder(tokens)
     chosen = [(TRAIN, folder.find(TRAIN, row)) for row in rows] if rows is not None else list(_choose(folder))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, page([folder.sample(split, index) for split, index in chosen], facts_of(tokens)))
+    text = page([folder.sample(split, index) for split, index in chosen], facts_of(tokens))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(output, text)
+    except OSError as error:
+        raise UserError(f"{output}: cannot write the page: {error.strerror}. Nothing was written.") from None
 
 
 def _choose(folder: Folder) -> Iterator[tuple[str, int]]:
