@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a model folder; one of random weights by default")
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--new", type=int, default=256, help="most tokens of an answer")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--batch-tokens", type=int, default=4 * 9216)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -52,7 +53,7 @@ def compare(args: argparse.Namespace, device: torch.device) -> None:
     prompts = [
         Prompt(row, draw.integers(2, vocabulary, n).astype(np.int32), np.empty(0, np.int32)) for row, n in enumerate(lengths)
     ]
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (getattr(torch, name) for name in args.dtypes):
         few = prompts if dtype == torch.bfloat16 else prompts[:16]
         answers = {}
         for way in ("generate", "graph"):

@@ -6,7 +6,7 @@ import torch
 from talaria.train.distributed import sharding as parallel
 from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.distributed.sharding import Layout
-from talaria.train.kernels import attention
+from talaria.train.kernels import attention, cudnn_attention
 from talaria.train.kernels import elementwise as kernels
 from talaria.train.kernels.matmul import (
     accumulate_into,
@@ -163,6 +163,23 @@ def test_fused_attention_equals_the_plain_one(kernel, window):
     want_grads = torch.autograd.grad(want, inputs, grad.float())
     for got, expected in zip(packed.backward(grad, q, k, v, out, lse, 0.1, window), want_grads, strict=True):
         assert_near(got, expected, torch.bfloat16)
+
+
+def test_cudnn_is_left_where_it_would_need_much_scratch_memory():
+    """One long conversation is not padded to sixteen; one among many short ones goes to FlashAttention-2."""
+
+    def chosen(lengths):
+        ends = torch.tensor(lengths).cumsum(0).int()
+        cu = torch.cat([torch.zeros(1, dtype=torch.int32), ends])
+        packed = attention.pack(cu, max(lengths), attention.CUDNN, features=4096)
+        return packed.kernel, packed.offsets.count, packed.offsets.longest
+
+    assert chosen([405] * 32) == (attention.CUDNN, 32, 512)
+    assert chosen([405] * 33) == (attention.CUDNN, 48, 512)
+    assert chosen([32768]) == (attention.CUDNN, 1, 32768)
+    assert chosen([9000, 9000, 9000]) == (attention.CUDNN, 4, 12288)
+    assert chosen([20000, *[405] * 30])[0] is attention.FLASH
+    assert cudnn_attention.scratch_bytes(16, 32768, 4096) == 16 << 30
 
 
 def test_weights_side_by_side_are_multiplied_as_one():

@@ -51,4 +51,5 @@ def new_sizes(plan: Plan, start: int) -> Iterator[tuple[StepPlan, int]]:
 
 def _size(lengths: Ints) -> tuple[int, int]:
     """Return what attention's graphs are built for: the number of conversations and the longest, as they are rounded up."""
-    return graph_conversations(len(lengths)), bucket(int(lengths.max(initial=1)))
+    longest = bucket(int(lengths.max(initial=1)))
+    return graph_conversations(len(lengths), longest), longest

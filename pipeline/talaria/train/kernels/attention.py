@@ -24,6 +24,10 @@ NAME = "talaria_varlen"
 """Under which transformers' AttentionInterface knows it."""
 
 
+MAX_SCRATCH_BYTES = 6 << 30
+"""Of cuDNN's backward pass; beyond, FlashAttention-2 is taken, whose scratch memory grows with tokens alone."""
+
+
 @dataclass(frozen=True)
 class Kernel:
     name: str
@@ -190,6 +194,16 @@ def choose(device_type: str, dtype: torch.dtype, head_width: int, deterministic:
     if fault := attention_cudnn.fault(head_width, torch.device("cuda", torch.cuda.current_device())):
         return FLASH, f"cuDNN cannot: {fault}"
     return CUDNN, "installed, and the GPU is a Hopper or newer"
+
+
+def pack(cu_seqlens: Tensor, max_seqlen: int, kernel: Kernel, features: int) -> PackedSequences:
+    """Choose anew for one micro-batch: few long conversations among many short ones would cost cuDNN too much scratch memory.
+
+    features: heads * d.
+    """
+    if kernel is CUDNN and attention_cudnn.scratch_bytes(len(cu_seqlens) - 1, max_seqlen, features) > MAX_SCRATCH_BYTES:
+        kernel = FLASH
+    return PackedSequences(cu_seqlens, max_seqlen, kernel)
 
 
 @torch.library.custom_op("talaria::varlen", mutates_args=())

@@ -19,7 +19,9 @@ from torch import Tensor
 LENGTHS = (512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 65536, 131072)
 """Buckets of the longest conversation. A block of rows that no conversation reaches costs 9 ns: few, but not too few."""
 _CONVERSATIONS = 16
-"""Their number is rounded up to a multiple of this, with empty ones."""
+"""Their number is rounded up to a multiple of this, with empty ones, while none is long."""
+_LONG = 4096
+"""With a longer conversation the number is rounded up to a power of two: each costs scratch memory as if it were as long."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ class PackedOffsets:
     @classmethod
     def of(cls, cu_seqlens: Tensor, max_seqlen: int) -> PackedOffsets:
         count = len(cu_seqlens) - 1
-        empty = graph_conversations(count) - count
-        return cls(torch.cat([cu_seqlens, cu_seqlens[-1:].expand(empty)]), bucket(max_seqlen))
+        longest = bucket(max_seqlen)
+        empty = graph_conversations(count, longest) - count
+        return cls(torch.cat([cu_seqlens, cu_seqlens[-1:].expand(empty)]), longest)
 
     @property
     def count(self) -> int:
@@ -89,9 +92,18 @@ class PackedOffsets:
         }
 
 
-def graph_conversations(count: int) -> int:
-    """Return how many conversations a graph for `count` of them is built for."""
-    return -(-count // _CONVERSATIONS) * _CONVERSATIONS
+def scratch_bytes(count: int, longest: int, features: int) -> int:
+    """Return what the backward pass allocates beside its results, for `count` conversations; features: heads * d.
+
+    Two fp32 numbers for each feature of each place of a [conversations, longest] grid: 16 GiB were seen for 16 of 32,768.
+    """
+    longest = bucket(longest)
+    return 8 * graph_conversations(count, longest) * longest * features
+
+
+def graph_conversations(count: int, longest: int) -> int:
+    """Return how many conversations a graph for `count` of them is built for; longest: a bucket of their lengths."""
+    return 1 << (count - 1).bit_length() if longest > _LONG else -(-count // _CONVERSATIONS) * _CONVERSATIONS
 
 
 def bucket(length: int) -> int:
@@ -147,7 +159,7 @@ def _prepare(shape: AttentionShape, count: int, tokens: int, device: torch.devic
     """With the first graph for a number of conversations come those for every length that such a micro-batch may hold:
     a graph takes 0.1 s, which belongs into the first steps rather than to whichever step meets an unusual length."""
     for longest in LENGTHS:
-        if longest <= tokens:
+        if longest <= tokens and graph_conversations(count, longest) == count:
             _build(shape, count, longest, device)
 
 

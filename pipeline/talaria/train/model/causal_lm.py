@@ -109,7 +109,8 @@ class CausalLM(nn.Module):
         half = cos.shape[-1] // 2
         rotary = kernels_layer.Rotary(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
         kernel, _ = attention.choose(x.device.type, x.dtype, 2 * half, self.deterministic)
-        tokens = TokenLayout(attention.PackedSequences(batch.cu_seqlens, batch.max_seqlen, kernel), rotary)
+        features = self.core.config.num_attention_heads * 2 * half
+        tokens = TokenLayout(attention.pack(batch.cu_seqlens, batch.max_seqlen, kernel, features), rotary)
         stream: Stream = (x, None)
         *earlier, (last, last_saved) = zip(body.layers, saved, strict=True)
         for layer, layer_saved in earlier:
