@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from talaria.registry.gate import Losses, decide, with_entry
-from talaria.registry.model_card import LIMIT
+from talaria.runs.model_card import LIMIT
 
 
 @pytest.mark.parametrize(

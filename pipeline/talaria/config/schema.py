@@ -75,6 +75,11 @@ class Download(Section):
     rows: Int = Field(6000, ge=1, description="Conversations to generate (source: sample).")
     seed: Int = Field(0, ge=0, description="Seed of the generator (source: sample).")
 
+    @property
+    def origin(self) -> str:
+        """What people call the data: a repository, a path, or the bundled sample."""
+        return {"hub": self.repo, "local": str(self.path), "sample": "talaria-sample"}[self.source]
+
     @model_validator(mode="after")
     def _local_needs_path(self) -> Download:
         if self.source == "local" and self.path is None:
@@ -133,6 +138,11 @@ class Base(Section):
     vocab_size: int = Field(2048, ge=300, le=10_000_000, description="Size of the tokenizer that is trained (source: random).")
     shape: ModelShape = Field(ModelShape(), description="Size of the model (source: random).")
     seed: Int = Field(0, ge=0, description="Seed of the random weights (source: random).")
+
+    @property
+    def origin(self) -> str:
+        """What people call the model: a repository, a path, or random weights."""
+        return {"hub": self.repo, "local": str(self.path), "random": "random weights"}[self.source]
 
     @model_validator(mode="after")
     def _local_needs_path(self) -> Base:

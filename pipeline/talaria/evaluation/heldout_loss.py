@@ -1,4 +1,4 @@
-"""Held-out loss: the token mean of the negative log-likelihood over supervised tokens, packed as in training."""
+"""Held-out loss of a finished model: the mean negative log-likelihood of supervised tokens, packed as in training."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     import torch
 
     from talaria.train.model.causal_lm import CausalLM
-
-_STEP = 256
-"""Number of conversations that are packed into micro-batches at a time."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +41,13 @@ def open_model(folder: str | Path, device: torch.device) -> CausalLM:
 
 
 def heldout_loss(model: CausalLM, tokens: Tokens, max_tokens: int) -> HeldOut:
-    """Return the model's mean loss per supervised token, and how many tokens and conversations it is taken over."""
-    import torch
+    """Return the mean loss per supervised token, measured as training does on one rank, and over how much it was taken."""
+    from talaria.train.distributed.process_group import ProcessGroup
+    from talaria.train.validation import Validation
 
-    from talaria.train.batching.dataloader import Loader
-    from talaria.train.batching.plan import Plan
-    from talaria.train.model.causal_lm import sum_loss
-
-    device = next(model.parameters()).device
-    room = max(max_tokens, int(tokens.lengths.max(initial=0)))
-    plan = Plan(tokens.lengths, tokens.supervised, global_batch=_STEP, max_tokens=room)
-    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
-    with torch.no_grad(), Loader(tokens, plan, rank=0, device=device) as steps:
-        for step in steps:
-            for batch in step.batches:
-                total += sum_loss(model, batch)
-                count += len(batch.targets)
-    return HeldOut(float(total) / max(count, 1), count, len(tokens))
+    alone = ProcessGroup(rank=0, size=1, local_rank=0, local_size=1, device=next(model.parameters()).device)
+    longest = int(tokens.lengths.max(initial=0))
+    validation = Validation.of(tokens, max_tokens=max(max_tokens, longest), ranks=1, quadratic=0.0)
+    loss = validation.loss(model, alone, stopping=lambda: False, alive=lambda doing=None: None)
+    assert loss is not None  # nobody told it to stop
+    return HeldOut(loss, validation.targets, len(tokens))

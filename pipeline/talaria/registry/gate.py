@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from talaria.registry.model_card import LIMIT
+from talaria.runs.model_card import LIMIT
 
 _HEADING = "## Gate\n\n"
 _ENTRIES = 10

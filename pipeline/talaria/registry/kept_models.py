@@ -19,7 +19,7 @@ FINAL, KEPT = "final", "kept"
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptModel:
     """One model of a training folder."""
 
     folder: Path
@@ -45,7 +45,7 @@ class Kept:
                 raise DataError(f"{self.folder / name}: {state}; the file was damaged, so train again with --force.")
 
 
-def kept_models(train: Path, report: Mapping[str, Any], manifest: Mapping[str, Any] | None) -> list[Kept]:
+def kept_models(train: Path, report: Mapping[str, Any], manifest: Mapping[str, Any] | None) -> list[KeptModel]:
     """Return the models of a training folder by step, the final one last.
 
     An export at the last step is the final model under another name and comes once.
@@ -62,12 +62,12 @@ def kept_models(train: Path, report: Mapping[str, Any], manifest: Mapping[str, A
     folders = {step_of(folder): folder for folder in exported(train)}
     folders[final] = train / MODEL
     return [
-        Kept(folder, step, FINAL if step == final else KEPT, losses.get(step), _recorded(folder, train, manifest))
+        KeptModel(folder, step, FINAL if step == final else KEPT, losses.get(step), _recorded(folder, train, manifest))
         for step, folder in sorted(folders.items())
     ]
 
 
-def candidate(models: list[Kept]) -> Kept:
+def candidate(models: list[KeptModel]) -> KeptModel:
     """Return the candidate for promotion: the lowest held-out loss, the later of equals; without losses, the final model."""
     measured = [(model.loss, -model.step, model) for model in models if model.loss is not None and math.isfinite(model.loss)]
     return min(measured, key=lambda entry: entry[:2])[2] if measured else models[-1]

@@ -21,8 +21,7 @@ from talaria.common.redact import scrub
 from talaria.config.schema import Config
 from talaria.evaluation.stage import REPORT
 from talaria.registry import mlflow_model
-from talaria.registry.kept_models import FINAL, Kept, candidate, kept_models
-from talaria.registry.model_card import Curve, Facts, card, readme
+from talaria.registry.kept_models import FINAL, KeptModel, candidate, kept_models
 from talaria.registry.run_artifacts import log_artifacts
 from talaria.registry.versions import (
     BASE_LOSS,
@@ -39,6 +38,7 @@ from talaria.registry.versions import (
 )
 from talaria.runs.columns import Journal
 from talaria.runs.folder import EVALS, METRICS, RunFolder
+from talaria.runs.model_card import Curve, Facts, card, readme
 from talaria.store.manifest import Manifests, manifests
 from talaria.tracking import lineage
 from talaria.tracking.mlflow_client import plain_errors, version_url
@@ -87,7 +87,7 @@ class _Registration:
     known: Manifests
     report: Mapping[str, Any]
     key: str
-    models: Sequence[Kept]
+    models: Sequence[KeptModel]
 
     @property
     def client(self) -> MlflowClient:
@@ -113,7 +113,7 @@ class _Registration:
     def _ensure_model(self) -> None:
         from mlflow.exceptions import MlflowException
 
-        about = f"{self.config.name}: {lineage.base_name(self.config)} fine-tuned on {lineage.data_name(self.config)} by Talaria."
+        about = f"{self.config.name}: {self.config.base.origin} fine-tuned on {self.config.download.origin} by Talaria."
         try:
             self.client.create_registered_model(self.name, {"talaria.config": self.config.name}, scrub(about))
         except MlflowException as error:
@@ -124,7 +124,7 @@ class _Registration:
         """Return the existing versions of this training."""
         return search_versions(self.client, self.name, f"tags.`{TRAIN_KEY}` = '{self.key}'")
 
-    def _create(self, kept: Kept) -> int:
+    def _create(self, kept: KeptModel) -> int:
         kept.verify()
         tags = self._tags(kept)
         model_id, location = self._logged_model(kept, tags)
@@ -137,7 +137,7 @@ class _Registration:
         )
         return int(version.version)
 
-    def _tags(self, kept: Kept) -> dict[str, str]:
+    def _tags(self, kept: KeptModel) -> dict[str, str]:
         base = (self.report.get("base") or {}).get("loss")
         tuned = self.report.get("tuned") or {}
         values = {
@@ -154,7 +154,7 @@ class _Registration:
         }
         return self.log.tags | {name: str(value) for name, value in values.items() if value is not None}
 
-    def _logged_model(self, kept: Kept, tags: Mapping[str, str]) -> tuple[str, str]:
+    def _logged_model(self, kept: KeptModel, tags: Mapping[str, str]) -> tuple[str, str]:
         """(id, location of its files) of MLflow's model for this kept one; one that a killed registration left is taken up."""
         wanted = {TRAIN_KEY: self.key, DIGEST: kept.digest, STEP: str(kept.step)}
         mine = " AND ".join([f"name = '{self.name}'", *(f"tags.`{name}` = '{value}'" for name, value in wanted.items())])
@@ -167,7 +167,7 @@ class _Registration:
         )
         return made.model_id, made.artifact_location
 
-    def _place(self, kept: Kept, location: str, text: str, model_id: str) -> None:
+    def _place(self, kept: KeptModel, location: str, text: str, model_id: str) -> None:
         folder = local_folder(location)
         if folder is not None:
             mlflow_model.fill(folder, kept.folder, card=text, run_id=self.log.run_id, model_id=model_id)
@@ -176,7 +176,7 @@ class _Registration:
             mlflow_model.fill(Path(staging), kept.folder, card=text, run_id=self.log.run_id, model_id=model_id)
             self.client.log_model_artifacts(model_id, staging)
 
-    def _measure(self, kept: Kept, model_id: str) -> None:
+    def _measure(self, kept: KeptModel, model_id: str) -> None:
         """Log the version's numbers, linked to the model and the held-out set, and link the model to the run."""
         from mlflow.entities import LoggedModelOutput
 
@@ -196,7 +196,7 @@ class _Registration:
                 model_id=model_id,
             )
 
-    def _facts(self, kept: Kept, tags: Mapping[str, str]) -> Facts:
+    def _facts(self, kept: KeptModel, tags: Mapping[str, str]) -> Facts:
         train = self.inputs["train"]
         status = RunFolder(train).status()
         return Facts(
@@ -214,7 +214,7 @@ class _Registration:
         )
 
 
-def metrics_of(kept: Kept, report: Mapping[str, Any]) -> dict[str, float]:
+def metrics_of(kept: KeptModel, report: Mapping[str, Any]) -> dict[str, float]:
     """Return the evaluation's numbers for one version under their MLflow names."""
     tuned, base = report.get("tuned") or {}, report.get("base") or {}
     values = {"eval_loss": kept.loss, "eval_base_loss": base.get("loss")}

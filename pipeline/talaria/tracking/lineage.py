@@ -49,10 +49,10 @@ def run_tags(config: Config, known: Manifests, context: Mapping[str, str] | None
         "talaria.config": config.name,
         "talaria.train_key": train_key(config, known),
         "talaria.data.source": config.download.source,
-        "talaria.data.name": data_name(config),
+        "talaria.data.name": config.download.origin,
         "talaria.data.revision": _data_revision(config, known),
         "talaria.data.digest": data_digest(known),
-        "talaria.base": base_name(config),
+        "talaria.base": config.base.origin,
         "talaria.base.revision": _commit(known, "base") if config.base.source == "hub" else None,
         "talaria.git_commit": git_commit(),
         **airflow_context(),
@@ -66,16 +66,6 @@ def run_params(config: Config) -> dict[str, str]:
     return {name: scrub(str(value))[:_MAX_PARAM] for name, value in config.flat().items()}
 
 
-def data_name(config: Config) -> str:
-    named = {"hub": config.download.repo, "local": str(config.download.path), "sample": "talaria-sample"}
-    return named[config.download.source]
-
-
-def base_name(config: Config) -> str:
-    named = {"hub": config.base.repo, "local": str(config.base.path), "random": "random weights"}
-    return named[config.base.source]
-
-
 def dataset_inputs(config: Config, known: Manifests, tokens: str | Path) -> list[DatasetInput]:
     """Return the training data and the held-out split as MLflow data set inputs: source and digest, no data is loaded."""
     from talaria.tokenization.dataset import _shards_digest, heldout_digest  # here: pyarrow is not for DAG files
@@ -84,14 +74,14 @@ def dataset_inputs(config: Config, known: Manifests, tokens: str | Path) -> list
     heldout = heldout_digest(tokens)
     inputs = []
     if training:
-        inputs.append(_dataset(config, known, data_name(config), training, "training"))
+        inputs.append(_dataset(config, known, config.download.origin, training, "training"))
     if heldout:
         inputs.append(_dataset(config, known, heldout_name(config), heldout, "heldout"))
     return inputs
 
 
 def heldout_name(config: Config) -> str:
-    return f"{scrub(data_name(config))} (held out)"
+    return f"{scrub(config.download.origin)} (held out)"
 
 
 def short_digest(value: str) -> str:

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from talaria.base_model import hf_folder as hf_folder_module
 from talaria.common.files import link_or_copy
 from talaria.common.output_folder import whole
+from talaria.runs.model_card import Facts, readme
 from talaria.tokenization import tokenizer as tokenizers
 from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.distributed.sharding import TrainedParameters
@@ -22,7 +23,6 @@ from talaria.train.optim.adamw import AdamW
 from talaria.train.train_state import TrainJob
 
 if TYPE_CHECKING:
-    from talaria.config.schema import Config
     from talaria.train.model.causal_lm import CausalLM
 
 _SHARD_BYTES = 5_000_000_000
@@ -52,7 +52,7 @@ class Exporter:
                 shutil.copyfile(base / "generation_config.json", partial / "generation_config.json")
             tokenizers.save(self.job.tokenizer, partial)
             hf_folder_module.describe(partial)
-            (partial / "README.md").write_text(card(self.job.config, base, step), encoding="utf-8")
+            (partial / "README.md").write_text(readme(Facts.of_export(self.job.config, step)), encoding="utf-8")
             if adapter := self._adapter():
                 self.model.hf.save_pretrained(partial / "adapter", state_dict=adapter)  # type: ignore[operator]
 
@@ -136,23 +136,3 @@ def link_folder(source: Path, target: Path) -> None:
     """The same folder under a second name at no cost: hard links where the file system has them."""
     with whole(target) as partial:
         shutil.copytree(source, partial, copy_function=link_or_copy, dirs_exist_ok=True)
-
-
-def card(config: Config, base: Path, step: int) -> str:
-    """A first model card; registration replaces it by one that knows the evaluation."""
-    origin: Any = config.base.repo if config.base.source == "hub" else base.name
-    data: Any = config.download.repo if config.download.source == "hub" else config.download.path or "generated sample"
-    train = config.train
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "---",
-        f"# {config.name}",
-        "",
-        f"{origin}, fine-tuned on {data} with Talaria for {step} steps of {train.global_batch} conversations.",
-        "",
-        f"Learning rate {train.lr:g} to {train.min_lr:g}, seed {train.seed}, precision {train.precision}.",
-        "Prompts are ChatML, as in `chat_template.jinja`; answers end with `<|im_end|>`.",
-    ]
-    return "\n".join(lines) + "\n"

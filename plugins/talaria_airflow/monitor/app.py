@@ -26,7 +26,7 @@ from talaria.runs.folder import RunPath
 from talaria.runs.history import CURVES, Axis, Curve
 
 from talaria_airflow.monitor.dag_runs import trained_by
-from talaria_airflow.monitor.mlflow_facts import Registry
+from talaria_airflow.monitor.mlflow_facts import MlflowFacts
 
 DAG_ID = "sft"
 STATIC = Path(__file__).parent / "static"
@@ -58,7 +58,7 @@ def store_root() -> Path:
 def monitor_app() -> FastAPI:
     app = FastAPI(title="Talaria training monitor", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.catalog = RunCatalog(store_root())
-    app.state.registry = Registry()
+    app.state.mlflow = MlflowFacts()
     app.include_router(router)
     app.exception_handler(RequestValidationError)(_refused)
     app.mount("/static", StaticFiles(directory=STATIC))
@@ -171,5 +171,5 @@ def _readable(run: RunPath) -> Iterator[None]:
 def registry(request: Request, run: Run) -> Json:
     """What MLflow knows of the run: links, versions, the gate's decision."""
     card = _catalog(request).summary(run, time.time())
-    known: Registry = request.app.state.registry
+    known: MlflowFacts = request.app.state.mlflow
     return Json(known.facts(card["mlflow_run_id"]))

@@ -22,7 +22,7 @@ TIMEOUT_SECONDS = 3.0
 _NOTHING: dict[str, Any] = {"run_url": None, "versions": [], "decision": [], "problem": None}
 
 
-class Registry:
+class MlflowFacts:
     def __init__(self) -> None:
         self._kept: dict[str, tuple[float, dict[str, Any]]] = {}
         self._asking = threading.Lock()

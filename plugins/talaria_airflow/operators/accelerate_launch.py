@@ -31,11 +31,11 @@ PROGRESS = "progress"
 SHOW_EVERY = 5.0  # seconds
 
 
-class Preempted(AirflowException):
+class TaskPreempted(AirflowException):
     """The training was told to stop; a retry goes on from its last checkpoint."""
 
 
-class Crashed(AirflowException):
+class TaskCrashed(AirflowException):
     """The training failed; a retry goes on from its last checkpoint."""
 
 
@@ -46,7 +46,7 @@ class AccelerateLaunchOperator(StageOperator):
     the scheduler), the ranks get `train.stop_grace` seconds to save a checkpoint, and then none is left. A retry waits for
     that and goes on from the checkpoint. The ranks' lines go to the task's log as they are written.
 
-    Raises AirflowFailException, which is not retried, where settings or data have to change; Preempted or Crashed,
+    Raises AirflowFailException, which is not retried, where settings or data have to change; TaskPreempted or TaskCrashed,
     which are AirflowExceptions, else.
 
     Parameters as of StageOperator, and these, which override the settings of the same meaning:
@@ -99,9 +99,9 @@ class AccelerateLaunchOperator(StageOperator):
             train = functools.partial(launch.run, on_look=look, **options)
             output = run_stage("train", config, store, upstream, force=self.forced, function=train)
         except diagnosis.Preempted as stopped:
-            raise Preempted(str(stopped)) from None
+            raise TaskPreempted(str(stopped)) from None
         except diagnosis.TrainingCrashed as crashed:
-            raise Crashed(str(crashed)) from None
+            raise TaskCrashed(str(crashed)) from None
         self._show(context, output.path)
         return output
 

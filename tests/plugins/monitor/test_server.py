@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from talaria_airflow.monitor.mlflow_facts import Registry
+from talaria_airflow.monitor.mlflow_facts import MlflowFacts
 
 from tests.plugins.monitor.server import TRAINED, Airflow
 from tests.support import synthetic_runs as synthetic
@@ -196,13 +196,13 @@ def test_the_registry_tells_versions_and_the_gates_decision(airflow: Airflow, st
 
 def test_an_mlflow_that_is_away_costs_a_remark_and_is_not_asked_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    registry = Registry()
+    registry = MlflowFacts()
     facts = registry.facts("abc")
     assert facts["run_url"] is None
     assert "does not answer" in facts["problem"]
     assert registry.facts("abc") is facts
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert Registry().facts("abc")["problem"] is None
+    assert MlflowFacts().facts("abc")["problem"] is None
 
 
 def test_the_plugin_is_loaded_once_and_without_the_server(airflow: Airflow) -> None:

@@ -1,4 +1,7 @@
-"""The model card: what a version came from, how it was trained, how good it is and what it cost. Pure text out of facts."""
+"""The model card: what a model came from, how it was trained, how good it is and what it cost. Pure text out of facts.
+
+Training writes one without the evaluation into each model folder that it exports; registration replaces it by a whole one.
+"""
 
 from __future__ import annotations
 
@@ -53,6 +56,12 @@ class Facts:
     curve: Curve
     cost: Mapping[str, float]
     ranks: int | None
+
+    @classmethod
+    def of_export(cls, config: Config, step: int) -> Facts:
+        """Return what is known of a model when training writes it."""
+        tags = {"talaria.base": config.base.origin, "talaria.data.name": config.download.origin}
+        return cls(config, step, step, "kept", None, {}, tags, {}, Curve(), {}, None)
 
 
 def readme(facts: Facts) -> str:

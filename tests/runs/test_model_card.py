@@ -8,7 +8,7 @@ import pytest
 import yaml
 from talaria.config.load import load
 from talaria.config.schema import Config
-from talaria.registry.model_card import LIMIT, Curve, Facts, card, readme, sparkline
+from talaria.runs.model_card import LIMIT, Curve, Facts, card, readme, sparkline
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
