@@ -6,6 +6,8 @@ import pytest
 from talaria.registry.gate import Losses, decide, with_entry
 from talaria.runs.model_card import LIMIT
 
+MONDAY, TUESDAY = "2026-11-23T10:00:00Z", "2026-11-24T10:00:00Z"
+
 
 @pytest.mark.parametrize(
     ("losses", "margin", "champion", "promoted", "says"),
@@ -35,16 +37,28 @@ def test_why_the_champion_was_not_measured_is_said():
 
 
 def test_the_history_keeps_the_card_and_says_nothing_twice():
-    once = with_entry("# Card\n\ntext\n", "monday", "It lost.")
-    assert with_entry(once, "tuesday", "It lost.") == once
-    twice = with_entry(once, "tuesday", "It won.")
-    assert twice == "# Card\n\ntext\n\n## Gate\n\n- monday: It lost.\n- tuesday: It won.\n"
+    once = with_entry("# Card\n\ntext\n", MONDAY, "It lost.")
+    assert with_entry(once, TUESDAY, "It lost.") == once
+    twice = with_entry(once, TUESDAY, "It won.")
+    assert twice == f"# Card\n\ntext\n\n## Gate\n\n- {MONDAY}: It lost.\n- {TUESDAY}: It won.\n"
+
+
+@pytest.mark.parametrize("breaks", ["\n", "\r\n"], ids=["as we write", "as a browser's form sends"])
+def test_what_people_wrote_stays(breaks):
+    text = with_entry("# Card\n", MONDAY, "It lost.")
+    edited = f"Ann: not for the demo.\n{text}\n- ask Bob: is the tone right?\n\nSee ticket 12."
+    after = with_entry(edited.replace("\n", breaks), TUESDAY, "It won.")
+    assert after == (
+        f"Ann: not for the demo.\n# Card\n\n## Gate\n\n- {MONDAY}: It lost.\n- {TUESDAY}: It won.\n"
+        "\n- ask Bob: is the tone right?\n\nSee ticket 12.\n"
+    )
+    assert with_entry(after.replace("\n", breaks), TUESDAY, "It won.") == after
 
 
 def test_the_history_never_outgrows_the_description():
     text = "word " * LIMIT
     for day in range(30):
-        text = with_entry(text, f"day {day}", f"reason {day} " + "x" * 300)
+        text = with_entry(text, f"2026-11-{day + 1:02d}T10:00:00Z", f"reason {day} " + "x" * 300)
     assert len(text) <= LIMIT
     assert "reason 29" in text
     assert "reason 1 " not in text

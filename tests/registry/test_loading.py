@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,19 @@ def test_mlflow_loads_a_version_as_a_pipeline_and_as_a_function(champion):
     answer = model.predict(ASK)[0]
     assert answer["choices"][0]["message"]["content"] == "green!"
     assert answer["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_version_that_was_moved_loads_and_stops_where_it_is_told(champion, uri, tmp_path):
+    """Nothing in its folder names the folder, or the store that it was made from."""
+    import mlflow
+
+    made = resolve_model(champion, uri=uri)
+    moved = tmp_path / "moved"
+    shutil.copytree(made, moved)
+    texts = [path.read_text() for name in ("MLmodel", "*.yaml", "*.txt", "code/*.py") for path in moved.glob(name)]
+    assert not any(str(made.parent) in text or "/tmp/" in text for text in texts)
+    answer = mlflow.pyfunc.load_model(str(moved)).predict({**ASK, "stop": ["gre"]})[0]
+    assert answer["choices"][0]["message"]["content"] == "gre"
 
 
 def test_mlflow_serves_a_version(settings, folders, sqlite_uri):

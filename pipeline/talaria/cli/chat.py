@@ -24,7 +24,7 @@ def resolve_model(name: str, *, uri: str | None = None) -> Path:
         return _model_folder(Path(name))
     from mlflow.exceptions import MlflowException
 
-    from talaria.registry.versions import local_folder
+    from talaria.registry.versions import download, local_folder, location_of
     from talaria.tracking.mlflow_client import connect, plain_errors, tracking_uri
 
     address = uri or tracking_uri()
@@ -37,8 +37,9 @@ def resolve_model(name: str, *, uri: str | None = None) -> Path:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise DataError(f"{name}: MLflow has no such model version.") from None
             raise
-        folder = local_folder(found.source or "")
-        return _model_folder(folder if folder is not None else Path(_download(found.source or "", address)))
+        location = location_of(client, found)
+        folder = local_folder(location)
+        return _model_folder(folder if folder is not None else Path(download(location, address)))
 
 
 def parse_reference(name: str) -> tuple[str, str, str]:
@@ -51,12 +52,6 @@ def parse_reference(name: str) -> tuple[str, str, str]:
     if not model or not version.isdigit():
         raise UserError(f"{name}: expected models:/NAME@ALIAS or models:/NAME/VERSION, for example models:/tiny@champion.")
     return model, "", version
-
-
-def _download(source: str, uri: str) -> str:
-    import mlflow
-
-    return str(mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=uri))
 
 
 def _model_folder(folder: Path) -> Path:

@@ -185,7 +185,7 @@ def store_ls(store: StoreDir = DEFAULT_STORE) -> None:
 
 @store_app.command("prune")
 def store_prune(
-    days: Annotated[float, typer.Option(help="Remove what nothing has used for so many days.")] = 30.0,
+    days: Annotated[float, typer.Option(min=0, help="Remove what nothing has used for so many days.")] = 30.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     remote: Annotated[bool, typer.Option("--remote", help="Remove their copies on TALARIA_REMOTE too.")] = False,
     store: StoreDir = DEFAULT_STORE,
@@ -198,3 +198,24 @@ def store_prune(
     for entry in gone:
         print(f"{'would remove' if dry_run else 'removed'} {entry.path}")
     say(f"{sum(entry.bytes for entry in gone) / 1e6:.1f} MB in {len(gone)} folders")
+
+
+@store_app.command("verify")
+def store_verify(
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Set damaged outputs aside, so that the next run makes them again.")
+    ] = False,
+    store: StoreDir = DEFAULT_STORE,
+) -> None:
+    """Check every file of every output against the digest in its manifest; exits 1 where one is damaged and not repaired."""
+    from talaria.store.store import Store
+    from talaria.store.verify import verify
+
+    damaged = 0
+    for damage in verify(Store(store), repair=repair):
+        damaged += 1
+        print(f"{damage.path}: {damage.what}" + (f"; now {damage.aside}" if damage.aside else ""))
+    say(f"{damaged} outputs are damaged.")
+    if damaged and not repair:
+        say("--repair sets them aside, and the next run makes them again.")
+        raise typer.Exit(1)

@@ -75,6 +75,24 @@ def lock_itself(path: Path, flags: int = os.O_RDONLY, *, wait: bool) -> int | No
     return None
 
 
+@contextlib.contextmanager
+def in_use(*paths: Path) -> Iterator[list[int]]:
+    """Hold files or folders against whoever would remove them (`lock_itself`); any number of processes may at once.
+
+    Yields the descriptors, which a child process may inherit to hold them on. What is not there is left out.
+    """
+    held: list[int] = []
+    try:
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                held.append(os.open(path, os.O_RDONLY))
+                fcntl.flock(held[-1], fcntl.LOCK_SH)
+        yield held
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
 def _try(path: Path) -> int | None:
     return lock_itself(path, os.O_RDWR | os.O_CREAT, wait=False)
 

@@ -85,13 +85,14 @@ def say_where(home: Home, ports: Ports, console: Console) -> None:
 
 def commands(home: Home, ports: Ports) -> dict[str, list[str]]:
     """Return the command line of each service. Log servers are off: they would listen on every interface."""
-    airflow = [sys.executable, "-P", "-m", "airflow"]
+    python = [sys.executable, "-P", "-m"]
+    airflow, database, files = [*python, "airflow"], f"{home.mlflow}/mlflow.db", f"file://{home.mlflow}/artifacts"
     return {
         "mlflow": [
-            *(sys.executable, "-P", "-m", "mlflow", "server", "--workers", "1"),
+            *(*python, "talaria.tracking.mlflow_database", database, files),
+            *(*python, "mlflow", "server", "--workers", "1"),
             *("--host", "127.0.0.1", "--port", str(ports.mlflow)),
-            *("--backend-store-uri", f"sqlite:///{home.mlflow}/mlflow.db"),
-            *("--default-artifact-root", f"file://{home.mlflow}/artifacts"),
+            *("--backend-store-uri", f"sqlite:///{database}", "--default-artifact-root", files),
             *("--allowed-hosts", "localhost:*,127.0.0.1:*"),
         ],
         "api-server": [*airflow, "api-server"],
@@ -116,6 +117,9 @@ def _migrate(home: Home, ports: Ports) -> None:
     stamp = home.airflow / "migrated"
     if stamp.exists() and stamp.read_text() == version and (home.airflow / "airflow.db").exists():
         return
+    if not stamp.exists():  # never finished, so no service has written to it
+        for half_made in home.airflow.glob("airflow.db*"):
+            half_made.unlink()
     environment = service_environment(home, ports, "migrate")
     command = [sys.executable, "-P", "-m", "airflow", "db", "migrate"]
     done = subprocess.run(command, env=environment, cwd=home.root, capture_output=True, text=True)

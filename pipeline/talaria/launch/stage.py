@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from talaria.common.errors import DataError, UserError
-from talaria.common.files import write_atomically
-from talaria.common.locks import Busy, locked
+from talaria.common.files import MANIFEST, write_atomically
+from talaria.common.locks import Busy, in_use, locked
 from talaria.config.schema import Config
 from talaria.launch import checkpoint_mirror
 from talaria.launch.accelerate_command import ACCELERATE, ACCELERATE_CONFIG, SLACK, Machine, command, gpu_count
@@ -32,6 +32,7 @@ from talaria.runs.identity import run_identity
 from talaria.runs.jsonl import tail
 from talaria.stages.table import STAGES, key_of
 from talaria.store.store import Output, Store
+from talaria.store.verify import refuse_damaged
 from talaria.tracking.tracker import Tracker
 
 LAST_LINES = 400
@@ -101,8 +102,11 @@ def launch(
             copy.fetch()
         if _done(identity, output):
             return facts(output)
+        for folder in (tokens, model):
+            refuse_damaged(folder)
+        held = stack.enter_context(in_use(tokens / MANIFEST, model / MANIFEST))  # and so does the reaper, for the ranks
         argv, env = command(config.train, tokens, model, output, machine, gpus=gpu_count(machine.python))
-        locks = [lock]
+        locks = [lock, *held]
         if memory := stack.enter_context(host_memory(output)):
             env[HOST_MEMORY] = str(memory[0])
             locks.append(memory[1])

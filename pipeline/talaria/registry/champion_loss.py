@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from talaria.common.files import file_digest
-from talaria.registry.versions import HELDOUT, LOSS, TOKENS, as_number, local_folder
+from talaria.registry.versions import HELDOUT, LOSS, TOKENS, as_number, files_of, location_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,7 +18,7 @@ _TOKENIZER = "tokenizer.json"
 
 
 def champion_loss(
-    client: MlflowClient, champion: ModelVersion, candidate: ModelVersion, *, measure: bool = True
+    client: MlflowClient, champion: ModelVersion, candidate: ModelVersion, uri: str, *, measure: bool = True
 ) -> tuple[float | None, str | None]:
     """Return (loss, None), or (None, the reason why it is unknown).
 
@@ -35,12 +35,15 @@ def champion_loss(
         return as_number(champion.tags[kept]), None
     if not measure:
         return None, "it was not measured on them"
-    tokens, own, other = Path(candidate.tags.get(TOKENS, "")), _folder(champion), _folder(candidate)
-    if own is None or other is None or not (own.is_dir() and tokens.is_dir()):
-        return None, f"its files or the tokens ({tokens}) are not on this machine"
-    if file_digest(own / _TOKENIZER) != file_digest(other / _TOKENIZER):
-        return None, "it has another tokenizer, so that losses per token do not compare; promote by hand"
-    loss = _measure(own, tokens)
+    tokens = Path(candidate.tags.get(TOKENS, ""))
+    if not tokens.is_dir():
+        return None, f"the tokens that the candidate was trained on ({tokens}) are not on this machine"
+    with files_of(client, champion, uri) as own:
+        if own is None:
+            return None, f"its files ({location_of(client, champion)}) are not on this machine"
+        if file_digest(own / _TOKENIZER) != file_digest(tokens / "tokenizer" / _TOKENIZER):
+            return None, "it has another tokenizer, so that losses per token do not compare; promote by hand"
+        loss = _measure(own, tokens)
     client.set_model_version_tag(champion.name, str(champion.version), kept, repr(loss))
     return loss, None
 
@@ -52,7 +55,3 @@ def _measure(model: Path, tokens: Path) -> float:
     split = open_tokens(tokens)[VALIDATION]
     assert split is not None  # the candidate was measured on it
     return heldout_loss(open_model(model, best_device()), split, _MAX_TOKENS).loss
-
-
-def _folder(version: ModelVersion) -> Path | None:
-    return local_folder(version.source or "")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from talaria.runs.model_card import LIMIT
 
-_HEADING = "## Gate\n\n"
+_HEADING = "## Gate"
+_ENTRY = re.compile(r"- \d{4}-\d\d-\d\dT[\d:]+Z: ")
 _ENTRIES = 10
 """Decisions kept in the description, newest last."""
 
@@ -45,13 +47,19 @@ def decide(losses: Losses, margin: float, champion: int | None, unmeasured: str 
 
 
 def with_entry(description: str, at: str, text: str) -> str:
-    """Add a dated line to the card's last section, the history of decisions. The same text is added only once."""
-    card, _, history = description.partition(_HEADING)
-    lines = [line for line in history.splitlines() if line.startswith("- ")]
+    """Return the description with a dated line more in its section "Gate"; the same text twice stays once.
+
+    Only that section's own lines are ours: what people wrote before, between or after them stays. Where there is no room, the
+    card gives way, from its end.
+    """
+    before, heading, after = description.replace("\r\n", "\n").partition(_HEADING)
+    history = after.lstrip("\n").split("\n") if heading else []
+    lines = [line for line in history if _ENTRY.match(line)]
+    notes = "\n".join(line for line in history if not _ENTRY.match(line)).strip("\n")
     if not lines or not lines[-1].endswith(f": {text}"):
         lines.append(f"- {at}: {text}")
-    section = f"\n\n{_HEADING}" + "\n".join(lines[-_ENTRIES:]) + "\n"
-    return card.rstrip()[: max(0, LIMIT - len(section))] + section[-LIMIT:]
+    section = f"\n\n{_HEADING}\n\n" + "\n".join(lines[-_ENTRIES:]) + "\n" + (f"\n{notes}\n" if notes else "")
+    return before.rstrip()[: max(0, LIMIT - len(section))] + section[-LIMIT:]
 
 
 def _because(why: str | None) -> str:

@@ -2,7 +2,8 @@
 
 The folder itself becomes the model: its files as hard links, so `transformers` opens the folder as it is, and beside them what
 `mlflow.transformers`, `mlflow.pyfunc` and `mlflow models serve` look for: an MLmodel whose weights are in `.`, the chat
-signature, the tokenizer once more under components/, and the libraries it was made with.
+signature, the tokenizer once more under components/, and the libraries it was made with. Nothing in it names the folder or the
+machine: a version may be moved, copied and downloaded.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from talaria.tokenization.tokenizer import ALL_FILES
 
 CARD = "README.md"
 TASK = "llm/v1/chat"
+CODE = "code"
+LOADER = Path(__file__).with_name("talaria_chat_loader.py")
+"""What MLflow loads a version with; it travels in the version's folder, which MLflow puts on the path."""
 _LIBRARIES = ("mlflow", "torch", "transformers", "accelerate", "safetensors")
 _MAX_NEW_TOKENS = 512
 """Of an answer whose caller sets no max_tokens; transformers' own default of 20 cuts most answers short."""
@@ -34,6 +39,8 @@ def fill(folder: Path, source: Path, *, card: str, run_id: str, model_id: str) -
         if (source / name).is_file():
             relink(source / name, folder / "components" / "tokenizer" / name)
     (folder / CARD).write_text(card, encoding="utf-8")
+    (folder / CODE).mkdir(exist_ok=True)
+    shutil.copyfile(LOADER, folder / CODE / LOADER.name)
     _write_environment(folder)
     describe(folder, run_id, model_id).save(str(folder / "MLmodel"))
 
@@ -58,14 +65,14 @@ def describe(folder: Path, run_id: str, model_id: str) -> Any:
         inference_task=TASK,
         instance_type="TextGenerationPipeline",
         pipeline_model_type=json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0],
-        source_model_name=str(folder),  # MLflow opens the tokenizer here for a request with `stop`
         model_binary=".",
         components=["tokenizer"],
         tokenizer_type="AutoTokenizer",
     )
     pyfunc.add_to_model(
         model,
-        loader_module="mlflow.transformers",
+        loader_module=LOADER.stem,
+        code=CODE,
         conda_env="conda.yaml",
         python_env="python_env.yaml",
         model_config={"max_new_tokens": _MAX_NEW_TOKENS},

@@ -60,7 +60,7 @@ def promote(
         number, champion = int(candidate.version), aliases.get(CHAMPION)
         if champion == number:
             return _told(client, candidate, champion)
-        losses, decision = _ask(client, candidate, champion, margin, by)
+        losses, decision = _ask(client, candidate, champion, margin, by, uri)
         _write_decision(client, candidate, decision, losses, margin, champion, by)
         set_tags(client, model, number, {APPROVED_BY: scrub(approved_by) if approved_by else None})
         if decision.promoted:
@@ -94,7 +94,7 @@ def preview(model: str, version: int | None = None, *, margin: float = 0.0, uri:
                 "reason": f"Version {number} is the champion already.",
                 "losses": {"candidate": as_number(candidate.tags.get(LOSS)), "base": as_number(candidate.tags.get(BASE_LOSS))},
             }
-        losses, decision = _ask(client, candidate, champion, margin, None)
+        losses, decision = _ask(client, candidate, champion, margin, None, uri)
     return {
         "model": model,
         "version": number,
@@ -173,15 +173,15 @@ def unchanged(model: str, train_key: str, *, uri: str) -> str | None:
 
 
 def _ask(
-    client: MlflowClient, candidate: ModelVersion, champion: int | None, margin: float, by: str | None
+    client: MlflowClient, candidate: ModelVersion, champion: int | None, margin: float, by: str | None, uri: str
 ) -> tuple[Losses, Decision]:
     """The gate's numbers and its decision, after what people said about this version before."""
-    losses, unmeasured = _losses(client, candidate, _get(client, candidate.name, champion) if champion else None, by)
+    losses, unmeasured = _losses(client, candidate, _get(client, candidate.name, champion) if champion else None, by, uri)
     return losses, _overruled(decide(losses, margin, champion, unmeasured), candidate, by)
 
 
 def _losses(
-    client: MlflowClient, candidate: ModelVersion, champion: ModelVersion | None, by: str | None
+    client: MlflowClient, candidate: ModelVersion, champion: ModelVersion | None, by: str | None, uri: str
 ) -> tuple[Losses, str | None]:
     """The three numbers, and why the champion's is missing where it is."""
     own, base = as_number(candidate.tags.get(LOSS)), as_number(candidate.tags.get(BASE_LOSS))
@@ -189,7 +189,7 @@ def _losses(
         return Losses(own, base), None
     from talaria.registry.champion_loss import champion_loss
 
-    loss, why = champion_loss(client, champion, candidate, measure=by is None)
+    loss, why = champion_loss(client, champion, candidate, uri, measure=by is None)
     return Losses(own, base, loss), why
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +27,12 @@ PREVIOUS = "talaria.previous_champion"
 _AT_A_TIME = 8
 
 
-def search_versions(client: MlflowClient, model: str, condition: str = "") -> list[ModelVersion]:
-    """Return a model's versions, newest first, that meet a condition on their tags. MLflow leaves out their aliases."""
-    filter_string = f"name = '{model}'" + (f" AND {condition}" if condition else "")
+def search_versions(client: MlflowClient, model: str | None = None, condition: str = "") -> list[ModelVersion]:
+    """Return the versions of a model (None: of all), newest first, that meet a condition on their tags.
+
+    They carry no aliases: MLflow leaves them out.
+    """
+    filter_string = " AND ".join(filter(None, [f"name = '{model}'" if model else "", condition]))
     found: list[ModelVersion] = []
     token = None
     while True:
@@ -41,7 +46,37 @@ def search_versions(client: MlflowClient, model: str, condition: str = "") -> li
 def local_folder(location: str) -> Path | None:
     """Return the folder of a file:// address or plain path; None for files that only a server or an object store can reach."""
     parts = urlsplit(location)
-    return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
+    return Path(unquote(parts.path)) if location and parts.scheme in ("", "file") else None
+
+
+def location_of(client: MlflowClient, version: ModelVersion) -> str:
+    """Return where a version's files are. `source` says that only of a version that registration made: MLflow's own copies
+    (Promote model, copy_model_version) name the version that they are copies of."""
+    source = version.source or ""
+    if source.startswith("models:"):
+        source = client.get_model_version_download_uri(version.name, str(version.version))
+    if source.startswith("models:/m-"):
+        source = client.get_logged_model(source.removeprefix("models:/")).artifact_location
+    return str(source)
+
+
+@contextlib.contextmanager
+def files_of(client: MlflowClient, version: ModelVersion, uri: str) -> Iterator[Path | None]:
+    """Yield the folder of a version's files: where it is, or downloaded for as long as the block lives. None where it is gone."""
+    location = location_of(client, version)
+    folder = local_folder(location)
+    if folder is not None or not location or location.startswith("runs:"):
+        yield folder if folder is not None and folder.is_dir() else None
+        return
+    with tempfile.TemporaryDirectory(prefix="talaria-model-") as scratch:
+        yield Path(download(location, uri, scratch))
+
+
+def download(location: str, uri: str, target: str | None = None) -> str:
+    """Fetch files that only a server or an object store reaches; returns the folder that they are in."""
+    import mlflow
+
+    return str(mlflow.artifacts.download_artifacts(artifact_uri=location, tracking_uri=uri, dst_path=target))
 
 
 def find_model(client: MlflowClient, model: str) -> dict[str, int]:
@@ -77,7 +112,8 @@ def set_tags(client: MlflowClient, model: str, version: int | str, tags: Mapping
 def prune(model: str, keep: int, *, uri: str) -> dict[str, Any]:
     """Delete all but the newest `keep` versions, with their files.
 
-    A version with an alias stays, and so does the previous champion.
+    A version with an alias stays, and the one that a rollback would go back to. Files stay for as long as a version of any
+    model refers to them: a copy that MLflow made, or what was registered again after a model got another name.
     """
     if keep < 1:
         raise DataError(f"{model}: cannot keep {keep} versions; keep at least one.")
@@ -91,17 +127,26 @@ def prune(model: str, keep: int, *, uri: str) -> dict[str, Any]:
         if champion is not None and PREVIOUS in champion.tags:
             kept.add(int(champion.tags[PREVIOUS]))
         removed = sorted(numbers.keys() - kept)
-        with ThreadPoolExecutor(_AT_A_TIME) as pool:  # MLflow deletes one version a call
-            list(pool.map(lambda number: _delete(client, numbers[number]), removed))
+        _delete(client, [numbers[number] for number in removed])
     return {"model": model, "removed": removed, "kept": sorted(numbers.keys() & kept)}
 
 
-def _delete(client: MlflowClient, version: ModelVersion) -> None:
-    """Delete the version before its files, so that no version ever points at missing files."""
-    client.delete_model_version(version.name, str(version.version))
-    model_id = version.tags.get(MODEL_ID)
-    if model_id is not None:
+def _delete(client: MlflowClient, versions: Sequence[ModelVersion]) -> None:
+    """Delete versions first, so that none ever points at files that are gone, then the files that no version refers to."""
+    located = {location_of(client, version): version for version in versions}
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:  # MLflow deletes one version a call
+        list(pool.map(lambda version: client.delete_model_version(version.name, str(version.version)), versions))
+    if not located:
+        return
+    everywhere = search_versions(client)
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:  # a call for each copy
+        in_use = set(pool.map(lambda version: location_of(client, version), everywhere))
+    in_use |= {version.tags.get(MODEL_ID, "") for version in everywhere}
+    for location, version in located.items():
+        model_id = version.tags.get(MODEL_ID)
+        if location in in_use or model_id is None or model_id in in_use:
+            continue
         client.delete_logged_model(model_id)
-    folder = local_folder(version.source or "")
-    if folder is not None and model_id is not None and model_id in folder.parts:  # only a folder that registration made
-        shutil.rmtree(folder, ignore_errors=True)
+        folder = local_folder(location)
+        if folder is not None and model_id in folder.parts:  # only a folder that registration made
+            shutil.rmtree(folder, ignore_errors=True)

@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 from talaria.common.files import read_object, write_atomically
 from talaria.runs.jsonl import append_row, whole_lines
+from talaria.store.store import LOCK_OF_RUN
 
 State = Literal["running", "done", "preempted", "failed"]
 METRICS, EVALS, EVENTS, SYSTEM = "metrics.jsonl", "evals.jsonl", "events.jsonl", "system.jsonl"
-STATUS, CONFIG, MLFLOW, LOG, LOCK = "status.json", "config.json", "mlflow.json", "train.log", "lock"
+STATUS, CONFIG, MLFLOW, LOG, LOCK = "status.json", "config.json", "mlflow.json", "train.log", LOCK_OF_RUN
 MODEL, EXPORTS, CHECKPOINTS = "model", "exports", "checkpoints"
 """Folders: the final model, models kept on the way (`exports/step-NNNNNNNN`), and what a training resumes from."""
 MARKER = "complete.json"

@@ -35,4 +35,5 @@ def run_stage(
         resumable=stage.resumable,
         unlisted=stage.unlisted,
         force=force,
+        reads=folders.values(),
     )

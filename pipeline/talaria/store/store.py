@@ -16,20 +16,24 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from talaria.common.errors import UserError
-from talaria.common.files import MANIFEST, digest, disk_is_full, file_digest, fsync, write_atomically
-from talaria.common.locks import locked
+from talaria.common.files import MANIFEST, digest, disk_is_full, file_digest, fsync, read_object, write_atomically
+from talaria.common.locks import in_use, locked
 from talaria.store.remote import Remote, RemoteError
 
+LOCK_OF_RUN = "lock"
+"""File in a resumable stage's working folder that whatever works there holds; machine N's is `lock.N`."""
+_KEY = re.compile(r"[0-9a-f]{32}")
 _VERSIONS_OF = ("polars", "pyarrow", "datasets", "tokenizers", "fastokens", "torch", "transformers", "accelerate")
 
 
@@ -82,9 +86,8 @@ class Store:
     def here(self, stage: str, key: str) -> Output | None:
         """Return the finished output of this key in this store, or None."""
         place = self.place(stage, key)
-        try:
-            manifest = json.loads((place / MANIFEST).read_text())
-        except FileNotFoundError:
+        manifest = whole_manifest(place)
+        if manifest is None:
             return None
         with contextlib.suppress(OSError):  # a read-only store is no reason to fail
             os.utime(place / MANIFEST)  # the time of the last use, for pruning
@@ -100,6 +103,7 @@ class Store:
         resumable: bool = False,
         force: bool = False,
         unlisted: tuple[str, ...] = (),
+        reads: Collection[Path] = (),
     ) -> Output:
         """Reuse the output of `key`, or make it: `write(folder)` fills an empty folder and returns its facts.
 
@@ -107,13 +111,18 @@ class Store:
         that want the same output at once, the second waits for the first.
         `force` makes the output again and replaces the old one.
         `unlisted` names folders that the manifest leaves out, since they carry digests of their own.
+        `reads`: outputs that `write` reads; pruning leaves them alone meanwhile.
         Raises UserError when the disk is full.
         """
         if not force and (found := self.find(stage, key)):
             return self._share(found)
-        with self._working_folder(stage, key, resumable) as work:
+        with in_use(*(folder / MANIFEST for folder in reads)), self._working_folder(stage, key, resumable) as work:
             if not force and (found := self.here(stage, key)):  # another run made it while this one waited
                 return found
+            if gone := [str(folder) for folder in reads if not folder.is_dir()]:
+                raise UserError(
+                    f"{gone[0]}, which stage {stage} reads, is gone; run the stages before it again, and it is made again."
+                )
             start = time.monotonic()
             try:
                 facts = write(work)
@@ -139,11 +148,30 @@ class Store:
                 with contextlib.suppress(OSError):  # has something in it, or was published
                     work.rmdir()
         else:
-            work = Path(tempfile.mkdtemp(prefix=f"{work.name}-", dir=work.parent))
+            work = self._scratch(work.name)
             try:
-                yield work
+                with in_use(work):
+                    yield work
             finally:
                 shutil.rmtree(work, ignore_errors=True)
+
+    def _scratch(self, name: str) -> Path:
+        """Make a new folder in `.work`, with the modes that the umask gives: others may share the store."""
+        work = self.root / ".work" / f"{name}-{uuid.uuid4().hex[:8]}"
+        work.mkdir(parents=True)
+        return work
+
+    def remove(self, folder: Path) -> None:
+        """Take a folder out of the store in one rename, then remove it: one that is cut off leaves no half of an output."""
+        shutil.rmtree(self.set_aside(folder, "removed"))
+
+    def set_aside(self, folder: Path, why: str) -> Path:
+        """Move a folder to where nothing looks for outputs; returns its new place."""
+        name = folder.name if folder.parent.name == ".work" else f"{folder.parent.name}-{folder.name}"
+        aside = self.root / ".work" / f"{name}-{why}-{uuid.uuid4().hex[:8]}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(aside)
+        return aside
 
     def publish(
         self,
@@ -179,23 +207,29 @@ class Store:
         place = self.place(stage, key)
         place.parent.mkdir(parents=True, exist_ok=True)
         if replace and place.exists():
-            aside = Path(tempfile.mkdtemp(dir=self.root / ".work"))
-            place.rename(aside / "old")
-            shutil.rmtree(aside)
+            self.remove(place)
         return self._move_in(work, stage, key) or Output(place, key, facts, manifest["seconds"])
 
     def _move_in(self, work: Path, stage: str, key: str) -> Output | None:
-        """Rename a complete folder into place. If another run was faster, return its output."""
+        """Rename a whole folder into its place; the output that is there instead where another run was faster.
+
+        What is there without a whole manifest is no output (a disk failed, or a removal was cut off): it makes room.
+        """
         place = self.place(stage, key)
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             work.rename(place)
         except OSError:
             found = self.here(stage, key)
-            if found is None:
+            if found is not None:
+                shutil.rmtree(work, ignore_errors=True)  # another run won the race with the same content
+                return found
+            if not place.is_dir():
                 raise
-            shutil.rmtree(work, ignore_errors=True)  # another run won the race with the same content
-            return found
+            logging.getLogger(__name__).warning("%s has no whole %s; it is replaced.", place, MANIFEST)
+            with contextlib.suppress(FileNotFoundError):  # another run was faster at this
+                self.remove(place)
+            return self._move_in(work, stage, key)
         fsync(place.parent)
         return None
 
@@ -234,11 +268,22 @@ class Store:
             logging.getLogger(__name__).warning("%s; the copy of %s waits for its next use.", error, output.path)
         return output
 
+    def places(self) -> list[Path]:
+        """List the folders in which outputs are, whole or not."""
+        folders = self.root.glob("[!.]*/*/")
+        return sorted(path for path in folders if _KEY.fullmatch(path.name) or (path / MANIFEST).is_file())
+
     def outputs(self) -> Iterator[tuple[str, Path, dict[str, Any]]]:
         """Yield every finished output: (stage, folder, manifest)."""
-        for path in sorted(self.root.glob(f"[!.]*/*/{MANIFEST}")):
-            with contextlib.suppress(FileNotFoundError):  # pruned meanwhile
-                yield path.parent.parent.name, path.parent, json.loads(path.read_text())
+        for path in self.places():
+            if (manifest := whole_manifest(path)) is not None:  # else pruned meanwhile, or damaged
+                yield path.parent.name, path, manifest
+
+
+def whole_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest of a finished output; None where there is none, or one that is damaged."""
+    manifest = read_object(folder / MANIFEST)
+    return manifest if {"stage", "key", "facts", "seconds", "files"} <= manifest.keys() else None
 
 
 def _tell(holder: str) -> None:

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from talaria.common.errors import Unavailable, UserError
-from talaria.common.locks import locked
 from talaria.common.redact import scrub
+from talaria.tracking.mlflow_database import ensure_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+ARTIFACTS = "mlflow-artifacts"
+"""Folder beside a database in a file: experiments keep their files there."""
 _SQLITE_PATIENCE = 60  # seconds that a writer waits for another; SQLite's own 5 are short for a busy disk
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -72,11 +74,11 @@ def connect(uri: str) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.ERROR)
     from mlflow import MlflowClient
 
-    with plain_errors(uri), _alone(uri):
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        if uri.startswith("sqlite:"):
-            client.search_registered_models(max_results=1)  # creates the tables, while no other process does
-        return client
+    with plain_errors(uri):
+        if uri.startswith("sqlite:///"):
+            database = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+            ensure_database(database, (database.parent / ARTIFACTS).as_uri())
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 @contextlib.contextmanager
@@ -93,17 +95,6 @@ def plain_errors(uri: str) -> Iterator[None]:
         unreachable = "failed with exception" in reason  # MLflow's words for any trouble below HTTP
         what = "does not answer." if unreachable else f"refuses: {scrub(reason).rstrip('.')}."
         raise TrackingError(f"MLflow at {public_uri(uri)} {what}") from error
-
-
-@contextlib.contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Hold the lock beside a SQLite file: two processes that create its tables at once both fail."""
-    if not uri.startswith("sqlite:///"):
-        yield
-        return
-    database = Path(uri.removeprefix("sqlite:///").partition("?")[0])
-    with locked(database.with_name(f"{database.name}.lock")):
-        yield
 
 
 def experiment_id(client: MlflowClient, name: str, artifacts: Path | None) -> str:

@@ -23,14 +23,13 @@ from talaria.runs.columns import Journal
 from talaria.runs.folder import EVALS, METRICS, MLFLOW, SYSTEM, RunFolder
 from talaria.store.manifest import manifests, store_of
 from talaria.tracking import lineage
-from talaria.tracking.mlflow_client import connect, experiment_id, plain_errors, public_uri, run_url
+from talaria.tracking.mlflow_client import ARTIFACTS, connect, experiment_id, plain_errors, public_uri, run_url
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
 ID_TAG = "talaria.training_id"
-ARTIFACTS = "mlflow-artifacts"
 _METRICS_PER_BATCH = 1000  # MLflow's limits
 _PARAMS_PER_BATCH = 100
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from talaria.common.files import MANIFEST
+from talaria.common.locks import in_use
 from talaria.config.schema import Config
 from talaria.stages.run import run_stage
 from talaria.stages.table import STAGES, key_of
@@ -38,7 +40,10 @@ def tokenize_part(config: Config, store: Store, upstream: Mapping[str, Output], 
     if place.is_dir():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
+    with (
+        in_use(folder, upstream["convert"].path / MANIFEST, upstream["base"].path / MANIFEST),
+        tempfile.TemporaryDirectory(dir=folder) as work,
+    ):
         parquet = upstream["convert"].path / MESSAGES
         tokenize_range(parquet, upstream["base"].path, Path(work) / "part", config.tokenize, part, config.tokenize.shards)
         (Path(work) / "part").rename(place)

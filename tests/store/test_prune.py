@@ -1,0 +1,188 @@
+"""Pruning frees what nothing uses, leaves what a run works in or reads, and survives being killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from talaria.common.errors import UserError
+from talaria.common.files import MANIFEST
+from talaria.common.locks import in_use, locked
+from talaria.store.prune import entries, prune
+from talaria.store.store import Output, Store
+from talaria.store.verify import refuse_damaged, verify
+
+KEY = "0123456789abcdef" * 4
+
+
+def write(folder: Path) -> dict[str, Any]:
+    (folder / "greeting.txt").write_text("hello")
+    return {"rows": 1}
+
+
+def make(store: Store, stage: str = "greet", write: Any = write, **options: Any) -> Output:
+    return store.run(stage, KEY, write, described_by={"settings": {}, "inputs": {}, "outside": None}, **options)
+
+
+def never(folder: Path) -> dict[str, Any]:
+    raise AssertionError("a finished stage ran again")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def test_what_is_older_than_asked_goes(store: Store) -> None:
+    old, new = make(store), make(store, "other")
+    os.utime(old.path / MANIFEST, (0, 0))
+    assert [entry.path for entry in prune(store, 7, dry_run=True)] == [old.path]
+    assert old.path.exists()
+    assert [entry.path for entry in prune(store, 7)] == [old.path]
+    assert not old.path.exists()
+    assert new.path.exists()
+    assert list((store.root / ".work").iterdir()) == []
+
+
+@pytest.mark.parametrize("days", [-1.0, float("nan"), float("inf")])
+def test_a_number_of_days_that_is_none_is_refused(store: Store, days: float) -> None:
+    make(store)
+    with pytest.raises(UserError, match="should be 0 or more"):
+        prune(store, days)
+
+
+def test_what_a_stage_reads_and_where_it_writes_stays_while_it_runs(store: Store) -> None:
+    """As a training of weeks has it: its input was made long ago, and nothing has touched it since."""
+    source, running, go_on = make(store, "source"), threading.Event(), threading.Event()
+    os.utime(source.path / MANIFEST, (0, 0))
+
+    def slow(folder: Path) -> dict[str, Any]:
+        running.set()
+        assert go_on.wait(60)
+        return write(folder)
+
+    thread = threading.Thread(target=make, args=(store, "greet", slow), kwargs={"reads": [source.path]})
+    thread.start()
+    assert running.wait(60)
+    assert prune(store, 0) == []
+    go_on.set()
+    thread.join()
+    assert {entry.path for entry in prune(store, 0)} == {source.path, store.place("greet", KEY)}
+
+
+@pytest.mark.parametrize("lock", ["beside", "within", "of another machine"])
+def test_a_training_that_something_works_in_stays(store: Store, lock: str) -> None:
+    """The launcher's lock is beside the folder; the one that the reaper holds for its ranks, launcher or not, is in it."""
+    work = store.work("train", KEY)
+    work.mkdir(parents=True)
+    (work / "status.json").write_text("{}")
+    path = {"beside": work.with_suffix(".lock"), "within": work / "lock", "of another machine": work / "lock.1"}[lock]
+    with locked(path):
+        assert prune(store, 0) == []
+    assert [entry.path for entry in prune(store, 0)] == [work]
+
+
+def test_ranks_keep_the_base_model_and_the_tokens(store: Store) -> None:
+    """What the launcher takes hold of, the reaper goes on holding where the launcher is killed."""
+    base = make(store, "base")
+    with in_use(base.path / MANIFEST) as held:
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=held)
+    try:
+        assert prune(store, 0) == []
+    finally:
+        child.communicate(b"\n")
+    assert [entry.path for entry in prune(store, 0)] == [base.path]
+
+
+def test_a_kill_while_it_prunes_leaves_no_half_of_an_output(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = make(store)
+    removed = shutil.rmtree
+
+    def killed(folder: Path, **options: Any) -> None:
+        (folder / MANIFEST).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prune(store, 0)
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    left = list(entries(store))
+    assert [entry.finished for entry in left] == [False]
+    assert not make(store).reused
+    assert make(store, write=never).path == output.path
+    assert {entry.path for entry in prune(store, 0)} == {left[0].path, output.path}
+
+
+@pytest.mark.parametrize("manifest", [None, "", '{"stage": "greet", "ke', "[]", "{}"], ids=str)
+def test_an_output_without_a_whole_manifest_is_shown_and_made_again(store: Store, manifest: str | None) -> None:
+    """Cut off by a prune of an earlier version, or torn by a disk that failed."""
+    output, other = make(store), make(store, "other")
+    if manifest is None:
+        (output.path / MANIFEST).unlink()
+    else:
+        (output.path / MANIFEST).write_text(manifest)
+    assert {entry.path: entry.finished for entry in entries(store)} == {output.path: False, other.path: True}
+    assert [damage.path for damage in verify(store)] == [output.path]
+    assert not make(store).reused
+    assert make(store, write=never).facts == {"rows": 1}
+    assert list(verify(store)) == []
+
+
+def test_a_damaged_file_is_found_and_made_again(store: Store) -> None:
+    output, other = make(store), make(store, "other")
+    (output.path / "greeting.txt").write_text("hellp")
+    with pytest.raises(UserError, match=r"greeting.txt does not have the sha256 .* `talaria store verify --repair`"):
+        refuse_damaged(output.path)
+    refuse_damaged(other.path)
+    found = list(verify(store, repair=True))
+    assert [damage.path for damage in found] == [output.path]
+    aside = found[0].aside
+    assert aside is not None
+    assert (aside / "greeting.txt").read_text() == "hellp"
+    assert not make(store).reused
+    assert (output.path / "greeting.txt").read_text() == "hello"
+
+
+def test_a_missing_file_is_damage_too(store: Store) -> None:
+    output = make(store)
+    (output.path / "greeting.txt").unlink()
+    assert [damage.what for damage in verify(store)] == ["greeting.txt is missing"]
+    assert (output.path / MANIFEST).exists()
+
+
+def test_an_input_that_was_pruned_is_one_sentence(store: Store) -> None:
+    source = make(store, "source")
+    prune(store, 0)
+    with pytest.raises(UserError, match=f"{source.path}, which stage greet reads, is gone"):
+        make(store, write=never, reads=[source.path])
+
+
+def test_files_that_are_no_outputs_are_none_of_its_business(store: Store) -> None:
+    (store.root / "mlflow-artifacts" / "talaria").mkdir(parents=True)
+    (store.root / "mlflow-artifacts" / "talaria" / "model.safetensors").write_text("weights")
+    make(store)
+    assert len(prune(store, 0)) == 1
+    assert (store.root / "mlflow-artifacts" / "talaria" / "model.safetensors").exists()
+
+
+def test_the_command_says_what_is_damaged_and_mends_it(store: Store) -> None:
+    from talaria.cli import app, model_commands  # noqa: F401
+    from typer.testing import CliRunner
+
+    output = make(store)
+    (output.path / "greeting.txt").write_text("hellp")
+    command = ["store", "verify", "--store", str(store.root)]
+    told = CliRunner().invoke(app.app, command)
+    assert (told.exit_code, told.stdout) == (1, f"{output.path}: greeting.txt does not have the sha256 of the manifest\n")
+    assert CliRunner().invoke(app.app, [*command, "--repair"]).exit_code == 0
+    assert CliRunner().invoke(app.app, command).exit_code == 0
+    refused = CliRunner().invoke(app.app, ["store", "prune", "--days", "-1", "--store", str(store.root)])
+    assert refused.exit_code == 2
+    assert json.dumps(sorted(entry.finished for entry in entries(store))) == "[false]"
