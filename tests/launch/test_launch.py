@@ -188,7 +188,7 @@ def drive(launches, **stub: object) -> subprocess.Popen[str]:
     tree = launches.config(ranks=2).model_dump_json()
     env = json.dumps(dict(launches.machine(steps=1000, **stub).env))
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(launches.root), tree, env],
+        [sys.executable, "-P", "-c", DRIVER, str(launches.root), tree, env],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from talaria.common.printable import printable
+from talaria.config.names import check_experiment, check_model, model_name
 
 
 class _NotInKey:
@@ -275,8 +276,10 @@ class Evaluate(Section):
 
 
 class Registry(Section):
-    model: str | None = Field(None, description="Registered model's name; absent: the configuration's name.")
-    experiment: str = Field("talaria", description="MLflow experiment.")
+    model: Annotated[str, AfterValidator(check_model)] | None = Field(
+        None, description="Registered model's name; absent: the configuration's name. Dots become dashes, which MLflow requires."
+    )
+    experiment: Annotated[str, AfterValidator(check_experiment)] = Field("talaria", description="MLflow experiment.")
     artifacts: Literal["store", "server"] = Field(
         "store",
         description="Where a new experiment keeps its files: on the store's disk (no copy of the weights), or with the server.",
@@ -332,7 +335,9 @@ class Alerts(Section):
 
 
 class Config(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and, by default, of the model.")
+    name: Annotated[str, AfterValidator(check_model)] = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run and, by default, of the model."
+    )
     download: Download = Download()
     convert: Convert = Convert()
     base: Base = Base()
@@ -358,8 +363,16 @@ class Config(Section):
 
     @property
     def registered_name(self) -> str:
-        """Name of the registered model."""
-        return self.registry.model or self.name
+        """Name of the registered model, as MLflow takes it."""
+        return model_name(self.registry.model or self.name)
+
+    @property
+    def renamed(self) -> str | None:
+        """A sentence for people where the registered model is not called as they wrote it, else None."""
+        written = self.registry.model or self.name
+        if written == self.registered_name:
+            return None
+        return f"The registered model of {written!r} is called {self.registered_name!r}: MLflow takes no dots in a model's name."
 
     def flat(self) -> dict[str, Any]:
         """Every setting under its dotted name, as it is logged to MLflow."""

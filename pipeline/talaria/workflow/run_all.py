@@ -28,6 +28,8 @@ def run_all(
     from talaria.registry.register import register
     from talaria.tracking.mlflow_client import tracking_uri
 
+    if config.renamed:
+        on_line(config.renamed)
     outputs: dict[str, Output] = {}
     for name in STAGES:
         function = train if name == "train" else None
