@@ -260,6 +260,23 @@ def test_fused_layers_equal_hugging_faces(folder, lora, checkpointing):
             assert (grad - want[name]).norm() < 1e-4 * want[name].norm(), name
 
 
+@pytest.mark.parametrize(
+    "trained", [("k_proj", "norm"), ("q_proj.weight", "v_proj.bias", "down_proj"), ("embed_tokens", "up_proj")]
+)
+def test_frozen_parameters_get_no_gradient_and_others_their_own(folder, trained):
+    batch = batch_of(conversations([8, 13, 1, 21]))
+    plain, fused = (load_model(folder, ModelOptions("fp32", kernels=kind), DEVICE) for kind in ("plain", "auto"))
+    for model in (plain, fused):
+        for name, param in model.named_parameters():
+            param.requires_grad_(any(part in name for part in trained))
+    got, want = gradients(fused, batch), gradients(plain, batch)
+    assert any(grad is not None for grad in want.values())
+    for name, grad in got.items():
+        assert (grad is None) == (want[name] is None), name
+        if grad is not None:
+            assert (grad - want[name]).norm() < 1e-4 * want[name].norm(), name
+
+
 @pytest.mark.parametrize("lora", ["no adapters", "all"])
 @pytest.mark.parametrize("laid_out", [False, True])
 @pytest.mark.parametrize("total_dtype", DTYPES)
