@@ -13,19 +13,19 @@ TOO_DEEP = "\0nested too deeply"
 
 
 def parse(text: str) -> Any:
-    """The value of a JSON text. Raises ValueError where it is none, or is nested deeper than MAX_DEPTH."""
+    """Parse a JSON text. Raises ValueError if it is not JSON or is nested deeper than MAX_DEPTH."""
     if text.count("[") + text.count("{") > MAX_DEPTH and depth_of(text) > MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
     return json.loads(text)
 
 
 def dump(value: Any) -> str:
-    """A value as JSON text: the order of keys kept, nothing escaped that need not be."""
+    """Write a value as JSON text: keys keep their order, and only what must be escaped is."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def depth_of(text: str) -> int:
-    """The deepest nesting of a JSON text, by its brackets outside strings."""
+    """Return the deepest nesting of a JSON text, from its brackets outside strings."""
     depth = deepest = 0
     in_string = escaped = False
     for character in text:

@@ -16,7 +16,7 @@ MESSAGES = "messages.parquet"
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """Raises DataError where the file is not a parquet with `messages: list<struct<role, content, ...>>`."""
+    """Open a messages parquet. Raises DataError if it has no column `messages: list<struct<role, content, ...>>`."""
     try:
         # pre_buffer, the default, keeps all it has read until the end: half a gigabyte for a million conversations
         file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
@@ -49,7 +49,7 @@ tokenisation, and stands compressed in the source's own column beside it."""
 
 
 def codecs(schema: pa.Schema) -> dict[str, str]:
-    """LZ4 for each column of the parquet file but one: the size of snappy at three quarters of zstd's time."""
+    """Return LZ4 for each column of the parquet file but one: the size of snappy at three quarters of zstd's time."""
 
     def leaves(kind: pa.DataType, path: str) -> Iterator[str]:
         if pa.types.is_list(kind):
@@ -65,7 +65,7 @@ def codecs(schema: pa.Schema) -> dict[str, str]:
 
 
 def made_by_convert(path: Path) -> bool:
-    """Whether a file is one of ours: nobody else compresses every column with LZ4 and leaves the messages' text as it is."""
+    """Return whether convert wrote the file: nobody else compresses every column with LZ4 except the messages' text."""
     try:
         metadata = pq.read_metadata(path)
     except (pa.ArrowException, OSError):
@@ -79,7 +79,7 @@ def made_by_convert(path: Path) -> bool:
 
 
 def used_fields(table: pa.Table) -> set[str]:
-    """The fields of messages of which a value is not null, and `tools` where that column has one."""
+    """Return the fields of messages that have a value, and `tools` if that column has one."""
     turns = table.column("messages").combine_chunks().flatten()
     names = {field.name for number, field in enumerate(turns.type) if turns.field(number).null_count < len(turns)}
     return names | ({"tools"} if table.column("tools").null_count < len(table) else set())
@@ -106,7 +106,7 @@ def keep_fields(path: Path, used: set[str], keep_tools: bool) -> None:
 
 
 def narrowed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with the columns of `schema` alone, and of messages the fields that it has there."""
+    """Return the table with only the columns of `schema`, and only its fields of messages."""
     arrays = []
     for column in schema:
         values = table.column(column.name).combine_chunks()

@@ -1,4 +1,4 @@
-"""Which failures are worth another attempt, and when."""
+"""The retry rules of all tasks: which failures are retried, and when."""
 
 from __future__ import annotations
 
@@ -28,4 +28,4 @@ RETRIES = {
     "max_retry_delay": timedelta(minutes=10),
     "retry_policy": PER_EXCEPTION,
 }
-"""For a DAG's default_args."""
+"""Retry settings for a DAG's default_args."""

@@ -25,7 +25,7 @@ def default_config() -> str:
 
 
 def scheduled_configs() -> list[str]:
-    """Configurations with a schedule, each of which gets a DAG of its own. Those that do not validate are left out."""
+    """Return the configurations with a schedule, each of which gets its own DAG. Those that do not validate are left out."""
     found = {name: _load(name) for name in config_names()}
     return [name for name, config in found.items() if isinstance(config, Config) and schedule_of(config) is not None]
 
@@ -46,7 +46,7 @@ def _load(name: str) -> Config | ConfigError:
 
 
 def schedule_of(config: Config) -> Any:
-    """What `DAG(schedule=...)` takes: the cron expression, the data set's revision on the hub, both (whichever comes first)
+    """Return the value of `DAG(schedule=...)`: the cron expression, the data set's revision on the hub, both (whichever is first)
     or None. Raises ConfigError for a cron expression that is none."""
     cron = _cron(config) if config.schedule.cron else None
     if not config.schedule.on_new_revision:
@@ -76,7 +76,7 @@ def _cron(config: Config) -> CronTriggerTimetable:
 
 
 def deadline_of(config: Config) -> DeadlineAlert | None:
-    """What `DAG(deadline=...)` takes: a message when a run is not done schedule.deadline_hours after it was queued."""
+    """Return the value of `DAG(deadline=...)`: a message if a run is not done schedule.deadline_hours after it was queued."""
     hours = config.schedule.deadline_hours
     if hours is None:
         return None

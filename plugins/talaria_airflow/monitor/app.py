@@ -42,7 +42,7 @@ HEADERS = {
 
 
 class Json(Response):
-    """JSON with null where a number is not finite, which browsers cannot read."""
+    """A JSON response with null for numbers that are not finite, which browsers cannot parse."""
 
     media_type = "application/json"
 
@@ -51,7 +51,7 @@ class Json(Response):
 
 
 def store_root() -> Path:
-    """TALARIA_STORE, or where the command line keeps its store."""
+    """Return TALARIA_STORE, or the command line's default store."""
     return Path(os.environ.get("TALARIA_STORE") or ".talaria/store").absolute()
 
 
@@ -108,7 +108,7 @@ def page() -> FileResponse:
 
 @router.get("/api/runs", dependencies=[_reads_runs_of(None)])
 def runs(request: Request, session: SessionDep, dag_id: str | None = None, run_id: str | None = None) -> Json:
-    """Cards of the latest runs; of one DAG run's only, where `dag_id` and `run_id` name it."""
+    """Return summaries of the latest runs, or of one DAG run's if `dag_id` and `run_id` name it."""
     catalog, now = _catalog(request), time.time()
     everything = list_runs(catalog.root)
     if (dag_id is None) != (run_id is None):
@@ -123,7 +123,7 @@ def runs(request: Request, session: SessionDep, dag_id: str | None = None, run_i
 
 @router.get("/api/runs/{key}")
 def training(request: Request, run: Run) -> Json:
-    """A run's card and its history without the curves."""
+    """Return a run's summary and its history without the curves."""
     catalog = _catalog(request)
     training = catalog.open(run)
     with training.lock, _readable(run):
@@ -145,7 +145,7 @@ def curves(
     stop: Annotated[FiniteFloat | None, Query()] = None,
     smooth: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
 ) -> Json:
-    """Curves thinned for drawing, `focus` finer than the others and smoothed too; only what came after the cursor `since`."""
+    """Return curves thinned for drawing, `focus` finer and also smoothed; only points after the cursor `since`."""
     buckets: dict[str, int] = {name: FOCUS_BUCKETS if name == focus else SMALL_BUCKETS for name in names or CURVES}
     if (start is None) != (stop is None) or (start is not None and stop is not None and start > stop):
         raise HTTPException(400, "start and stop belong together, the lower one first.")
@@ -169,7 +169,7 @@ def _readable(run: RunPath) -> Iterator[None]:
 
 @router.get("/api/runs/{key}/registry")
 def registry(request: Request, run: Run) -> Json:
-    """What MLflow knows of the run: links, versions, the gate's decision."""
+    """Return MLflow's information on the run: links, versions, the gate's decision."""
     card = _catalog(request).summary(run, time.time())
     known: MlflowFacts = request.app.state.mlflow
     return Json(known.facts(card["mlflow_run_id"]))

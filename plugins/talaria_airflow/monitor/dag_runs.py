@@ -1,4 +1,4 @@
-"""Which trainings a DAG run made or reused: its tasks' XComs carry the folders and keys of their outputs."""
+"""Find the trainings that a DAG run made or reused, from the folders and keys in its tasks' XComs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sqlalchemy.orm import Session
 
 
 def trained_by(session: Session, dag_id: str, run_id: str) -> set[str]:
-    """Store keys of the training outputs that the DAG run's tasks name."""
+    """Return the store keys of the training outputs in the XComs of the DAG run."""
     values = session.scalars(select(XComModel.value).where(XComModel.dag_id == dag_id, XComModel.run_id == run_id))
     return {key for value in values if (key := training_key(value))}
 
 
 def training_key(value: Any) -> str | None:
-    """The store key in an XCom that describes a training output (`talaria.store.store.Output.as_json`), else None."""
+    """Return the store key in an XCom that describes a training output (`talaria.store.store.Output.as_json`), else None."""
     if not isinstance(value, dict) or not isinstance(value.get("path"), str):
         return None
     path = PurePath(value["path"])

@@ -1,4 +1,4 @@
-"""What MLflow knows of a run, asked over its REST API: importing MLflow would cost the api-server seconds and threads.
+"""Ask MLflow about a run over its REST API, because importing MLflow would cost the api-server seconds and threads.
 
 Answers are kept for a while, failures too. One thread asks at a time, and who comes meanwhile gets what is known so far: an
 MLflow that is slow or away costs the page its links and holds up nothing else of the api-server.
@@ -69,7 +69,7 @@ def _version(uri: str, version: dict[str, Any], model: dict[str, Any]) -> dict[s
 
 
 def _decision(version: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What the gate and people wrote on a version (pipeline/talaria/registry/promotion.py)."""
+    """Return what the gate and people recorded on a version (pipeline/talaria/registry/promotion.py)."""
     tags = {tag["key"]: tag["value"] for tag in version.get("tags", [])}
     if GATE in tags:
         yield f"Gate, version {version['version']}", f"{tags[GATE]}. {tags.get(f'{GATE}.reason', '')}".strip()

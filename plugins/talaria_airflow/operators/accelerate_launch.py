@@ -1,4 +1,4 @@
-"""The training stage as an Airflow task that survives what Airflow does to tasks."""
+"""The stage `train` as an Airflow task whose ranks can save after Airflow kills the task."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ SHOW_EVERY = 5.0  # seconds
 
 
 class TaskPreempted(AirflowException):
-    """The training was told to stop; a retry goes on from its last checkpoint."""
+    """The training was stopped by a signal; a retry resumes from its last checkpoint."""
 
 
 class TaskCrashed(AirflowException):
-    """The training failed; a retry goes on from its last checkpoint."""
+    """The training failed; a retry resumes from its last checkpoint."""
 
 
 class AccelerateLaunchOperator(StageOperator):
@@ -106,7 +106,7 @@ class AccelerateLaunchOperator(StageOperator):
         return output
 
     def _placed(self, config: Config) -> Config:
-        """The configuration with this task's own number of ranks, machines and seconds of grace."""
+        """Return the configuration with this task's number of ranks and machines and its grace period."""
         given = {"num_processes": self.num_processes, "num_machines": self.num_machines, "stop_grace": self.grace}
         tree = config.model_dump(mode="json")
         tree["train"] |= {name: value for name, value in given.items() if value is not None}
@@ -121,7 +121,7 @@ class AccelerateLaunchOperator(StageOperator):
                 Alert("", self.channels).tell(f"{run.dag_id} {run.run_id}: {self.task_id}: {trouble}.")
 
     def _show(self, context: Context, folder: Path) -> None:
-        """What the task's page shows without its log: progress in the task state store, and the way to the MLflow run."""
+        """Show progress in the task state store, and the link to the MLflow run."""
         run = RunPath("", folder, finished=False)
         card = summarize(run, last_activity(run))  # that it lives is known here, so no clock has to tell
         try:

@@ -29,7 +29,7 @@ class TrainingPageLink(UrlLink):
 
 
 def show(context: Context, link: type[UrlLink], url: str) -> None:
-    """Give the running task's button its address, now and for good.
+    """Set the address of the running task's button.
 
     Airflow reads it from an XCom, which it writes itself when the task has ended, from `get_link`: too late for a task that
     runs for days, so it is written here as well.
@@ -41,6 +41,6 @@ def show(context: Context, link: type[UrlLink], url: str) -> None:
 
 
 def training_page(context: Context) -> str:
-    """Where the plugin's page shows the trainings of this DAG run."""
+    """Return the address of the page with the trainings of this DAG run."""
     query = urlencode({"dag_id": context["dag_run"].dag_id, "run_id": context["dag_run"].run_id})
     return f"{conf.get('api', 'base_url', fallback='').rstrip('/')}/talaria/?{query}"

@@ -19,11 +19,11 @@ _INT64 = range(-(2**63), 2**63)
 
 
 class Conflict(Exception):
-    """Two types that no type but JSON text holds together."""
+    """Two types that only JSON text can hold together."""
 
 
 def join(first: pa.DataType, second: pa.DataType) -> pa.DataType:
-    """The type that holds the values of both; JSON where there is none."""
+    """Return the type that holds the values of both, or JSON if there is none."""
     try:
         return _join(first, second)
     except Conflict:
@@ -66,7 +66,7 @@ def _number(first: pa.DataType, second: pa.DataType) -> pa.DataType:
 
 
 def of_value(value: Any) -> pa.DataType:
-    """The type of a JSON value, as Arrow's JSON reader has it. Raises Conflict where JSON text must hold it."""
+    """Return the type of a JSON value, as Arrow's JSON reader infers it. Raises Conflict if only JSON text can hold it."""
     if value is None:
         return pa.null()
     if isinstance(value, bool):
@@ -88,7 +88,7 @@ def of_value(value: Any) -> pa.DataType:
 
 
 def of_rows(rows: Iterable[dict[str, Any]]) -> dict[str, pa.DataType]:
-    """The columns of these rows in order of appearance."""
+    """Return the columns of these rows in order of appearance."""
     columns: dict[str, pa.DataType] = {}
     for row in rows:
         for name, value in row.items():
@@ -101,7 +101,7 @@ def of_rows(rows: Iterable[dict[str, Any]]) -> dict[str, pa.DataType]:
 
 
 def storable(kind: pa.DataType) -> pa.DataType:
-    """The type, or JSON where parquet cannot hold it: a struct without a field, anywhere in it.
+    """Return the type, or JSON if parquet cannot hold it: a struct without a field, anywhere in it.
 
     A struct's field without a value is text: Arrow loses count of the rows of one that has no type.
     """
@@ -124,12 +124,12 @@ def _has_empty_struct(kind: pa.DataType) -> bool:
 
 
 def written(columns: Mapping[str, pa.DataType]) -> pa.Schema:
-    """The schema in which these columns are written: JSON as plain text."""
+    """Return the schema in which these columns are written: JSON as plain text."""
     return pa.schema([(name, _replaced(kind, JSON, pa.string(), True)) for name, kind in columns.items()])
 
 
 def to_column(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """A column of Python values of this type; null where a value is absent."""
+    """Build a column of this type from Python values; null where a value is absent."""
     if kind == JSON:
         return pa.array([None if value is None else json_text.dump(value) for value in values], pa.string())
     if pa.types.is_floating(kind):  # Arrow refuses a whole number that a float cannot hold to the last digit

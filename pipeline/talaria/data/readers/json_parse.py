@@ -18,12 +18,12 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class NeedsRows(Exception):
-    """Whole columns do not do for this chunk: its rows must be looked at one by one."""
+    """Whole columns cannot be read from this chunk: its rows must be read one by one."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The values of a chunk, row by row. What is not JSON ends it: `invalid` is then the last row."""
+    """The values of a chunk, row by row. Invalid JSON ends it: `invalid` is then the last row."""
 
     values: list[Any] = field(default_factory=list)
     invalid: Bad | None = None
@@ -32,7 +32,7 @@ class Rows:
 
 
 def read_table(chunk: bytes, schema: pa.Schema) -> pa.Table:
-    """The rows of a chunk in the given schema. Raises NeedsRows where Arrow's reader does not take one."""
+    """Read the rows of a chunk in the given schema. Raises NeedsRows if Arrow's reader refuses one."""
     try:
         return read_block(chunk, schema)
     except REFUSED as error:
@@ -40,7 +40,7 @@ def read_table(chunk: bytes, schema: pa.Schema) -> pa.Table:
 
 
 def read_block(chunk: bytes, schema: pa.Schema | None) -> pa.Table:
-    """The table of a chunk, its types inferred without a schema. Raises one of REFUSED where a row does not fit."""
+    """Read a chunk as a table with inferred types. Raises one of REFUSED if a row does not fit."""
     if not chunk.isascii():
         chunk.decode()  # Arrow's reader does not look; what it lets pass would break later
     unexpected = "infer" if schema is None else "error"
@@ -52,7 +52,7 @@ def read_block(chunk: bytes, schema: pa.Schema | None) -> pa.Table:
 
 
 def rows_of(chunk: bytes) -> Rows:
-    """Each value of a chunk as Python reads it, so a key that comes twice has its last value, as in the reference's reader."""
+    """Parse each value of a chunk with Python's reader: of duplicate keys the last value counts, as in the reference."""
     values: list[Any] = []
     repaired = 0
     try:
@@ -73,7 +73,7 @@ def _without_surrogates(value: Any) -> Any:
 
 
 def values_of(chunk: bytes) -> Iterator[tuple[Any, str]]:
-    """Each JSON value of a chunk, with its text. Raises ValueError at the first that is none."""
+    """Yield each JSON value of a chunk with its text. Raises ValueError at the first that is invalid."""
     text = chunk.decode(errors="surrogateescape")
     decoder = json.JSONDecoder()
     at = 0

@@ -32,7 +32,7 @@ DECLARED: dict[str, pa.DataType] = {
 
 
 def quick_schema(files: Iterable[SourceFile]) -> pa.Schema | None:
-    """The columns in order of appearance with their declared types, or None where a file needs care.
+    """Return the columns in order of appearance with their declared types, or None if a file needs the exact way.
 
     Quick means pretty-printed arrays whose columns are all declared: their names stand at one indentation.
     """
@@ -80,7 +80,7 @@ def _infer_rows(chunk: bytes, shape: RowShape | None) -> dict[str, pa.DataType]:
 
 
 def _is_turns(kind: pa.DataType) -> bool:
-    """Whether the type is one of turns whose role and text are texts."""
+    """Return whether the type is a list of turns whose role and text are strings."""
     if pa.types.is_null(kind):
         return True
     if not (pa.types.is_list(kind) and pa.types.is_struct(kind.value_type)):
@@ -90,7 +90,7 @@ def _is_turns(kind: pa.DataType) -> bool:
 
 
 def infer_files(files: Sequence[SourceFile], threads: int, shape: RowShape | None) -> dict[str, pa.DataType]:
-    """The columns of all rows of all files in order of appearance, by reading them all once; JSON where types do not agree."""
+    """Return the columns of all rows of all files in order of appearance, reading them once; JSON where types do not agree."""
     columns: dict[str, pa.DataType] = {}
     for file in files:
         with file.open() as stream:

@@ -51,7 +51,7 @@ class Layout:
 
 
 def read_chunks(stream: BinaryIO, layout: Layout, *, exact: bool) -> Iterator[bytes]:
-    """Chunks of whole rows of a JSON array or of JSON Lines; `stream` stands where `Layout.of` left it.
+    """Yield chunks of whole rows of a JSON array or of JSON Lines; `stream` continues where `Layout.of` stopped.
 
     A pretty-printed array is cut after each closing brace at the indentation of the first row. A cut inside a row, possible
     only where indentation lies, leaves an unbalanced chunk that no parser takes; the caller then asks for `exact`, which
@@ -82,7 +82,7 @@ def without_deep_rows(chunk: bytes) -> bytes:
 
 
 def _deepest(chunk: bytes) -> int:
-    """The deepest nesting in a chunk of rows, from its brackets and quotes alone."""
+    """Return the deepest nesting in a chunk of rows, from its brackets and quotes alone."""
     bare = chunk.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _NO_STRUCTURE)
     data = np.frombuffer(bare, np.uint8)
     step = _STEP[data]
@@ -97,7 +97,7 @@ _STEP[list(b"]}")] = -1
 
 
 def read_blocks(stream: BinaryIO, layout: Layout) -> Iterator[bytes]:
-    """The file in blocks that do not care for rows, and between two blocks the line that the cut went through."""
+    """Yield the file in blocks that may cut rows, and between two blocks the line that was cut."""
     line, block = b"", layout.head
     while block:
         yield line + block[: block.find(b"\n") + 1]

@@ -26,7 +26,7 @@ class RowValues:
     repaired: int = 0
 
     def chunk(self, bad: Mapping[int, tuple[str, str]], notes: Counter[str] | None = None) -> Chunk:
-        """The stretch without the rows of `bad`: place -> (reason, detail)."""
+        """Return the stretch without the rows of `bad`: index -> (reason, detail)."""
         kept = [row for row in range(len(self.values)) if row not in bad]
         found = [Bad(row, *why) for row, why in bad.items()] + ([self.invalid] if self.invalid else [])
         size = len(self.values) + (self.invalid is not None)
@@ -52,7 +52,7 @@ class Chunk:
         return cls(table, np.arange(len(table)), len(table))
 
     def without(self, bad: Mapping[int, tuple[str, str]]) -> Chunk:
-        """Set rows of the table aside: index in the table -> (reason, detail)."""
+        """Remove rows of the table: index in the table -> (reason, detail)."""
         if not bad:
             return self
         keep = np.ones(len(self.table), np.bool_)
@@ -61,7 +61,7 @@ class Chunk:
         return replace(self, table=self.table.filter(pa.array(keep)), rows=self.rows[keep], bad=sorted(self.bad + found))
 
     def head(self, size: int) -> Chunk:
-        """The first `size` rows of the stretch."""
+        """Return the first `size` rows of the stretch."""
         if size >= self.size:
             return self
         kept = int(np.searchsorted(self.rows, size))

@@ -30,7 +30,7 @@ class Task:
     answers: dict[str, str]
 
     def ask(self, random: Random) -> tuple[str, str]:
-        """(question, answer)"""
+        """Return a (question, answer) pair."""
         item = random.choice(list(self.answers))
         return random.choice(self.wordings).format(item), self.answers[item]
 
