@@ -8,6 +8,7 @@ import time
 import uuid
 
 import pytest
+from talaria.cli.chat import resolve_model
 from talaria.common.errors import DataError
 from talaria.registry.promotion import champion, preview, promote, reject, rollback, unchanged
 from talaria.registry.register import register
@@ -295,6 +296,47 @@ def test_prune_frees_the_files(settings, folders, sqlite_uri):
     assert (local_folder(last) / "model.safetensors").exists()
     assert (folders["train"] / "exports" / "step-00000020" / "model.safetensors").exists()
     assert register(settings, folders, uri=sqlite_uri)["versions"][0]["version"] == 3  # and it can come again
+
+
+@pytest.mark.parametrize("how", ["copied", "renamed"])
+def test_prune_leaves_the_files_that_another_models_version_serves(settings, folders, sqlite_uri, monkeypatch, tmp_path, how):
+    """MLflow's "Promote model" copies a version, and a registered model can get another name: the files are the same."""
+    client = connect(sqlite_uri)
+    facts = register(settings, folders, uri=sqlite_uri)
+    served = f"prod-{facts['model']}"
+    if how == "copied":
+        number = client.copy_model_version(f"models:/{facts['model']}/{facts['versions'][0]['version']}", served).version
+    else:
+        client.rename_registered_model(facts["model"], served)
+        number = facts["versions"][0]["version"]
+        assert not register(settings, folders, uri=sqlite_uri)["reused"]  # under the old name again, from the same files
+    client.set_registered_model_alias(served, "champion", str(number))
+
+    prune(facts["model"], 1, uri=sqlite_uri)
+
+    monkeypatch.chdir(tmp_path)
+    folder = resolve_model(f"models:/{served}@champion", uri=sqlite_uri)
+    assert (folder / "model.safetensors").read_bytes() == (
+        folders["train"] / "exports" / "step-00000020" / "model.safetensors"
+    ).read_bytes()
+    assert list(tmp_path.iterdir()) == []  # no mlflow.db beside whatever the user does there
+    for version in search_versions(client, served):
+        client.delete_model_version(served, version.version)
+
+
+def test_a_champion_that_is_a_copy_is_measured(settings, folders, sqlite_uri):
+    """Its `source` names the version it was copied from; its files are where MLflow says."""
+    from talaria.registry.champion_loss import champion_loss
+
+    client = connect(sqlite_uri)
+    facts = register(settings, folders, uri=sqlite_uri)
+    copy = client.copy_model_version(f"models:/{facts['model']}/{facts['candidate']}", f"prod-{facts['model']}")
+    client.set_model_version_tag(copy.name, copy.version, "talaria.heldout_digest", "another")
+    copy = client.get_model_version(copy.name, copy.version)
+    candidate = client.get_model_version(facts["model"], str(facts["candidate"]))
+    loss, why = champion_loss(client, copy, candidate, sqlite_uri)
+    assert why is None
+    assert loss == pytest.approx(float(candidate.tags["talaria.eval_loss"]), rel=1e-5)
 
 
 def test_unknown_names_are_one_sentence(models):
