@@ -16,7 +16,8 @@ RUN apt-get update \
 WORKDIR /opt/talaria
 # The lock first: this layer is built again only when a dependency changes.
 COPY pyproject.toml requirements.lock README.md LICENSE ./
-RUN mkdir pipeline plugins && touch pipeline/__init__.py plugins/__init__.py \
+RUN mkdir -p pipeline/talaria plugins/talaria_airflow configs \
+    && touch pipeline/talaria/__init__.py plugins/talaria_airflow/__init__.py \
     && index=$([ "$VARIANT" = cpu ] && echo "--extra-index-url https://download.pytorch.org/whl/cpu" || true) \
     && extras=$([ "$VARIANT" = cuda ] && echo ",gpu" || true) \
     && pip install --no-cache-dir $index -c requirements.lock -e ".[train,airflow,production$extras]"

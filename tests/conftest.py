@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support.airflow_env import airflow_db, dags, stack
@@ -12,6 +13,20 @@ from tests.support.mlflow_server import MlflowServer
 from tests.support.object_storage import bucket, storage
 
 __all__ = ["airflow_db", "bucket", "dags", "mlflow_server", "shared_store", "stack", "storage"]
+
+hypothesis.settings.register_profile("talaria", deadline=None)  # a busy machine is slow, and that decides nothing
+hypothesis.settings.load_profile("talaria")
+
+TOGETHER = {"registry": "registered", "tracking": "registered", "evaluation": "registered"}
+"""Folders whose tests one worker runs, since they share a trained store and an MLflow server."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests, and those that share costly fixtures, in one worker of pytest-xdist (--dist loadgroup)."""
+    root = Path(__file__).parent
+    for item in items:
+        path = item.path.relative_to(root)
+        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(path.parts[0], str(path))))
 
 
 @pytest.fixture(scope="session")

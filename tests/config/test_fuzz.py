@@ -28,7 +28,7 @@ SCALARS = st.one_of(
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3)
 )
-BOUNDED = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+BOUNDED = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 
 
 def nested(name: str, value: Any) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def cut(data: bytes, *, exact: bool, size: int) -> list[Any]:
 
 
 @given(rows=OBJECTS, indent=st.sampled_from([None, 0, 1, 2, 4, "\t"]), ascii=st.booleans(), size=st.integers(1, 400))
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 def test_any_array_is_cut_into_its_rows(rows: list[Any], indent: Any, ascii: bool, size: int) -> None:
     data = json.dumps(rows, indent=indent, ensure_ascii=ascii).encode()
     assert cut(data, exact=True, size=size) == rows
@@ -43,14 +43,14 @@ def test_any_array_is_cut_into_its_rows(rows: list[Any], indent: Any, ascii: boo
     size=st.integers(20, 400),
     end=st.sampled_from(["", "\n"]),
 )
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 def test_a_pretty_printed_array_is_cut_by_its_indentation(rows: list[Any], indent: Any, size: int, end: str) -> None:
     data = (json.dumps(rows, indent=indent) + end).encode()
     assert cut(data, exact=False, size=size) == rows
 
 
 @given(rows=OBJECTS.filter(lambda rows: rows and rows[0]), cut_at=st.data(), size=st.integers(20, 400))
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 def test_where_indentation_lies_the_quick_way_fails_and_never_gives_other_rows(rows: list[Any], cut_at: Any, size: int) -> None:
     lines = json.dumps(rows, indent=2).split("\n")
     first = cut_at.draw(st.integers(3, len(lines)))
@@ -63,14 +63,14 @@ def test_where_indentation_lies_the_quick_way_fails_and_never_gives_other_rows(r
 
 
 @given(rows=OBJECTS.filter(bool), indent=st.sampled_from([None, 2]), size=st.integers(1, 200))
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 def test_objects_one_after_the_other_are_cut_too(rows: list[Any], indent: Any, size: int) -> None:
     data = "\n".join(json.dumps(row, indent=indent) for row in rows).encode()
     assert cut(data, exact=False, size=size) == rows
 
 
 @given(rows=OBJECTS.filter(bool), size=st.integers(1, 100), missing=st.integers(1, 30))
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 def test_a_truncated_array_is_never_taken_for_a_whole_one(rows: list[Any], size: int, missing: int) -> None:
     data = json.dumps(rows, indent=4).encode()[: -min(missing, 5)]
     with pytest.raises((DataError, ValueError)):

@@ -34,7 +34,7 @@ conversations = st.lists(st.lists(messages, max_size=6), min_size=1, max_size=4)
 
 
 @given(conversations)
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 def test_arrays_and_the_plain_rule_agree_for_both_encoders(batch: list[Conversation]) -> None:
     column = pa.array(batch, MESSAGES)
     for tokenizer in (FAST, PLAIN):
@@ -45,7 +45,7 @@ def test_arrays_and_the_plain_rule_agree_for_both_encoders(batch: list[Conversat
 
 
 @given(st.lists(messages, max_size=6))
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 def test_what_counts_are_the_answers_and_nothing_else(conversation: Conversation) -> None:
     ids, mask = FAST.ids(chat.segments(conversation))
     answers = "".join(message["content"] + "<|im_end|>\n" for message in conversation if message["role"] == "assistant")
@@ -56,7 +56,7 @@ def test_what_counts_are_the_answers_and_nothing_else(conversation: Conversation
 
 
 @given(st.lists(messages, max_size=4), texts)
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 def test_a_prompt_is_a_prefix_of_its_conversation(history: Conversation, answer: str) -> None:
     prompt, _ = FAST.ids(chat.prompt(history))
     ids, mask = FAST.ids(chat.segments([*history, {"role": "assistant", "content": answer}]))
@@ -65,7 +65,7 @@ def test_a_prompt_is_a_prefix_of_its_conversation(history: Conversation, answer:
 
 
 @given(st.lists(messages, max_size=4))
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 def test_ids_equal_those_of_the_rendered_text_but_for_two_exceptions(conversation: Conversation) -> None:
     assume(not any(token in message["content"] for message in conversation for token in CONTROL_TOKENS))
     assume(not any(m["role"] == "assistant" and re.match(r"\s*[\r\n]", m["content"]) for m in conversation))

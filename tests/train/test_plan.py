@@ -36,7 +36,7 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 @given(plans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_conversation_comes_once_an_epoch_and_fits(plan: Plan) -> None:
     count, stream = len(plan.lengths), []
     for step in plan.walk():
@@ -59,7 +59,7 @@ def test_every_conversation_comes_once_an_epoch_and_fits(plan: Plan) -> None:
 
 
 @given(plans(), st.integers(1, 6), st.integers(200, 400))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_order_does_not_depend_on_ranks_or_budget(plan: Plan, ranks: int, max_tokens: int) -> None:
     other = Plan(
         plan.lengths,
