@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from tests.support import working_folder
 
 TALARIA = Path(sys.executable).with_name("talaria")
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # threads that wait for each other crawl on a busy machine
 TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 SMALLER = {
     "download.rows": 80,
@@ -25,7 +27,7 @@ SMALLER = {
 def test_it_finishes_in_a_folder_whose_files_are_named_like_modules(tmp_path: Path) -> None:
     working_folder.fill(tmp_path)
     settings = [word for name, value in SMALLER.items() for word in ("--set", f"{name}={value}")]
-    done = subprocess.run([TALARIA, "run", TINY, *settings, "--json"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([TALARIA, "run", TINY, *settings, "--json"], cwd=tmp_path, env=ONE_THREAD, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert facts["train"]["steps"] == 2
