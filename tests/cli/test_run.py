@@ -26,8 +26,8 @@ SMALLER = {
 
 def test_it_finishes_in_a_folder_whose_files_are_named_like_modules(tmp_path: Path) -> None:
     working_folder.fill(tmp_path)
-    settings = [word for name, value in SMALLER.items() for word in ("--set", f"{name}={value}")]
-    done = subprocess.run([TALARIA, "run", TINY, *settings, "--json"], cwd=tmp_path, env=ONE_THREAD, capture_output=True, text=True)
+    words = [word for name, value in SMALLER.items() for word in ("--set", f"{name}={value}")]
+    done = subprocess.run([TALARIA, "run", TINY, *words, "--json"], cwd=tmp_path, env=ONE_THREAD, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert facts["train"]["steps"] == 2
