@@ -316,3 +316,49 @@ def test_duplicates_are_those_of_what_is_trained(tmp_path: Path, monkeypatch: py
     rows = [{"messages": MESSAGES, "tools": tool} for tool in tools]
     ours, _ = converted(lines(tmp_path / "c.jsonl", *rows), drop_duplicates=True)
     assert [json.loads(row["tools"])[0]["function"]["name"] for row in ours] == ["f", "g"]
+
+
+SPLITS: list[tuple[list[str], list[int]]] = [
+    (["data/test-00000-of-00001.jsonl", "data/train-00000-of-00001.jsonl", "data/validation-00000-of-00001.jsonl"], [1]),
+    (["dev.jsonl", "train.jsonl"], [1]),
+    (["test/a.jsonl", "train/a.jsonl", "z.jsonl"], [1, 2]),
+    (["chat_train.jsonl", "chat_val.jsonl"], [0]),
+    (["test-a.jsonl", "validation-a.jsonl"], [0, 1]),
+    (["contest.jsonl", "latest.jsonl", "training.jsonl"], [0, 1, 2]),
+]
+
+
+@pytest.mark.parametrize(("names", "taken"), SPLITS)
+def test_validation_and_test_files_are_not_trained_unasked(tmp_path: Path, names: list[str], taken: list[int]) -> None:
+    from talaria.config.schema import Download
+    from talaria.data.download import download
+
+    folder = tmp_path / "folder"
+    for number, name in enumerate(names):
+        lines(folder / name, {"n": number, "messages": MESSAGES})
+    ours, facts = converted(folder)
+    assert [row["n"] for row in ours] == taken
+    assert facts.get("left_out", []) == [name for number, name in enumerate(names) if number not in taken]
+    kept = download(Download(source="local", path=folder), tmp_path / "raw")["files"]
+    assert sorted(kept) == [names[number] for number in taken]
+    every = download(Download(source="local", path=folder, files="**/*"), tmp_path / "raw")["files"]  # asked for
+    assert sorted(every) == sorted(names)
+
+
+def test_the_stage_looks_at_the_beginning_of_every_file_before_it_converts_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from talaria.config.schema import Config
+    from talaria.data import convert as stage
+
+    for number in range(3):
+        lines(tmp_path / "download" / "data" / f"{number}.jsonl", {"n": number, "messages": MESSAGES})
+    inputs, first, again = {"download": tmp_path / "download"}, tmp_path / "first", tmp_path / "again"
+    first.mkdir()
+    again.mkdir()
+    assert stage.run(Config(name="x"), inputs, first)["rows"] == 3
+    assert [path.name for path in first.iterdir()] == ["messages.parquet"]
+    lines(tmp_path / "download" / "data" / "2.jsonl", {"messages": [{"role": "robot", "content": "x"}]})
+    monkeypatch.setattr(stage, "convert", None)  # not begun
+    with pytest.raises(DataError, match=r"2\.jsonl: row 0 \(counted from 0\): turn 0 has the unknown role 'robot'"):
+        stage.run(Config(name="x"), inputs, again)

@@ -5,6 +5,7 @@ Chunks are read and converted by threads and written in order, so memory holds a
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ from talaria.config.schema import Config, Convert
 from talaria.data.conversation.drop_reasons import REASONS
 from talaria.data.convert_rows import OnRows, copy_rows, write_messages
 from talaria.data.messages_parquet import MESSAGES, made_by_convert
-from talaria.data.source_files import SourceFile, search
+from talaria.data.source_files import SourceFile, find_files, search
+from talaria.data.source_sample import sample_files
 
 Facts = dict[str, Any]
 
@@ -32,17 +34,30 @@ def fingerprint(config: Config) -> Any:
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> Facts:
-    """Run the stage: the data files of `download` to messages.parquet."""
-    return convert(inputs["download"] / "data", out_dir / MESSAGES, config.convert)
+    """Run the stage: the data files of `download` to messages.parquet, after a first look at each of several files.
+
+    Raises DataError where a row cannot be used: a bad last file does not cost the time of those before it.
+    """
+    files = find_files(inputs["download"] / "data", all_splits=True)
+    settings = config.convert
+    stops = settings.on_bad_row == "error" and settings.function is None and settings.rows is None
+    if len(files) > 1 and stops:
+        look = out_dir / "look"
+        look.mkdir()
+        write_messages(sample_files(files, look), look / MESSAGES, Convert(fields=settings.fields, roles=settings.roles))
+        shutil.rmtree(look)
+    return convert(inputs["download"] / "data", out_dir / MESSAGES, config.convert, all_splits=True)  # download has chosen
 
 
-def convert(source: Path, output: Path, config: Convert, on_rows: OnRows | None = None) -> Facts:
+def convert(source: Path, output: Path, config: Convert, on_rows: OnRows | None = None, *, all_splits: bool = False) -> Facts:
     """Convert a file or a folder to one parquet, which appears at `output` whole or not at all. Returns the counts.
+
+    Of a folder with a train split beside others, only that is read, unless `all_splits`; what is left out is named.
 
     Raises DataError, one sentence with file and row, where the source cannot be used; UserError where something is at
     `output` that convert did not make.
     """
-    found = search(source)
+    found = search(source, all_splits=all_splits)
     refuse_overwriting(output, found.files)
     with beside(output) as work:
         target = work / MESSAGES

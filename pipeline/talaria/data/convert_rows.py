@@ -132,13 +132,14 @@ def write(step: Step, target: Path, config: Convert, on_rows: OnRows | None) -> 
     dropped: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
     notes: Counter[str] = Counter()
     used: set[str] | None = set() if by_row.TOOLS in step.schema.names and step.makes_messages else None
+    examples: dict[str, str] = {}
     rows = repaired = 0
     with (
         pq.ParquetWriter(target, step.schema, compression=codecs(step.schema)) as writer,
         ThreadPoolExecutor(1, thread_name_prefix="write") as writing,
     ):
         pending: Future[None] | None = None
-        for chunk in finished(step, config):
+        for chunk in finished(step, config, examples):
             dropped.update(bad.reason for bad in chunk.bad)
             notes.update(chunk.notes)
             rows += len(chunk.table)
@@ -154,9 +155,10 @@ def write(step: Step, target: Path, config: Convert, on_rows: OnRows | None) -> 
             pending.result()
     if not rows:
         found = {reason: count for reason, count in dropped.items() if count}
-        raise DataError(f"{step.stream.name}: no row is left to write; dropped: {found or 'none'}.")
+        first = f"; the first: {next(iter(examples.values()))}" if examples else "."
+        raise DataError(f"{step.stream.name}: no row is left to write; dropped: {found or 'none'}{first}")
     counts = {"rows_in": rows + dropped.total(), "rows": rows, "dropped": dict(dropped), "repaired": repaired}
-    return counts | by_name(notes), used
+    return counts | by_name(notes) | ({"examples": examples} if examples else {}), used
 
 
 def by_name(notes: Counter[str]) -> Facts:
@@ -174,8 +176,11 @@ def write_chunk(writer: pq.ParquetWriter, table: pa.Table) -> None:
         writer.write_table(table)
 
 
-def finished(step: Step, config: Convert) -> Iterator[Chunk]:
-    """The chunks in order. Raises DataError at the first bad row, unless bad rows are dropped."""
+def finished(step: Step, config: Convert, examples: dict[str, str]) -> Iterator[Chunk]:
+    """The chunks in order. Raises DataError at the first bad row, unless bad rows are dropped.
+
+    Of each reason to drop one, `examples` gets the sentence about the first row.
+    """
 
     def work(item: tuple[str, Any]) -> tuple[str, Chunk]:
         file, raw = item
@@ -190,17 +195,20 @@ def finished(step: Step, config: Convert) -> Iterator[Chunk]:
         if left is not None:
             chunk = chunk.head(left)
             left -= chunk.size
-        refuse(chunk, file, row, config)
+        refuse(chunk, file, row, config, examples)
         row += chunk.size
         yield drop_duplicates(chunk, seen) if config.drop_duplicates and step.makes_messages else chunk
         if left == 0:
             return
 
 
-def refuse(chunk: Chunk, file: str, first_row: int, config: Convert) -> None:
+def refuse(chunk: Chunk, file: str, first_row: int, config: Convert, examples: dict[str, str]) -> None:
     """Raise DataError for the first bad row that the settings do not drop."""
     fatal = ALWAYS_FATAL if config.on_bad_row == "drop" else FATAL
     for bad in chunk.bad:
+        sentence = f"{file}: row {first_row + bad.row} (counted from 0): {bad.detail}"
         if bad.reason in fatal:
             hint = "" if bad.reason in ALWAYS_FATAL else "; fix the row or set convert.on_bad_row to drop"
-            raise DataError(f"{file}: row {first_row + bad.row} (counted from 0): {bad.detail}{hint}.")
+            raise DataError(f"{sentence}{hint}.")
+        if bad.reason in FATAL:
+            examples.setdefault(bad.reason, f"{sentence}.")

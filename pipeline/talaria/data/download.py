@@ -63,7 +63,7 @@ def fill(config: Download, out_dir: Path) -> Facts:
 
         write_sample(data / FILE, config.rows, config.seed)
         origin |= {"rows": config.rows, "seed": config.seed}
-    found = find_files(data)  # refuses what convert could not read
+    found = find_files(data, all_splits=True)  # refuses what convert could not read
     files = {str(file.path.relative_to(data)): describe(file.path) for file in found}
     check(config, files)
     return origin | {"files": files, "bytes": sum(file["bytes"] for file in files.values())}

@@ -19,7 +19,7 @@ from talaria.common.errors import DataError, Unavailable, UserError
 from talaria.common.hub import commit_of, explained, token
 from talaria.common.locks import lock_itself
 from talaria.config.schema import Download
-from talaria.data.source_files import DATA_SUFFIXES, KINDS, PACKED_SUFFIXES, find_files, is_data_name, matches
+from talaria.data.source_files import DATA_SUFFIXES, EVERY, KINDS, PACKED_SUFFIXES, find_files, is_data_name, matches, of_training
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ def listing(config: Download, commit: str) -> list[HubFile]:
     files = [entry for entry in entries if isinstance(entry, RepoFile)]
     if any(".." in PurePosixPath(file.path).parts or file.path.startswith("/") for file in files):
         raise DataError(f"{config.repo}@{commit[:8]}: lists a file outside the repository.")
-    kept = [file for file in files if is_data_name(file.path) and matches(file.path, config.files)]
+    names = [file.path for file in files if is_data_name(file.path) and matches(file.path, config.files)]
+    taken = set(of_training(names) if config.files == EVERY else names)
+    kept = [file for file in files if file.path in taken]
     if not kept:
         there = ", ".join(file.path for file in files[:5]) or "nothing"
         raise DataError(f"{config.repo}@{commit[:8]}: no data file that matches '{config.files}' ({KINDS}); it has {there}.")
@@ -89,7 +91,7 @@ def copy_cached(config: Download, commit: str, data: Path, offline: Unavailable)
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     every = [f"*{suffix}{packing}" for suffix in DATA_SUFFIXES for packing in ("", *PACKED_SUFFIXES)]
-    names = [config.files] if config.files != "*" else every
+    names = [config.files] if config.files != EVERY else every
     try:
         folder = snapshot_download(config.repo, repo_type="dataset", revision=commit, local_files_only=True, allow_patterns=names)
     except LocalEntryNotFoundError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -60,15 +60,32 @@ class Found:
     left_out: list[str]
 
 
-def find_files(source: Path, pattern: str = "*") -> list[SourceFile]:
+EVERY = "*"
+"""The pattern of who chose no files: all, but for those of the validation and test splits beside a train split."""
+_OTHER = "validation|valid|val|dev|test|testing|eval|evaluation"
+_SPLIT = re.compile(rf"(?:^|[-._ /0-9])(?:(train|training)|({_OTHER}))(?=[-._ /0-9]|$)")
+
+
+def of_training(names: Sequence[str]) -> list[str]:
+    """The names without those of a validation or test split, where there is a train split beside them.
+
+    Words in a path tell its split, as for `datasets`; the last one counts.
+    """
+    found = {name: _SPLIT.findall(name.lower()) for name in names}
+    if not any(train for words in found.values() for train, _ in words):
+        return list(names)
+    return [name for name, words in found.items() if not words or words[-1][0]]
+
+
+def find_files(source: Path, pattern: str = EVERY, *, all_splits: bool = False) -> list[SourceFile]:
     """The data files at `source`, a file or a folder searched in depth, in the order of their names.
 
     Raises DataError where there is none, or where a folder mixes parquet with JSON (most likely the same rows twice).
     """
-    return search(source, pattern).files
+    return search(source, pattern, all_splits=all_splits).files
 
 
-def search(source: Path, pattern: str = "*") -> Found:
+def search(source: Path, pattern: str = EVERY, *, all_splits: bool = False) -> Found:
     """As find_files, with the names of what is left out."""
     if not source.exists():
         raise DataError(f"{source}: no such file or folder.")
@@ -76,6 +93,8 @@ def search(source: Path, pattern: str = "*") -> Found:
         return Found([_sniff(source, str(source))], [])
     names = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
     kept = [name for name in names if is_data_name(name) and matches(name, pattern)]
+    if pattern == EVERY and not all_splits:
+        kept = of_training(kept)
     if not kept:
         there = ", ".join(names[:5]) or "nothing"
         raise DataError(f"{source}: holds no data file that matches '{pattern}' ({KINDS}); found {there}.")

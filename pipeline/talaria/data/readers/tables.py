@@ -243,4 +243,14 @@ def _as(values: pa.Array | None, kind: pa.DataType, size: int) -> pa.Array:
     written = column_types.written({"": kind}).field(0).type
     if values is None:
         return pa.nulls(size, written)
+    if _has_view(values.type):  # Arrow's cast from a list view gives offsets that fall (25.0), and the writer then hangs
+        return pa.array(values.to_pylist(), written)
     return values if values.type == written else values.cast(written)
+
+
+def _has_view(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.ListViewType | pa.LargeListViewType):
+        return True
+    if _is_list(kind):
+        return _has_view(kind.value_type)
+    return pa.types.is_struct(kind) and any(_has_view(field.type) for field in kind)

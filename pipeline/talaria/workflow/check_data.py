@@ -1,0 +1,120 @@
+"""A first look at a source: what its rows are, what of them is trained, and where a run would stop, from a sample in seconds.
+
+The sample goes through the stages themselves, convert and, with a tokenizer, tokenize, so that what is said is what a run does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from talaria.common.errors import UserError
+from talaria.config.schema import Config
+from talaria.data.conversation.content import ASSISTANT, SWITCHES
+from talaria.data.conversation.drop_reasons import REASONS
+from talaria.data.convert_rows import write_messages
+from talaria.data.messages_parquet import MESSAGES
+from talaria.data.source_files import search
+from talaria.data.source_sample import sample_files
+
+Facts = dict[str, Any]
+
+
+def check(source: Path, config: Config, tokenizer: str | None = None) -> Facts:
+    """Look at the first rows of each file of `source`, a file or a folder.
+
+    Returns counts of the sample by name, one conversation, and `stops`: the sentence that would end a run, or None. Raises
+    UserError where not even a sample can be read.
+    """
+    found = search(source)
+    with TemporaryDirectory(prefix="talaria-check-") as folder:
+        work = Path(folder)
+        samples = sample_files(found.files, work)
+        parquet = work / MESSAGES
+        converted = write_messages(samples, parquet, config.convert.model_copy(update={"on_bad_row": "drop"}))
+        facts: Facts = {"files": len(found.files), "looked_at": len(samples), "rows": converted["rows_in"]}
+        facts |= {name: converted[name] for name in ("shapes", "mapped", "not_carried", "columns") if name in converted}
+        facts["dropped"] = {reason: count for reason, count in converted["dropped"].items() if count}
+        examples = converted.get("examples", {})
+        facts |= {"examples": examples, "left_out": found.left_out} | _messages(parquet)
+        facts["stops"] = _stops(examples, config)
+        if tokenizer is not None:
+            facts |= _tokens(parquet, tokenizer, work / "tokens", config, facts["stops"])
+    return facts
+
+
+def _stops(examples: dict[str, str], config: Config) -> str | None:
+    """The sentence of the first row that a run would stop at: `examples` has one a reason, in the order of the rows."""
+    if config.convert.on_bad_row == "drop":
+        return None
+    return next(iter(examples.values()), None)
+
+
+def _messages(parquet: Path) -> Facts:
+    """Messages by role, answers that count and that are masked, and the first conversation."""
+    roles: Counter[str] = Counter()
+    trained = masked = calls = 0
+    table = pq.read_table(parquet, columns=["messages"])
+    for messages in table.column("messages").to_pylist():
+        for message in messages:
+            roles[message["role"]] += 1
+            if message["role"] == ASSISTANT:
+                counts = is_trained(message)
+                trained, masked = trained + counts, masked + (not counts)
+                calls += message.get("tool_calls") is not None
+    first: list[dict[str, Any]] = next((row for row in table.column("messages").to_pylist() if row), [])
+    return {
+        "messages": dict(roles),
+        "answers": {"trained": trained, "masked": masked, "with_tool_calls": calls},
+        "conversation": [{name: value for name, value in message.items() if value is not None} for message in first],
+    }
+
+
+def is_trained(message: dict[str, Any]) -> bool:
+    """Whether the loss counts this message."""
+    on = (message.get(name) is None or message[name] != 0 for name in SWITCHES)
+    return message["role"] == ASSISTANT and all(on)
+
+
+def _tokens(parquet: Path, tokenizer: str, folder: Path, config: Config, stops: str | None) -> Facts:
+    """What tokenize makes of the sample, and its first conversation as the trainer reads it."""
+    from talaria.tokenization.inspection import Folder
+    from talaria.tokenization.stage import tokenize
+
+    settings = config.tokenize.model_copy(update={"validation_fraction": 0.0})
+    try:
+        made = tokenize(parquet, tokenizer, folder, settings)
+    except UserError as error:
+        return {"stops": stops or str(error).replace(str(parquet), "the sample")}
+    names = ("conversations", "tokens", "supervised_tokens", "oddities")
+    facts = {name: made[name] for name in names} | {"dropped_by_tokenize": {k: v for k, v in made["dropped"].items() if v}}
+    return {"tokenized": facts, "rendered": Folder(folder).sample("train", 0).spans}
+
+
+def lines(facts: Facts) -> Iterator[str]:
+    """The facts as lines for a person."""
+    yield f"looked at {facts['rows']:,} rows of {facts['looked_at']:,} of {facts['files']:,} files"
+    for title in ("left_out", "shapes", "mapped", "not_carried", "messages", "answers"):
+        if facts.get(title):
+            value = facts[title]
+            shown = (
+                ", ".join(f"{name}: {count:,}" for name, count in value.items()) if isinstance(value, dict) else ", ".join(value)
+            )
+            yield f"{title.replace('_', ' ')}: {shown}"
+    for reason, count in facts["dropped"].items():
+        yield f"dropped: {count:,} {reason} ({REASONS[reason]}); {facts['examples'].get(reason, '')}".rstrip("; ")
+    if "tokenized" in facts:
+        yield from (f"{name.replace('_', ' ')}: {value}" for name, value in facts["tokenized"].items())
+    yield "one conversation:"
+    if "rendered" in facts:
+        yield "".join(f"[{span.text}]" if span.supervised else span.text for span in facts["rendered"])
+        return
+    for message in facts["conversation"]:
+        mark = " (trained)" if is_trained(message) else ""
+        said = {name: value for name, value in message.items() if name not in ("role", "content")}
+        yield f"  {message['role']}{mark}: {message.get('content')}{f'  {said}' if said else ''}"
