@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from talaria.train.kernels.decoder_layer import FAMILIES
 
 NAME = "talaria_grouped"
 """Under which transformers' AttentionInterface knows `attend`."""
-FAMILIES = ("qwen3", "qwen2", "llama", "mistral")
 _EAGER_STEPS = 2
 """Steps before the capture: libraries choose their kernels and workspaces in them."""
 _CHECK_EVERY = 16
@@ -49,7 +50,7 @@ def decode(hf: Any, ids: Tensor, mask: Tensor, *, ends: Sequence[int], max_new_t
         token=out.logits[:, -1].argmax(-1, keepdim=True),
         place=places[:, -1:] + 1,
         slot=torch.tensor([width], device=ids.device),
-        visible=torch.nn.functional.pad(mask.bool(), (0, slots - width))[:, None, None],
+        visible=pad(mask.bool(), (0, slots - width))[:, None, None],
     )
     step = _captured(lambda: state.advance(hf, cache), hf.device)
     ended = torch.zeros(rows, dtype=torch.bool, device=ids.device)

@@ -66,9 +66,9 @@ def forward(x: Tensor, group: Sequence[Linear], scale: float, fp8: bool) -> tupl
     y = project(x, [linear.weight for linear in group], fp8, _bias(group, x))
     low = _down(x, group, scale)
     if low is not None:
-        for linear, rows, ranks in _adapters(group):
+        for place, rows, ranks in _adapters(group):
             part = y[:, rows]
-            torch.addmm(part, low[:, ranks], linear.lora_b.to(x.dtype).t(), out=part)
+            torch.addmm(part, low[:, ranks], group[place].lora_b.to(x.dtype).t(), out=part)
     return y, low
 
 
@@ -79,8 +79,8 @@ def backward(dy: Tensor, group: Sequence[Linear], scale: float, fp8: bool) -> tu
     if not adapters:
         return dx, None
     d_low = torch.empty(len(dy), adapters[-1][2].stop, dtype=dy.dtype, device=dy.device)
-    for linear, rows, ranks in adapters:
-        torch.mm(dy[:, rows], linear.lora_b.to(dy.dtype), out=d_low[:, ranks])
+    for place, rows, ranks in adapters:
+        torch.mm(dy[:, rows], group[place].lora_b.to(dy.dtype), out=d_low[:, ranks])
     d_low *= scale
     return dx.addmm_(d_low, _all_a(group, dy.dtype)), d_low
 
@@ -108,6 +108,7 @@ def gradients(
             grads[place] = grads[place]._replace(bias=vector_gradient(linear.bias, sums[:, rows]))
     if d_low is not None:
         low = _down(x, group, scale) if low is None else low
+        assert low is not None
         _adapter_gradients(grads, group, dy, x, low, d_low)
     return grads
 
@@ -117,15 +118,12 @@ def wants_input(group: Sequence[Linear]) -> bool:
     return any(linear.weight.requires_grad or linear.lora_a is not None for linear in group)
 
 
-def _adapter_gradients(
-    grads: list[Linear], group: Sequence[Linear], dy: Tensor, x: Tensor, low: Tensor | None, d_low: Tensor
-) -> None:
-    assert low is not None
+def _adapter_gradients(grads: list[Linear], group: Sequence[Linear], dy: Tensor, x: Tensor, low: Tensor, d_low: Tensor) -> None:
+    """Set the derivatives by both matrices of each adapter in `grads`. All A are derived by one product, which reads x once."""
     d_a = _product(d_low, x)
-    for linear, rows, ranks in _adapters(group):
-        place = next(place for place, other in enumerate(group) if other is linear)
-        d_b = _add_or_return(linear.lora_b, _product(dy[:, rows], low[:, ranks]))
-        grads[place] = grads[place]._replace(lora_a=_add_or_return(linear.lora_a, d_a[ranks]), lora_b=d_b)
+    for place, rows, ranks in _adapters(group):
+        d_b = _add_or_return(group[place].lora_b, _product(dy[:, rows], low[:, ranks]))
+        grads[place] = grads[place]._replace(lora_a=_add_or_return(group[place].lora_a, d_a[ranks]), lora_b=d_b)
 
 
 def _product(dy: Tensor, x: Tensor) -> Tensor:
@@ -142,12 +140,12 @@ def _add_or_return(param: Tensor, grad: Tensor) -> Tensor | None:
     return None
 
 
-def _adapters(group: Sequence[Linear]) -> list[tuple[Linear, slice, slice]]:
-    """Those of the group that have an adapter, each with its columns in y and in x A^T."""
+def _adapters(group: Sequence[Linear]) -> list[tuple[int, slice, slice]]:
+    """Return of each adapter its layer's place in the group and its columns in y and in x A^T."""
     rows = row_slices([linear.weight for linear in group])
-    adapted = [(linear, columns) for linear, columns in zip(group, rows, strict=True) if linear.lora_a is not None]
-    ranks = row_slices([linear.lora_a for linear, _ in adapted])
-    return [(linear, columns, rank) for (linear, columns), rank in zip(adapted, ranks, strict=True)]
+    adapted = [place for place, linear in enumerate(group) if linear.lora_a is not None]
+    ranks = row_slices([group[place].lora_a for place in adapted])
+    return [(place, rows[place], rank) for place, rank in zip(adapted, ranks, strict=True)]
 
 
 def _all_a(group: Sequence[Linear], dtype: torch.dtype) -> Tensor:
