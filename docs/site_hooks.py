@@ -46,12 +46,21 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for package, modules in packages.items():
         blocks = "\n\n".join(f"::: {module}" for module in modules)
         files.append(File.generated(config, f"api/{package}.md", content=f"# {package}\n\n{blocks}\n"))
+    unlisted = sorted({path.name for path in (ROOT / "docs").glob("*.md")} - {str(page) for page in _listed(config.nav or [])})
     for section in config.nav or []:
+        if "Use" in section:
+            section["Use"] += unlisted  # a new page is never lost
         if "Decisions" in section:
             section["Decisions"] = ["decisions/index.md", *(f"decisions/{name}" for name in notes)]
         if "API" in section:
             section["API"] = [f"api/{package}.md" for package in packages]
     return files
+
+
+def _listed(nav: object) -> list[object]:
+    if isinstance(nav, dict):
+        nav = list(nav.values())
+    return [page for entry in nav for page in _listed(entry)] if isinstance(nav, list) else [nav]
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
