@@ -18,7 +18,7 @@ from talaria.workflow import tokenize_parts
 
 from talaria_airflow.listeners.run_notes import NOTE
 from talaria_airflow.operators.approval import ANSWER_DAYS, REJECT
-from talaria_airflow.operators.stage import given_output, store_root
+from talaria_airflow.operators.stage import given, given_output, store_root
 from talaria_airflow.operators.xcom import storable
 from talaria_airflow.parameters import form
 
@@ -112,7 +112,7 @@ def tokenize(config: Json, upstream: Json, asset: Asset) -> dict[str, Any]:
 
 def parse(config: Json) -> Config:
     """The configuration that `configure` validated."""
-    return settings.parse(config, "configuration")
+    return settings.parse(given("configure", config), "configuration")
 
 
 def outputs(upstream: Json) -> dict[str, Output]:
@@ -125,7 +125,7 @@ def forced() -> bool:
 
 def has_to_be_asked(config: Json, compared: Json) -> bool:
     """Whether a person has something to decide: the alias would move, and the configuration wants to be asked."""
-    return bool(config["promote"]["approval"] and compared["promoted"])
+    return bool(parse(config).promote.approval and given("compare", compared)["promoted"])
 
 
 def promote(config: Json, registered: Json, answer: Json | None, context: Context) -> dict[str, Any]:
@@ -136,7 +136,8 @@ def promote(config: Json, registered: Json, answer: Json | None, context: Contex
     from talaria.registry import promotion
     from talaria.tracking.mlflow_client import tracking_uri
 
-    model, version, uri = registered["model"], int(registered["candidate"]), tracking_uri(store().root)
+    candidate = given("register", registered)
+    model, version, uri = candidate["model"], int(candidate["candidate"]), tracking_uri(store().root)
     who = ((answer or {}).get("responded_by_user") or {}).get("name")
     if answer and REJECT in answer["chosen_options"] and who:
         decided = promotion.reject(model, version, by=who, uri=uri)

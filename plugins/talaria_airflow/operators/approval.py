@@ -15,7 +15,7 @@ from talaria.config import load as settings
 from talaria.store.store import Store
 
 from talaria_airflow.notifiers.alert import Alert
-from talaria_airflow.operators.stage import StageOperator, as_task_failure, given_output, store_root
+from talaria_airflow.operators.stage import StageOperator, as_task_failure, given, given_output, store_root
 from talaria_airflow.operators.xcom import storable
 
 APPROVE, REJECT = "Approve", "Reject"
@@ -44,16 +44,17 @@ class CompareOperator(StageOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         with as_task_failure(), tempfile.TemporaryDirectory(prefix="talaria-") as scratch:
-            config = settings.parse(self.config, "configuration")
+            config = settings.parse(given("configure", self.config), "configuration")
             store = Store(self.store or store_root())
             evaluated = given_output(store, "evaluate", self.evaluated)
-            model, version = self.registered["model"], self.registered["candidate"]
+            registered = given("register", self.registered)
+            model, version = registered["model"], registered["candidate"]
             answer = Path(scratch) / "answer.json"
             words = ["promote", model, str(version), "--dry-run", "--margin", repr(config.promote.margin)]
             self.run_command([*words, "--store", str(store.root), "--output", str(answer)], context, Path(scratch))
             compared = json.loads(answer.read_text())
         compared |= {"numbers": _numbers(compared, evaluated.facts), "examples": _examples(evaluated.path)}
-        return storable(compared | {"url": self.registered.get("model_url")})
+        return storable(compared | {"url": registered.get("model_url")})
 
 
 class AskOperator(HITLOperator):
@@ -79,9 +80,11 @@ class AskOperator(HITLOperator):
         self.compared = compared
 
     def execute(self, context: Context) -> Any:
+        with as_task_failure():
+            compared = given("compare", self.compared)
         # not templates: what the data says must not be read as one
-        self.subject = f"Promote {self.compared['model']} {self.compared['version']}?"
-        self.body = question(self.compared)
+        self.subject = f"Promote {compared['model']} {compared['version']}?"
+        self.body = question(compared)
         return super().execute(context)
 
 

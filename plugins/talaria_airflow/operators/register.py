@@ -10,7 +10,7 @@ from talaria.config import load as settings
 from talaria.store.store import Store
 
 from talaria_airflow.operators import links
-from talaria_airflow.operators.stage import as_task_failure, given_output, store_root
+from talaria_airflow.operators.stage import as_task_failure, given, given_output, store_root
 from talaria_airflow.operators.xcom import storable
 
 
@@ -39,7 +39,7 @@ class RegisterOperator(BaseOperator):
             store = Store(store_root())
             folders = {name: given_output(store, name, value).path for name, value in self.inputs.items()}
             uri = tracking_uri(store.root)
-            registered = register(settings.parse(self.config, "configuration"), folders, uri=uri)
+            registered = register(settings.parse(given("configure", self.config), "configuration"), folders, uri=uri)
         self.log.info("%s: the candidate is version %s", registered["model"], registered["candidate"])
         links.show(context, links.ModelVersionLink, registered["model_url"] or "")
         links.show(context, links.MlflowRunLink, registered["run_url"] or "")

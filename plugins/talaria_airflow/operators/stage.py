@@ -70,7 +70,7 @@ class StageOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         with as_task_failure():
-            config = settings.parse(self.config, "configuration")
+            config = settings.parse(given("configure", self.config), "configuration")
             store = Store(self.store or store_root())
             upstream = {name: given_output(store, name, value) for name, value in self.inputs.items()}
             output = self.make(context, config, store, upstream)
@@ -141,15 +141,20 @@ class StageOperator(BaseOperator):
         return str(self.force).lower() in ("true", "1")
 
 
+def given(task: str, value: Any) -> Mapping[str, Any]:
+    """Return what an upstream task returned. Raises UserError, naming Airflow's cure, where it returned nothing."""
+    if not isinstance(value, Mapping):
+        raise UserError(f"The task {task} has no result: it was marked as success, or skipped. Clear it to make one.")
+    return value
+
+
 def given_output(store: Store, stage: str, value: Any) -> Output:
     """Return what an upstream task returned, fetched from the remote where this machine lacks it.
 
     Raises UserError, naming Airflow's cure, where the task returned nothing or its files are gone: another attempt of this
     task would find the same.
     """
-    if not isinstance(value, Mapping) or "path" not in value:
-        raise UserError(f"The task of stage {stage} has no result: it was marked as success or skipped. Clear it to make one.")
-    output = Output.from_json(value)
+    output = Output.from_json(given(stage, value))
     if output.path.is_dir():
         return output
     if (found := store.find(stage, output.key)) is None:

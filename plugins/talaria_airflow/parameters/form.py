@@ -79,6 +79,8 @@ def _field(name: str, schema: Mapping[str, Any]) -> Param:
     options: dict[str, Any] = {**schema, "type": [*dict.fromkeys((*kinds, "null"))]}
     if "enum" in schema:
         options["enum"] = [*schema["enum"], None]
+    if "boolean" in kinds:  # a switch that nobody touched looks like one that is off
+        options["description"] = f"{options['description']} Untouched: as the configuration says."
     if name not in FIRST:
         options["section"] = name.partition(".")[0]
     return Param(None, title=name, **options)

@@ -66,7 +66,10 @@ def test_what_the_data_says_is_no_template(monkeypatch: pytest.MonkeyPatch) -> N
     ("approval_wanted", "would_promote", "asked"), [(True, True, True), (True, False, False), (False, True, False)]
 )
 def test_nobody_is_asked_where_there_is_nothing_to_decide(approval_wanted: bool, would_promote: bool, asked: bool) -> None:
-    assert dag_tasks.has_to_be_asked({"promote": {"approval": approval_wanted}}, {"promoted": would_promote}) is asked
+    assert (
+        dag_tasks.has_to_be_asked({"name": "small", "promote": {"approval": approval_wanted}}, {"promoted": would_promote})
+        is asked
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,10 +112,14 @@ def test_a_result_holds_no_number_that_airflow_cannot_keep() -> None:
 
 def test_an_input_that_is_gone_names_the_cure(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    with pytest.raises(UserError, match=r"stage train has no result: it was marked as success or skipped. Clear it to make one"):
+    with pytest.raises(UserError, match=r"The task train has no result: it was marked as success, or skipped\. Clear it"):
         given_output(store, "train", None)
     gone = {"path": str(tmp_path / "train" / "k"), "key": "k" * 64, "facts": {}, "seconds": 1.0}
     with pytest.raises(UserError, match=r"the output of stage train is gone, pruned perhaps. Clear that task to make it again"):
         given_output(store, "train", gone)
+    with pytest.raises(UserError, match=r"The task configure has no result"):
+        dag_tasks.parse(None)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"The task compare has no result"):
+        dag_tasks.has_to_be_asked({"name": "small", "promote": {"approval": True}}, None)  # type: ignore[arg-type]
     (tmp_path / "train" / "k").mkdir(parents=True)
     assert given_output(store, "train", gone).key == gone["key"]
