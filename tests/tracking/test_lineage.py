@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -79,6 +80,25 @@ def test_the_commit_of_the_code_is_git_s(monkeypatch):
     head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
     if head.returncode == 0:
         assert (lineage.git_commit() or "").removesuffix("-dirty") == head.stdout.strip()
-    monkeypatch.setattr(lineage, "__file__", "/nowhere/lineage.py")
+    monkeypatch.setattr(lineage, "__file__", "/nowhere/pipeline/talaria/tracking/lineage.py")
     monkeypatch.setenv("TALARIA_GIT_COMMIT", "abc")
     assert lineage.git_commit() == "abc"
+
+
+def test_mlflow_is_told_who_ran_what(monkeypatch):
+    for name in ("AIRFLOW_CTX_DAG_ID", "AIRFLOW_CTX_DAG_RUN_ID", "AIRFLOW_CTX_DAG_OWNER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LOGNAME", "ann")
+    assert lineage.source_tags().items() >= {"mlflow.user": "ann", "mlflow.source.name": "talaria"}.items()
+    monkeypatch.setenv("AIRFLOW_CTX_DAG_ID", "sft")
+    monkeypatch.setenv("AIRFLOW_CTX_DAG_OWNER", "ml-team")
+    expected = {"mlflow.user": "ml-team", "mlflow.source.name": "Airflow: sft", "mlflow.source.type": "JOB"}
+    assert lineage.source_tags().items() >= expected.items()
+
+
+def test_an_experiment_opens_as_model_training(sqlite_uri, tmp_path):
+    from talaria.tracking.mlflow_client import connect, experiment_id
+
+    client = connect(sqlite_uri)
+    made = experiment_id(client, f"kind-{tmp_path.name}-{os.getpid()}", tmp_path)
+    assert client.get_experiment(made).tags["mlflow.experimentKind"] == "custom_model_development"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import subprocess
@@ -131,6 +132,21 @@ def airflow_context() -> dict[str, str]:
     """Return the Airflow run of this process, from the variables that Airflow sets for its tasks."""
     names = {"talaria.dag_id": "AIRFLOW_CTX_DAG_ID", "talaria.run_id": "AIRFLOW_CTX_DAG_RUN_ID"}
     return {tag: os.environ[name] for tag, name in names.items() if name in os.environ}
+
+
+def source_tags() -> dict[str, str]:
+    """Return the tags of a new run from which MLflow's pages fill "Created by" and "Source"."""
+    context = airflow_context()
+    try:
+        user = os.environ.get("AIRFLOW_CTX_DAG_OWNER") or getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        user = str(os.getuid())
+    tags = {
+        "mlflow.user": user,
+        "mlflow.source.name": f"Airflow: {context['talaria.dag_id']}" if "talaria.dag_id" in context else "talaria",
+        "mlflow.source.type": "JOB" if context else "LOCAL",
+    }
+    return tags | ({"mlflow.source.git.commit": commit} if (commit := git_commit()) else {})
 
 
 def git_commit() -> str | None:

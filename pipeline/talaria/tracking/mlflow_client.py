@@ -17,6 +17,8 @@ from talaria.tracking.mlflow_database import ensure_database
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""Tag of an experiment that MLflow's page opens as model training, rather than ask what it is."""
 ARTIFACTS = "mlflow-artifacts"
 """Folder beside a database in a file: experiments keep their files there."""
 _SQLITE_PATIENCE = 60  # seconds that a writer waits for another; SQLite's own 5 are short for a busy disk
@@ -105,7 +107,7 @@ def experiment_id(client: MlflowClient, name: str, artifacts: Path | None) -> st
     if found is None:
         location = (artifacts / name).absolute().as_uri() if artifacts else None
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            return str(client.create_experiment(name, artifact_location=location, tags=MODEL_TRAINING))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

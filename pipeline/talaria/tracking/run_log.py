@@ -151,7 +151,7 @@ class RunLog:
         return runs[0] if runs else None
 
     def _create(self) -> Run:
-        tags = {ID_TAG: training_id(self.folder)}
+        tags = {ID_TAG: training_id(self.folder), **lineage.source_tags()}
         name = f"{self.config.name}-{training_id(self.folder)[:8]}"
         return self.client.create_run(self.experiment, tags=tags, run_name=name)
 
