@@ -18,7 +18,8 @@ from talaria.common.errors import DataError
 from talaria.config.load import parse
 from talaria.config.schema import Config
 from talaria.tokenization import chatml as chat
-from talaria.tokenization.tokenizer import TEMPLATE_FILE, find, load
+from talaria.tokenization.tokenizer import load
+from talaria.tokenization.tokenizer_folder import TEMPLATE_FILE, find
 
 from tests.base_model import hub
 from tests.support import qwen_tokenizer

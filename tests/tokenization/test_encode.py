@@ -17,9 +17,9 @@ import pytest
 from talaria.common.errors import DataError, UserError
 from talaria.config.schema import Tokenize
 from talaria.tokenization import chatml as chat
-from talaria.tokenization import row_filter as select
+from talaria.tokenization import chatml_rows
 from talaria.tokenization.dataset import open_tokens
-from talaria.tokenization.row_filter import EncodingMismatch
+from talaria.tokenization.encoder import EncodingMismatch
 from talaria.tokenization.stage import merge, tokenize, tokenize_range
 from talaria.tokenization.tokenizer import Loading, load
 
@@ -208,7 +208,7 @@ def test_the_parts_of_a_large_parquet_hold_it_all(large: Path, reference: dict[s
 
 
 def test_a_wrong_id_or_mask_stops_the_run(tmp_path: Path, small_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    true = select.encode
+    true = chatml_rows.encode
 
     def wrong(*arguments: Any) -> Any:
         batch = true(*arguments)
@@ -216,7 +216,7 @@ def test_a_wrong_id_or_mask_stops_the_run(tmp_path: Path, small_tokenizer: Path,
         ids[batch.offsets[:-1] + 3] += 1
         return replace(batch, ids=ids)
 
-    monkeypatch.setattr(select, "encode", wrong)
+    monkeypatch.setattr(chatml_rows, "encode", wrong)
     with pytest.raises(EncodingMismatch, match=r"tokens.parquet, row \d+: the encoder's ids differ from Hugging Face's"):
         run(tmp_path, small_tokenizer, numbered(50))
     assert [path.name for path in tmp_path.iterdir()] == ["tokens.parquet"]

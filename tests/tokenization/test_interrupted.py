@@ -16,11 +16,11 @@ from tests.support.conversations import numbered, write_parquet
 # `talaria` in a process that stops where all shards are written and nothing is in place, and says so.
 PAUSED = """
 import sys, time
-from talaria.tokenization import encode
+from talaria.tokenization import stage
 def pause(*_):
     print("written", flush=True)
     time.sleep(600)
-encode.merge = pause
+stage.merge = pause
 from talaria.cli import main
 main()
 """

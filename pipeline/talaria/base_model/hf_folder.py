@@ -1,4 +1,4 @@
-"""A Hugging Face model folder: which of its files are taken, what its headers say, and that it stops where ChatML ends."""
+"""A Hugging Face model folder: its files, its tokenizer with a chat template, the tokens that end an answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 from talaria.common.errors import DataError
 from talaria.common.files import file_digest, link_or_copy
 from talaria.tokenization import chatml as chat
-from talaria.tokenization import tokenizer as tokenizers
+from talaria.tokenization.rendered.probe import answer_ends
+from talaria.tokenization.tokenizer import Loading, open_hugging_face
+from talaria.tokenization.tokenizer_folder import own_template, save
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja")
 """Weights as safetensors only: a pickle can run code on whoever loads it."""
@@ -38,18 +40,29 @@ def copy_model(folder: Path, out_dir: Path) -> None:
             link_or_copy(path.resolve(), out_dir / name)  # the hub's cache holds symbolic links
         elif name in ("config.json", "generation_config.json"):
             shutil.copyfile(path, out_dir / name)
-    tokenizers.save(folder, out_dir)
+    save_tokenizer(folder, out_dir)
+
+
+def save_tokenizer(folder: Path, out_dir: Path) -> None:
+    """The tokenizer with plain ChatML as its template, or with its own where it knows no ChatML.
+
+    Raises DataError where it knows no ChatML and has no template.
+    """
+    loading = Loading(folder, "tokenizers")
+    added = {token.content for token in loading.hugging_face.get_added_tokens_decoder().values() if token.special}
+    own = own_template(folder)
+    knows_chatml = {chat.START, chat.END} <= added
+    save(folder, out_dir, own if own and not knows_chatml else chat.template(loading.oracle.bos_text))
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """Check that model and tokenizer fit, make generation stop on <|im_end|>, and say what the folder holds.
+    """Check that model and tokenizer fit, make generation stop where an answer ends, and say what the folder holds.
 
     A base model's own generation_config ends at <|endoftext|> only, so that a tuned one would never stop.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    tokenizer = tokenizers.open_hugging_face(folder / "tokenizer.json")
-    end = tokenizers.control_id(tokenizer, chat.END, folder / "tokenizer.json")
-    tokenizers.control_id(tokenizer, chat.START, folder / "tokenizer.json")
+    tokenizer = open_hugging_face(folder / "tokenizer.json")
+    ends = [id for id in map(tokenizer.token_to_id, answer_ends(folder, tokenizer)) if id is not None]
     if tokenizer.get_vocab_size() > config["vocab_size"]:
         raise DataError(
             f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} tokens but the model embeds {config['vocab_size']}; "
@@ -60,7 +73,7 @@ def describe(folder: Path) -> dict[str, Any]:
     end_of_text = tokenizer.token_to_id(chat.END_OF_TEXT)
     own = config.get("eos_token_id") if end_of_text is None else end_of_text
     others = own if isinstance(own, list) else [own]
-    generation["eos_token_id"] = [end, *(id for id in others if id not in (None, end))]
+    generation["eos_token_id"] = [*ends, *(id for id in others if id is not None and id not in ends)]
     if end_of_text is not None:
         generation["pad_token_id"] = end_of_text
     path.write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")

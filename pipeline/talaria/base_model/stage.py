@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from talaria.base_model.hf_folder import PATTERNS, copy_model, describe, model_files
+from talaria.base_model.hf_folder import PATTERNS, copy_model, describe, model_files, save_tokenizer
 from talaria.common.errors import DataError
 from talaria.common.files import file_digest
 from talaria.config.schema import Base, Config
 from talaria.data.messages_parquet import MESSAGES
 from talaria.tokenization import chatml as chat
-from talaria.tokenization import tokenizer as tokenizers
+from talaria.tokenization.tokenizer import open_hugging_face
+from talaria.tokenization.tokenizer_folder import ALL_FILES
 
 
 def fingerprint(config: Config) -> Any:
@@ -26,7 +27,7 @@ def fingerprint(config: Config) -> Any:
     folder = base.path if base.source == "local" else base.tokenizer
     if folder is None:
         return None
-    files = {name: path for name, path in model_files(folder) if base.source == "local" or name in tokenizers.ALL_FILES}
+    files = {name: path for name, path in model_files(folder) if base.source == "local" or name in ALL_FILES}
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         return dict(zip(files, pool.map(file_digest, files.values()), strict=True))
 
@@ -55,8 +56,8 @@ def make_random(base: Base, inputs: Mapping[str, Path], out_dir: Path) -> None:
 
     if base.tokenizer is None:
         random_init.train_tokenizer(inputs["convert"] / MESSAGES, base.vocab_size, out_dir)
-    tokenizers.save(base.tokenizer or out_dir, out_dir)
-    tokenizer = tokenizers.open_hugging_face(out_dir / "tokenizer.json")
+    save_tokenizer(base.tokenizer or out_dir, out_dir)
+    tokenizer = open_hugging_face(out_dir / "tokenizer.json")
     end_of_text = tokenizer.token_to_id(chat.END_OF_TEXT)
     if end_of_text is None:
         raise DataError(

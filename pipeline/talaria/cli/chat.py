@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from talaria.common.errors import DataError, UserError
-from talaria.tokenization import chatml as template
-from talaria.tokenization.tokenizer import Tokenizer, load
+from talaria.tokenization.chatml import ASSISTANT
+from talaria.tokenization.rendered.prompt import PromptEncoder, end_ids, prompt_encoder
 
 _HELP = "An empty line or Ctrl-D ends the talk; /new begins another."
 
@@ -67,7 +67,9 @@ class Talk:
     model: Any
     tokenizer: Any
     """Decodes."""
-    encoder: Tokenizer
+    encode_prompt: PromptEncoder
+    ends: list[int]
+    """Ids that end an answer."""
     max_new_tokens: int
     messages: list[dict[str, str]] = field(default_factory=list)
 
@@ -83,17 +85,18 @@ class Talk:
         return cls(
             model,
             AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
-            load(folder, "tokenizers"),
+            prompt_encoder(folder),
+            end_ids(folder),
             max_new_tokens,
             messages,
         )
 
     def say(self, text: str, write: Callable[[str], None]) -> str:
-        """Send a message and stream the greedy answer to `write`, up to <|im_end|> or `max_new_tokens`."""
+        """Send a message and stream the greedy answer to `write`, up to its end token or `max_new_tokens`."""
         import torch
 
         self.messages.append({"role": "user", "content": text})
-        ids, _ = self.encoder.ids(template.prompt(self.messages))  # as in training: what looks like a control token is text
+        ids = self.encode_prompt(self.messages)  # as in training: what looks like a control token is text
         prompt = torch.tensor([ids], device=self.model.device)
         streamer = _streamer(self.tokenizer, write)
         with torch.no_grad():
@@ -101,14 +104,12 @@ class Talk:
                 prompt, attention_mask=torch.ones_like(prompt), streamer=streamer, do_sample=False, **self._ends()
             )
         answer = str(streamer.text)
-        self.messages.append({"role": template.ASSISTANT, "content": answer})
+        self.messages.append({"role": ASSISTANT, "content": answer})
         return answer
 
     def _ends(self) -> dict[str, Any]:
-        """Return generation options with <|im_end|> among the end tokens, which a base model's generation_config lacks."""
-        known = self.tokenizer.get_added_vocab()
-        ids = [known[name] for name in (template.END, template.END_OF_TEXT) if name in known]
-        return {"max_new_tokens": self.max_new_tokens, "eos_token_id": ids, "pad_token_id": ids[-1]}
+        """Return generation options with the end tokens, which a base model's generation_config lacks."""
+        return {"max_new_tokens": self.max_new_tokens, "eos_token_id": self.ends, "pad_token_id": self.ends[-1]}
 
 
 def _streamer(tokenizer: Any, write: Callable[[str], None]) -> Any:

@@ -7,6 +7,7 @@ part in the store's key (see store/store.py). Files and overrides are read in lo
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -158,6 +159,16 @@ class Tokenize(Section):
     validation_fraction: float = Field(
         0.0, ge=0, lt=1, description="Share held out, chosen by a hash of the content: stable, no duplicate in both."
     )
+    template: str = Field(
+        "chatml", description="Chat template: chatml, own (the tokenizer's), or a file of Jinja; see docs/tokens.md."
+    )
+    template_date: datetime.date | None = Field(
+        None, description="Today's date for a template that writes it (Llama 3); absent: the day of the run."
+    )
+    reasoning: Literal["train", "mask", "drop"] = Field(
+        "train", description="reasoning_content: in the loss, rendered but not in the loss, or taken out before rendering."
+    )
+    on_bad_row: Literal["error", "drop"] = Field("error", description="What to do with a row that cannot be encoded exactly.")
     supervise_newline: bool = Field(True, description="Count the line break after <|im_end|> in the loss, as the reference does.")
     backend: Annotated[Literal["auto", "fastokens", "tokenizers"], NotInKey] = Field(
         "auto", description="Encoder; both give the same ids, fastokens is about 50 times faster."

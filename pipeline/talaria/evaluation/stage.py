@@ -18,7 +18,6 @@ from talaria.common.errors import DataError
 from talaria.config.schema import Config
 from talaria.config.schema import Evaluate as Settings
 from talaria.runs.folder import MODEL, exported, step_of
-from talaria.tokenization import chatml as chat
 from talaria.tokenization.dataset import VALIDATION, Tokens, open_tokens
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ class Exam:
     settings: Settings
     prompts: list[Prompt]
     ends: list[int]
-    """Ids that end an answer, <|im_end|> first; the same for every model, so that a base is not held to its own habits."""
+    """Ids that end an answer, the chat template's first; the same for every model: a base is not held to its own habits."""
     pad: int
     decode: Callable[[Any], str]
 
@@ -138,11 +137,11 @@ class Exam:
         from transformers import AutoTokenizer
 
         from talaria.evaluation.greedy_answers import choose_prompts
+        from talaria.tokenization.rendered.prompt import end_ids
 
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        end, end_of_text = (tokenizer.convert_tokens_to_ids(token) for token in (chat.END, chat.END_OF_TEXT))
-        ends = [end] if end_of_text in (None, tokenizer.unk_token_id) else [end, end_of_text]
-        prompts = choose_prompts(tokens, settings.prompts, end)
+        ends = end_ids(model)
+        prompts = choose_prompts(tokens, settings.prompts, ends[0])
         return cls(tokens, settings, prompts, ends, ends[-1], lambda ids: str(tokenizer.decode(ids)))
 
     def take(self, folder: Path, device: torch.device) -> Result:

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from talaria.common.files import link_or_copy
-from talaria.tokenization.tokenizer import ALL_FILES
+from talaria.tokenization.tokenizer_folder import ALL_FILES
 
 CARD = "README.md"
 TASK = "llm/v1/chat"

@@ -29,7 +29,7 @@ from talaria.data.messages_parquet import MESSAGES, open_parquet
 from talaria.report.oddities import ODDITIES, flatten
 from talaria.report.page import failed_page, page
 from talaria.tokenization.dataset import open_tokens
-from talaria.tokenization.row_filter import DROPS
+from talaria.tokenization.reasons import BAD_ROWS, DROPS
 
 BATCH = 8192
 EXAMPLES, LONGEST, SOURCES, PREVIEW = 3, 5, 30, 240
@@ -82,7 +82,7 @@ def facts_of(folder: Path | None) -> Facts:
 
 def drops(convert: Facts, tokenize: Facts) -> list[Facts]:
     """Return the number of dropped rows by stage and reason."""
-    reasons = REASONS | DROPS
+    reasons = REASONS | DROPS | BAD_ROWS
     return [
         {"stage": stage, "reason": reason, "meaning": reasons.get(reason, reason), "rows": rows}
         for stage, facts in (("convert", convert), ("tokenize", tokenize))

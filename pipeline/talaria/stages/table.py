@@ -38,7 +38,14 @@ STAGES: dict[str, Stage] = {
         Stage("download", 1, ("download",), (), "talaria.data.download:run", "talaria.data.download:fingerprint"),
         Stage("convert", 1, ("convert",), ("download",), "talaria.data.convert:run", "talaria.data.convert:fingerprint"),
         Stage("base", 1, ("base",), ("convert",), "talaria.base_model.stage:run", "talaria.base_model.stage:fingerprint"),
-        Stage("tokenize", 1, ("tokenize",), ("convert", "base"), "talaria.tokenization.stage:run"),
+        Stage(
+            "tokenize",
+            1,
+            ("tokenize",),
+            ("convert", "base"),
+            "talaria.tokenization.stage:run",
+            "talaria.tokenization.stage:fingerprint",
+        ),
         Stage("report", 1, (), ("download", "convert", "tokenize"), "talaria.report.stage:run"),
         Stage(
             "train", 1, ("train",), ("tokenize", "base"), "talaria.launch.stage:run", resumable=True, unlisted=("checkpoints/",)

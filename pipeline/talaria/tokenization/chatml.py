@@ -41,8 +41,20 @@ class Segment(NamedTuple):
     """Its tokens count in the loss."""
 
 
-def segments(messages: Sequence[Message], supervise_newline: bool = True) -> Iterator[Segment]:
+def template(bos: str = "") -> str:
+    """TEMPLATE behind the token that the tokenizer puts before a text."""
+    return f"{{{{ {bos!r} }}}}{TEMPLATE}" if bos else TEMPLATE
+
+
+def is_chatml(source: str | None) -> bool:
+    """Whether this is the template that Talaria saves."""
+    return source is not None and source.endswith(TEMPLATE)
+
+
+def segments(messages: Sequence[Message], supervise_newline: bool = True, bos: str = "") -> Iterator[Segment]:
     """The segments of a conversation. `supervise_newline`: the line break after an answer's <|im_end|> counts too."""
+    if bos:
+        yield Segment(bos, control=True)
     for message in messages:
         role, content, counts = message["role"], message["content"], is_supervised(message)
         yield Segment(START, control=True)
@@ -55,9 +67,9 @@ def segments(messages: Sequence[Message], supervise_newline: bool = True) -> Ite
         yield Segment("\n", supervised=counts and supervise_newline)
 
 
-def prompt(messages: Sequence[Message]) -> Iterator[Segment]:
+def prompt(messages: Sequence[Message], bos: str = "") -> Iterator[Segment]:
     """The segments after which the model answers."""
-    yield from segments(messages)
+    yield from segments(messages, bos=bos)
     yield Segment(START, control=True)
     yield Segment(HEADER)
 

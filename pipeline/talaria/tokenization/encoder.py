@@ -7,6 +7,7 @@ and one boolean assignment puts the encoder's ids into the places that are left.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,26 +74,54 @@ class Messages:
     answers: Mask
     supervised: Mask
     rows: Offsets
+    calls: Mask
+    """Messages that call a tool."""
 
 
-def flatten(messages: pa.Array, first_row: int, where: str) -> Messages:
-    """Split list<struct<role, content, ...>> into arrays. Raises DataError that names `where` and the row of a null."""
+class EncodingMismatch(RuntimeError):
+    """Our ids or mask of a row differ from the oracle's: a fault in the encoder or in the rule, never in the data."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A chunk of rows as the trainer will read them."""
+
+    messages: Messages
+    batch: Batch
+    unusable: Mask
+    """Rows that cannot be encoded and are dropped, under the reasons in `counts`."""
+    counts: Counter[str]
+
+
+def flatten(messages: pa.Array, first_row: int, where: str, lenient: Mask | None = None) -> Messages:
+    """Split list<struct<role, content, ...>> into arrays. Raises DataError that names `where` and the row of a null.
+
+    `lenient`: rows in which null is as good as empty.
+    """
     lengths = pc.list_value_length(messages)
     offsets = starts(to_numpy(pc.fill_null(lengths, 0) if lengths.null_count else lengths))
     turns = messages.flatten()
     role, content = (_text(pc.struct_field(turns, name)) for name in ("role", "content"))
     for name, values in (("role", role), ("content", content)):
         if values.null_count:
-            message = pc.index(values.is_null(), True).as_py()
-            row = int(np.searchsorted(offsets, message, side="right")) - 1
-            number = message - offsets[row]
-            raise DataError(f"{where}, row {first_row + row}: message {number} has no {name}; fix it or drop the row in convert.")
+            found = np.flatnonzero(to_numpy(values.is_null()))
+            of_row = np.searchsorted(offsets, found, side="right") - 1
+            for message, row in zip(found, of_row, strict=True):
+                if lenient is None or not lenient[row]:
+                    number = message - offsets[row]
+                    raise DataError(
+                        f"{where}, row {first_row + row}: message {number} has no {name}; fix it or drop the row in convert."
+                    )
+    role, content = (pc.fill_null(values, scalar("")) if values.null_count else values for values in (role, content))
     answers = to_numpy(pc.equal(role, scalar(chat.ASSISTANT)))
     supervised = answers.copy()
     for switch in chat.SWITCHES:
         if turns.type.get_field_index(switch) >= 0:
             supervised &= ~_is_off(pc.struct_field(turns, switch), f"{where}: messages.{switch}")
-    return Messages(offsets, role, content, answers, supervised, np.arange(first_row, first_row + len(messages)))
+    calls = np.zeros(len(answers), np.bool_)
+    if turns.type.get_field_index("tool_calls") >= 0:
+        calls = to_numpy(pc.struct_field(turns, "tool_calls").is_valid())
+    return Messages(offsets, role, content, answers, supervised, np.arange(first_row, first_row + len(messages)), calls)
 
 
 def encode(messages: Messages, tokenizer: Tokenizer, supervise_newline: bool) -> Batch:
@@ -126,7 +155,17 @@ def encode(messages: Messages, tokenizer: Tokenizer, supervise_newline: bool) ->
     values[:, 1] = messages.supervised
     mask = np.repeat(values.ravel(), edges.ravel())
     supervised = sums(edges[:, 1] * messages.supervised, messages.offsets)
-    return Batch(out, mask, message_offsets[messages.offsets], messages.rows, supervised)
+    return begun_with(tokenizer.bos, Batch(out, mask, message_offsets[messages.offsets], messages.rows, supervised))
+
+
+def begun_with(bos: Ids, batch: Batch) -> Batch:
+    """Each conversation behind these ids, which the loss does not count."""
+    if not len(bos):
+        return batch
+    at = np.repeat(batch.offsets[:-1], len(bos))
+    ids = np.insert(batch.ids, at, np.tile(bos, len(batch)))
+    offsets = batch.offsets + len(bos) * np.arange(len(batch) + 1)
+    return Batch(ids, np.insert(batch.mask, at, False), offsets, batch.rows, batch.supervised)
 
 
 def starts(lengths: npt.NDArray[Any]) -> Offsets:

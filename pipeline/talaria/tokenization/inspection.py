@@ -18,9 +18,8 @@ import numpy as np
 from talaria.common.errors import DataError, UserError
 from talaria.common.files import MANIFEST, write_atomically
 from talaria.common.printable import printable
-from talaria.tokenization import chatml as chat
 from talaria.tokenization.dataset import TRAIN, VALIDATION, Tokens, open_tokens
-from talaria.tokenization.tokenizer import control_id, open_hugging_face
+from talaria.tokenization.tokenizer import open_hugging_face
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,9 +77,8 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.splits = open_tokens(path)
-        file = path / "tokenizer" / "tokenizer.json"
-        self.tokenizer: Tokenizer = open_hugging_face(file)
-        self.controls = {control_id(self.tokenizer, token, file) for token in (chat.START, chat.END)}
+        self.tokenizer: Tokenizer = open_hugging_face(path / "tokenizer" / "tokenizer.json")
+        self.controls = {id for id, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
 
     def split(self, name: str) -> Tokens:
         tokens = self.splits.get(name)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from talaria.common.arrow import to_arrow
+from talaria.common.errors import DataError
 
 CHUNK = 4096
 """Rows that are encoded together and become one record batch. It decides where batches end, so the bytes of a shard."""
@@ -31,21 +35,49 @@ def chunks_of(rows: int, shard_rows: int, part: int, parts: int) -> list[Chunk]:
     ]
 
 
-def read(file: pq.ParquetFile, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, pa.Array]]:
-    """Each of these consecutive chunks with its messages, streamed: memory does not grow with the file or its row groups."""
+class Rows(NamedTuple):
+    """Rows of the parquet."""
+
+    messages: pa.Array
+    """list<struct<role, content, ...>>"""
+    tools: pa.Array | None
+    """The JSON text of each row's list of tools; None where the parquet has no such column."""
+
+    def take(self, numbers: Sequence[int]) -> Rows:
+        indices = to_arrow(np.array(numbers, np.int64))
+        return Rows(self.messages.take(indices), self.tools.take(indices) if self.tools is not None else None)
+
+
+def read(file: pq.ParquetFile, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, Rows]]:
+    """Each of these consecutive chunks with its rows, streamed: memory does not grow with the file or its row groups."""
     if not chunks:
         return
     groups, row = _groups(file, chunks[0].start, chunks[-1].stop)
-    batches = file.iter_batches(CHUNK, row_groups=groups, columns=["messages"])
-    held = pa.nulls(0, file.schema_arrow.field("messages").type)
+    columns = columns_of(file.schema_arrow)
+    batches = file.iter_batches(CHUNK, row_groups=groups, columns=columns)
+    held: pa.RecordBatch | None = None
     for chunk in chunks:
-        while row + len(held) < chunk.stop:
-            batch = next(batches).column(0)
-            held = pa.concat_arrays([held, batch]) if len(held) else batch
+        while held is None or row + len(held) < chunk.stop:
+            batch = next(batches)
+            held = pa.concat_batches([held, batch]) if held is not None and len(held) else batch
             if row + len(held) <= chunk.start:  # rows of the row group before the first chunk
-                row, held = row + len(held), held[len(held) :]
-        yield chunk, held[chunk.start - row : chunk.stop - row]
-        row, held = chunk.stop, held[chunk.stop - row :]
+                row, held = row + len(held), None
+        here = held.slice(chunk.start - row, chunk.stop - chunk.start)
+        yield chunk, Rows(here.column("messages"), here.column("tools") if "tools" in columns else None)
+        row, held = chunk.stop, held.slice(chunk.stop - row)
+
+
+def columns_of(schema: pa.Schema) -> list[str]:
+    """The columns that are tokenised. Raises DataError where there are tools, but not as JSON text."""
+    at = schema.get_field_index("tools")
+    if at < 0 or pa.types.is_null(schema.field(at).type):
+        return ["messages"]
+    if schema.field(at).type not in (pa.string(), pa.large_string(), pa.string_view()):
+        raise DataError(
+            f"the column tools should hold the JSON text of a list, found {schema.field(at).type}; "
+            "make the parquet with `talaria convert`, or rename the column where it is no list of tools."
+        )
+    return ["messages", "tools"]
 
 
 def _groups(file: pq.ParquetFile, start: int, stop: int) -> tuple[list[int], int]:

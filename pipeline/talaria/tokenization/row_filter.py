@@ -1,4 +1,4 @@
-"""What becomes of a chunk of conversations: sampled by the oracle, encoded, compared, dropped or kept, and given to a split."""
+"""What becomes of a chunk of conversations: sampled, encoded, compared, dropped or kept, and given to a split."""
 
 from __future__ import annotations
 
@@ -9,53 +9,28 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from talaria.common.arrow import scalar, to_arrow, to_numpy
+from talaria.common.arrow import scalar, to_numpy
 from talaria.config.schema import Tokenize
 from talaria.tokenization import chatml as chat
+from talaria.tokenization import reasons
+from talaria.tokenization.chatml_rows import ChatmlRows
 from talaria.tokenization.dataset import TRAIN, VALIDATION
-from talaria.tokenization.encoder import Batch, Mask, Messages, encode, flatten
-from talaria.tokenization.parquet_chunks import Chunk
-from talaria.tokenization.tokenizer import Ids, Loading, Tokenizer
-
-TOO_LONG, NO_TARGET, PROMPT_TOO_LONG = "too_long", "no_supervised_tokens", "prompt_too_long"
-DROPS = {
-    TOO_LONG: "longer than tokenize.max_tokens",
-    NO_TARGET: "no answer that counts in the loss",
-    PROMPT_TOO_LONG: "truncated to tokenize.max_tokens, no answer left",
-}
-TRUNCATED, COMPARED = "truncated", "compared"
-CONTROL_TEXT, LINE_BREAK, EMPTY = "control_token_text_rows", "line_break_answers", "empty_answers"
-ANSWER_FIRST, NO_ANSWER_LAST = "answer_first_rows", "no_answer_last_rows"
-ODDITIES = {
-    CONTROL_TEXT: "rows whose text holds a control token; it stays text",
-    LINE_BREAK: "answers that begin with a line break; encoded as generation sees them",
-    EMPTY: "answers with no content; the model learns to end at once",
-    ANSWER_FIRST: "rows that begin with an answer, after at most a system message; it is learnt without a prompt",
-    NO_ANSWER_LAST: "rows that do not end with an answer; their last turns teach nothing",
-}
+from talaria.tokenization.encoder import Batch, Encoded, Mask, Messages
+from talaria.tokenization.parquet_chunks import Chunk, Rows
+from talaria.tokenization.tokenizer import Loading
+from talaria.tokenization.tokenizer_folder import CHATML, template_source
 
 AUDIT_SHARE = 0.01
 """Every run compares this share of its rows with Hugging Face's tokenizer."""
 
-_CONTROL = r"<\|(im_start|im_end|endoftext)\|>"
-
-
-class EncodingMismatch(RuntimeError):
-    """Our ids or mask of a row differ from the oracle's: a fault in the encoder or in the rule, never in the data."""
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A random share of a chunk's rows, at least one, in their order, and what the oracle makes of them."""
-
-    rows: list[int]
-    ids: Ids
-    mask: Mask
+_KNOWN = ("role", "content", "tool_calls", "reasoning_content", "name", "tool_call_id", *chat.SWITCHES)
+"""Fields of a message that are rendered, switch the loss, or identify (name, tool_call_id: as the template has them)."""
 
 
 @dataclass(frozen=True)
@@ -69,73 +44,86 @@ class Kept:
     counts: Counter[str]
 
 
+class RowEncoder(Protocol):
+    """Rows to ids and masks by one rule; threads share it."""
+
+    source: str
+    """The chat template that renders what is encoded."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """How the rows were encoded: template, backend, fallback."""
+
+    @property
+    def control_tokens(self) -> str:
+        """A pattern of the tokens that text from the data may look like."""
+
+    def sample(self, numbers: list[int], rows: Rows) -> Any:
+        """What `encode` compares with, of these rows of a chunk; called ahead, while an encoder may still be loading."""
+
+    def encode(self, rows: Rows, first_row: int, sampled: Any) -> Encoded:
+        """The rows of a chunk. Raises DataError that names a row which cannot be encoded, unless such rows are dropped."""
+
+
+def row_encoder(parquet: Path, folder: Path, config: Tokenize) -> RowEncoder:
+    """By the ChatML rule where that is exact, by a chat template otherwise.
+
+    Raises DataError where the tokenizer or the template cannot be used.
+    """
+    loading = Loading(folder, config.backend)
+    source = template_source(config.template, folder) if config.template != CHATML else chat.template(loading.oracle.bos_text)
+    if config.template == CHATML and loading.pieces_equal_whole(chat.END, chat.HEADER):
+        return ChatmlRows(parquet, loading, config)
+    from talaria.tokenization.rendered.rows import RenderedRows
+
+    return RenderedRows(parquet, loading, config, source)
+
+
 class Selector:
-    """Chunks and messages in, Kept out, in two steps: `sample` needs the oracle only, while the encoder is still being loaded.
+    """Chunks and rows in, Kept out, in two steps: `sample` needs no encoder, which may still be loading.
 
     Holds no state, so that threads can share it.
     """
 
     def __init__(self, parquet: Path, folder: Path, config: Tokenize) -> None:
-        self.parquet, self.config = parquet, config
-        self._loading = Loading(folder, config.backend)
+        self.config = config
+        self.encoder = row_encoder(parquet, folder, config)
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self._loading.tokenizer
+    def sample(self, unsampled: Iterator[tuple[Chunk, Rows]]) -> Any:
+        """Of the next of these chunks, a random share of the rows, at least one."""
+        _, rows = next(unsampled)
+        count = len(rows.messages)
+        numbers = sorted(random.SystemRandom().sample(range(count), math.ceil(AUDIT_SHARE * count)))
+        return self.encoder.sample(numbers, rows)
 
-    def sample(self, unsampled: Iterator[tuple[Chunk, pa.Array]]) -> Sampled:
-        """Of the next of these chunks."""
-        _, column = next(unsampled)
-        rows = sorted(random.SystemRandom().sample(range(len(column)), math.ceil(AUDIT_SHARE * len(column))))
-        return Sampled(rows, *self._by_the_oracle(column.take(to_arrow(np.array(rows)))))
-
-    def __call__(self, item: tuple[Sampled, tuple[Chunk, pa.Array]]) -> Kept:
-        sampled, (chunk, column) = item
-        messages = flatten(column, chunk.start, str(self.parquet))
-        batch = encode(messages, self.tokenizer, self.config.supervise_newline)
-        counts = oddities(messages)
-        counts[COMPARED] = self._compare(sampled, column, batch)
-        held_out = held_out_rows(messages, self.config.validation_fraction)
-        batch, keep = self._fit(batch, counts)
+    def __call__(self, item: tuple[Any, tuple[Chunk, Rows]]) -> Kept:
+        sampled, (chunk, rows) = item
+        encoded = self.encoder.encode(rows, chunk.start, sampled)
+        counts = (
+            oddities(encoded.messages, self.encoder.control_tokens)
+            + ignored_fields(rows.messages, encoded.messages)
+            + encoded.counts
+        )
+        held_out = held_out_rows(encoded.messages, self.config.validation_fraction)
+        batch, keep = self._fit(encoded, counts)
         if not self.config.validation_fraction:
-            return Kept(chunk.shard, len(column), {TRAIN: batch.select(keep)}, counts)
+            return Kept(chunk.shard, len(batch), {TRAIN: batch.select(keep)}, counts)
         splits = {TRAIN: batch.select(keep & ~held_out), VALIDATION: batch.select(keep & held_out)}
-        return Kept(chunk.shard, len(column), splits, counts)
+        return Kept(chunk.shard, len(batch), splits, counts)
 
-    def _by_the_oracle(self, column: pa.Array) -> tuple[Ids, Mask]:
-        """Ids and mask of these conversations by the plain rule and Hugging Face's tokenizer."""
-        newline = self.config.supervise_newline
-        segments = (part for messages in column.to_pylist() for part in chat.segments(messages or [], newline))
-        ids, mask = self._loading.oracle.ids(segments)
-        return np.array(ids, np.int32), np.array(mask, np.bool_)
-
-    def _compare(self, sampled: Sampled, column: pa.Array, batch: Batch) -> int:
-        """How many rows were compared. Raises EncodingMismatch that names the row where an id or a mask differs."""
-        stretches = [slice(*batch.offsets[row : row + 2]) for row in sampled.rows]
-        ids, mask = (np.concatenate([values[stretch] for stretch in stretches]) for values in (batch.ids, batch.mask))
-        if np.array_equal(ids, sampled.ids) and np.array_equal(mask, sampled.mask):
-            return len(stretches)
-        for row, stretch in zip(sampled.rows, stretches, strict=True):
-            ids, mask = self._by_the_oracle(column[row : row + 1])
-            if not (np.array_equal(batch.ids[stretch], ids) and np.array_equal(batch.mask[stretch], mask)):
-                raise EncodingMismatch(
-                    f"{self.parquet}, row {batch.rows[row]}: the encoder's ids differ from Hugging Face's; "
-                    "set tokenize.backend to tokenizers and report this row."
-                )
-        raise AssertionError("conversations differ together but not one by one")
-
-    def _fit(self, batch: Batch, counts: Counter[str]) -> tuple[Batch, Mask]:
+    def _fit(self, encoded: Encoded, counts: Counter[str]) -> tuple[Batch, Mask]:
         """Drop or truncate what is too long, drop what has nothing to learn from; count each."""
+        batch = encoded.batch
         long = batch.lengths > self.config.max_tokens
-        target = batch.supervised > 0
-        counts[NO_TARGET] = int(np.count_nonzero(~target))
+        target = (batch.supervised > 0) & ~encoded.unusable
+        counts[reasons.NO_TARGET] = int(np.count_nonzero(~target & ~encoded.unusable))
         if self.config.on_long == "drop":
-            counts[TOO_LONG] = int(np.count_nonzero(target & long))
+            counts[reasons.TOO_LONG] = int(np.count_nonzero(target & long))
             return batch, target & ~long
         batch = batch.truncate(self.config.max_tokens)
-        keep = batch.supervised > 0
-        counts[PROMPT_TOO_LONG] = int(np.count_nonzero(target & ~keep))
-        counts[TRUNCATED] = int(np.count_nonzero(keep & long))
+        keep = target & (batch.supervised > 0)
+        counts[reasons.PROMPT_TOO_LONG] = int(np.count_nonzero(target & ~keep))
+        counts[reasons.TRUNCATED] = int(np.count_nonzero(keep & long))
         return batch, keep
 
 
@@ -157,9 +145,20 @@ def held_out_rows(messages: Messages, fraction: float) -> Mask:
     return np.fromiter((value < limit for value in hashes), np.bool_, rows)
 
 
-def oddities(messages: Messages) -> Counter[str]:
-    """What is unusual but kept."""
-    control = to_numpy(pc.match_substring_regex(messages.content, _CONTROL))
+def ignored_fields(column: pa.Array, messages: Messages) -> Counter[str]:
+    """How many answers have something in each field that is not known here, under `ignored_fields.NAME`."""
+    counts: Counter[str] = Counter()
+    turns = column.flatten()
+    for field in turns.type:
+        if field.name not in _KNOWN:
+            said = to_numpy(pc.struct_field(turns, field.name).is_valid())
+            counts[f"{reasons.IGNORED}.{field.name}"] = int(np.count_nonzero(said & messages.answers))
+    return counts
+
+
+def oddities(messages: Messages, control_tokens: str) -> Counter[str]:
+    """What is unusual but kept. `control_tokens`: a pattern of them."""
+    control = to_numpy(pc.match_substring_regex(messages.content, control_tokens))
     line_break = to_numpy(pc.match_substring_regex(messages.content, r"^\s*[\r\n]"))
     empty = to_numpy(pc.binary_length(messages.content)) == 0
     row = np.searchsorted(messages.offsets, np.flatnonzero(control), side="right")
@@ -168,10 +167,10 @@ def oddities(messages: Messages) -> Counter[str]:
     after_system = np.minimum(first + to_numpy(pc.equal(messages.role, scalar("system")))[first], last)
     return Counter(
         {
-            CONTROL_TEXT: len(np.unique(row)),
-            LINE_BREAK: int(np.count_nonzero(line_break & messages.answers)),
-            EMPTY: int(np.count_nonzero(empty & messages.answers)),
-            ANSWER_FIRST: int(np.count_nonzero(messages.answers[after_system])),
-            NO_ANSWER_LAST: int(np.count_nonzero(~messages.answers[last])),
+            reasons.CONTROL_TEXT: len(np.unique(row)),
+            reasons.LINE_BREAK: int(np.count_nonzero(line_break & messages.answers)),
+            reasons.EMPTY: int(np.count_nonzero(empty & messages.answers & ~messages.calls)),
+            reasons.ANSWER_FIRST: int(np.count_nonzero(messages.answers[after_system])),
+            reasons.NO_ANSWER_LAST: int(np.count_nonzero(~messages.answers[last])),
         }
     )

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ from talaria.common.files import link_or_copy
 from talaria.common.threads import ordered
 from talaria.config.schema import Config, Tokenize
 from talaria.data.messages_parquet import open_parquet
-from talaria.tokenization import row_filter as select
+from talaria.tokenization import reasons
 from talaria.tokenization.arrow_writer import Shard, ShardWriter, shard_name, write_empty, write_index
 from talaria.tokenization.dataset import TRAIN, VALIDATION
 from talaria.tokenization.parquet_chunks import chunks_of, read
 from talaria.tokenization.row_filter import Selector
-from talaria.tokenization.tokenizer import find, save
+from talaria.tokenization.tokenizer_folder import CHATML, OWN, find, save
 
 MESSAGES = "messages.parquet"
 PART = "part.json"
@@ -110,8 +110,8 @@ def tokenize_range(
     facts = {
         "rows": to_do,
         "counts": dict(counts),
-        "backend": selector.tokenizer.backend,
-        "fallback": selector.tokenizer.fallback,
+        "encoding": selector.encoder.facts,
+        "chat_template": selector.encoder.source,
         "shards": [shard.as_json() for shard in written],
     }
     (part_dir / PART).write_text(json.dumps(facts, indent=1), encoding="utf-8")
@@ -144,7 +144,7 @@ def merge(part_dirs: Sequence[Path], tokenizer: Path, out_dir: Path, config: Tok
         write_index(folder, [shard for shard, _ in by_split[split]])
     if config.validation_fraction:
         (out_dir / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}), encoding="utf-8")
-    save(tokenizer, out_dir / "tokenizer")
+    save(tokenizer, out_dir / "tokenizer", parts[0]["chat_template"])
     return facts
 
 
@@ -153,20 +153,50 @@ def summary(parts: Sequence[Facts], by_split: Mapping[str, Sequence[Shard]]) -> 
     counts: Counter[str] = Counter()
     for part in parts:
         counts.update(part["counts"])
+
+    def seen(names: Iterable[str]) -> dict[str, int]:
+        return {name: counts[name] for name in names if counts[name]}
+
     facts: Facts = {
         "rows": sum(part["rows"] for part in parts),
         "conversations": {split: sum(shard.rows for shard in found) for split, found in by_split.items()},
         "tokens": {split: sum(shard.tokens for shard in found) for split, found in by_split.items()},
         "supervised_tokens": {split: sum(shard.supervised_tokens for shard in found) for split, found in by_split.items()},
-        "dropped": {reason: counts[reason] for reason in select.DROPS},
-        "truncated": counts[select.TRUNCATED],
-        "oddities": {oddity: counts[oddity] for oddity in select.ODDITIES},
-        "compared_with_hugging_face": counts[select.COMPARED],
-        "backend": ", ".join(sorted({part["backend"] for part in parts})),
+        "dropped": {reason: counts[reason] for reason in reasons.DROPS} | seen(reasons.BAD_ROWS),
+        "truncated": counts[reasons.TRUNCATED],
+        "oddities": {oddity: counts[oddity] for oddity in reasons.ODDITIES} | seen(reasons.TEMPLATE_EFFECTS),
+        "compared_with_hugging_face": counts[reasons.COMPARED],
+        **encoding(parts),
     }
-    fallbacks = sorted({part["fallback"] for part in parts if part["fallback"]})
-    if fallbacks:
-        facts["fallback"] = fallbacks
+    prefix = f"{reasons.IGNORED}."
+    if ignored := {
+        name.removeprefix(prefix): count for name, count in sorted(counts.items()) if name.startswith(prefix) and count
+    }:
+        facts[reasons.IGNORED] = ignored
     kept, dropped = sum(facts["conversations"].values()), sum(facts["dropped"].values())
     assert kept + dropped == facts["rows"], facts
     return facts
+
+
+def encoding(parts: Sequence[Facts]) -> Facts:
+    """How the rows were encoded. Raises DataError where the parts were not encoded alike: begun on two days, for a template
+    that writes the date."""
+    found = [part["encoding"] for part in parts]
+    alike = {json.dumps({name: one[name] for name in one if name not in ("backend", "fallback")}) for one in found}
+    if len(alike) > 1:
+        raise DataError(f"parts were encoded differently ({' and '.join(sorted(alike))}); set tokenize.template_date.")
+    facts: Facts = json.loads(alike.pop()) | {"backend": ", ".join(sorted({one["backend"] for one in found}))}
+    fallbacks = sorted({one["fallback"] for one in found if one["fallback"]})
+    return facts | ({"fallback": fallbacks} if fallbacks else {})
+
+
+def fingerprint(config: Config) -> Any:
+    """The digest of the template's file, where tokenize.template names one."""
+    from talaria.common.files import file_digest
+
+    template = config.tokenize.template
+    if template in (CHATML, OWN):
+        return None
+    if not Path(template).is_file():
+        raise DataError(f"tokenize.template: {template}: no such file; give chatml, own or a file of Jinja.")
+    return {"template": file_digest(Path(template))}

@@ -1,15 +1,14 @@
-"""A tokenizer folder: find it, read its control tokens, encode with it, save it with a plain ChatML template."""
+"""The tokenizer of a folder: its control tokens, and text to ids."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +24,9 @@ Ids = npt.NDArray[np.int32]
 Offsets = npt.NDArray[np.int64]
 Backend = Literal["auto", "fastokens", "tokenizers"]
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
-TEMPLATE_FILE = "chat_template.jinja"
-ORIGINAL_TEMPLATE_FILE = "chat_template.original.jinja"
-ALL_FILES = (*FILES, TEMPLATE_FILE, ORIGINAL_TEMPLATE_FILE)
+_PROBES = ("Hello, world", " two  spaces ", "\n\nlines\n", "x", "1234567 3.14", "日本語 é", "don't", "\tTab", "")
+_LINE_BREAK = re.compile(r"\s*[\r\n]")
+"""Begins text that would merge with a line break before it."""
 
 
 class Encode(Protocol):
@@ -41,9 +39,12 @@ class Encode(Protocol):
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """What encoding needs of a tokenizer folder."""
+    """What encoding ChatML needs of a tokenizer folder."""
 
     folder: Path
+    bos: Ids
+    """Ids that the tokenizer puts before a text; none with most."""
+    bos_text: str
     start: int
     end: int
     newline: Ids
@@ -54,71 +55,125 @@ class Tokenizer:
     fallback: str | None = None
     """Why fastokens could not be used, where it was asked for."""
 
-    def ids(self, segments: Iterable[chat.Segment]) -> tuple[list[int], list[bool]]:
-        """Ids and loss mask, segment by segment: the plain form of what encoder.py does with arrays."""
-        parts = list(segments)
-        flat, offsets = (values.tolist() for values in self.encode([part.text for part in parts if not part.control]))
+    def ids(self, segments: Iterable[chat.Segment], joined: bool = False) -> tuple[list[int], list[bool]]:
+        """Ids and loss mask, segment by segment: the plain form of what encoder.py does with arrays.
+
+        `joined`: text that the chat template renders without a control token between is encoded as one, header and answer, so
+        that the ids are those of the rendered conversation, but where the answer begins with a line break.
+        """
+        runs = list(self._runs(list(segments), joined))
+        flat, offsets = (
+            values.tolist() for values in self.encode(["".join(p.text for p in run) for run in runs if not run[0].control])
+        )
         pieces = (flat[start:stop] for start, stop in pairwise(offsets))
+        control = {chat.START: [self.start], chat.END: [self.end], self.bos_text: self.bos.tolist()}
         ids: list[int] = []
         mask: list[bool] = []
-        for part in parts:
-            piece = [self.start if part.text == chat.START else self.end] if part.control else next(pieces)
+        for run in runs:
+            piece = control[run[0].text] if run[0].control else next(pieces)
+            before = len(self.header) if len(run) > 1 else 0
             ids += piece
-            mask += [part.supervised] * len(piece)
+            mask += [False] * before + [run[-1].supervised] * (len(piece) - before)
         return ids, mask
 
+    @staticmethod
+    def _runs(segments: list[chat.Segment], joined: bool) -> Iterator[list[chat.Segment]]:
+        """Each segment by itself, or with its header before it."""
+        held: list[chat.Segment] = []
+        for part in segments:
+            if held and (part.control or not joined or _LINE_BREAK.match(part.text)):
+                yield held
+                held = []
+            held.append(part)
+            if part.text != chat.HEADER or part.control:
+                yield held
+                held = []
+        if held:
+            yield held
 
-def find(name: str | Path) -> Path:
-    """A folder as it is, or the tokenizer files of a model on the Hugging Face hub, from its cache where they are there.
 
-    Raises DataError with what to do.
-    """
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    if isinstance(name, Path) or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise DataError(
-            f"{name}: no such tokenizer folder; give a folder with tokenizer.json or a hub name like Qwen/Qwen3-4B-Base."
-        )
-    from talaria.common.hub import snapshot
+class Encoder(NamedTuple):
+    """Text to ids, and by which library."""
 
-    return snapshot(name, "main", [*FILES, TEMPLATE_FILE])[0]
+    encode: Encode
+    backend: str
+    fallback: str | None
 
 
 class Loading:
     """A tokenizer folder as two libraries read it at once; fastokens takes a second over a large vocabulary, three times as long.
 
-    Raises DataError where the folder holds no tokenizer.json or knows no ChatML.
+    Raises DataError where the folder holds no tokenizer.json.
     """
 
-    oracle: Tokenizer
-    """With Hugging Face's encoder."""
     _latest: ClassVar[Loading]
     """Held until the next, or the end of the process: two vocabularies take 40 ms to free, which cli/app.py need not wait for."""
 
     def __init__(self, folder: Path, backend: Backend = "auto") -> None:
         Loading._latest = self
-        self.backend = backend
+        self.folder, self.backend = folder, backend
         self.file = file = folder / "tokenizer.json"
         fast.prepare()
         self._fast = fast.take(file) if backend != "tokenizers" else None
-        hugging_face = open_hugging_face(file)
-        start, end = control_id(hugging_face, chat.START, file), control_id(hugging_face, chat.END, file)
-        encode = encode_with(hugging_face)
+        self.hugging_face = open_hugging_face(file)
+
+    @cached_property
+    def oracle(self) -> Tokenizer:
+        """For ChatML, with Hugging Face's encoder. Raises DataError where the tokenizer knows no ChatML."""
+        start, end = (control_id(self.hugging_face, token, self.file) for token in (chat.START, chat.END))
+        encode = encode_with(self.hugging_face)
         ids, offsets = encode(["\n", chat.HEADER])
-        self.oracle = Tokenizer(folder, start, end, ids[: offsets[1]], ids[offsets[1] :], encode, "tokenizers")
+        bos = beginning(self.hugging_face)
+        text = "".join(str(self.hugging_face.id_to_token(id)) for id in bos)
+        newline, header = ids[: offsets[1]], ids[offsets[1] :]
+        return Tokenizer(self.folder, np.array(bos, np.int32), text, start, end, newline, header, encode, "tokenizers")
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        """For ChatML, with the encoder."""
+        encode, backend, fallback = self.encoder
+        return replace(self.oracle, encode=encode, backend=backend, fallback=fallback)
+
+    @cached_property
+    def encoder(self) -> Encoder:
         """With fastokens, once it is there, unless it cannot be used; raises DataError where the backend must be fastokens."""
         if self._fast is None:
-            return self.oracle
+            return Encoder(encode_with(self.hugging_face), "tokenizers", None)
         try:
-            return replace(self.oracle, encode=encode_with_fastokens(self._fast.result()), backend="fastokens")
+            return Encoder(encode_with_fastokens(self._fast.result()), "fastokens", None)
         except (ImportError, ValueError, RuntimeError, OSError) as error:
             if self.backend == "fastokens":
                 raise DataError(f"{self.file}: fastokens cannot be used ({error}); set tokenize.backend to auto.") from error
-            return replace(self.oracle, fallback=str(error))
+            return Encoder(encode_with(self.hugging_face), "tokenizers", str(error))
+
+    def pieces_equal_whole(self, control: str, header: str) -> bool:
+        """Whether text between control tokens, and behind `header`, has the ids by itself that it has within a conversation.
+
+        It has not where text gets a marker that a word begins (SentencePiece), or where a control token takes the white space
+        beside it. Not for use beside `encode` by another thread.
+        """
+        tokenizer = self.hugging_face
+        if any(
+            token.special and (token.lstrip or token.rstrip or token.single_word)
+            for token in tokenizer.get_added_tokens_decoder().values()
+        ):
+            return False
+        parts = [text for probe in _PROBES for text in (probe, header if _LINE_BREAK.match(probe) else header + probe)]
+        apart = [
+            id for text in parts for id in (*tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.token_to_id(control))
+        ]
+        behind = all(
+            tokenizer.encode(header + probe, add_special_tokens=False).ids
+            == [id for text in (header, probe) for id in tokenizer.encode(text, add_special_tokens=False).ids]
+            for probe in _PROBES
+            if not _LINE_BREAK.match(probe)
+        )
+        tokenizer.encode_special_tokens = False
+        try:
+            whole = tokenizer.encode("".join(text + control for text in parts), add_special_tokens=False).ids
+        finally:
+            tokenizer.encode_special_tokens = True
+        return behind and whole == apart
 
 
 def load(folder: Path, backend: Backend = "auto") -> Tokenizer:
@@ -142,12 +197,23 @@ def open_hugging_face(file: Path) -> HuggingFaceTokenizer:
     return tokenizer
 
 
+def beginning(tokenizer: HuggingFaceTokenizer) -> list[int]:
+    """The ids that the tokenizer puts before a text when it adds special tokens: Llama's <|begin_of_text|>."""
+    bare = tokenizer.encode("x", add_special_tokens=False).ids
+    found = tokenizer.encode("x", add_special_tokens=True).ids
+    for count in range(len(found) - len(bare) + 1):
+        if found[count : count + len(bare)] == bare:
+            return list(found[:count])
+    return []
+
+
 def control_id(tokenizer: HuggingFaceTokenizer, token: str, file: Path) -> int:
     added = {entry.content: (id, entry.special) for id, entry in tokenizer.get_added_tokens_decoder().items()}
     id, special = added.get(token, (None, False))
     if id is None or not special:
         raise DataError(
-            f"{file}: {token} is not among its special tokens; Talaria trains on ChatML, so use a tokenizer that knows it."
+            f"{file}: {token} is not among its special tokens, so it knows no ChatML; "
+            "use a tokenizer that does, or set tokenize.template to own or to a template's file."
         )
     return id
 
@@ -171,29 +237,3 @@ def encode_with_fastokens(tokenizer: Any) -> Encode:
         return np.frombuffer(ids, np.int32), np.frombuffer(offsets, np.int64)
 
     return encode
-
-
-def save(folder: Path, out_dir: Path) -> None:
-    """Copy the tokenizer's files, with plain ChatML as the chat template and a template of its own kept beside it.
-
-    Templates differ in what they do to the text: Qwen3's puts an empty think block on the last answer only and cuts content at
-    </think>, so that what is trained is not what is served. The saved template is the one the ids were made with.
-    """
-    out_dir.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        if (folder / name).is_file() and folder != out_dir:
-            shutil.copyfile(folder / name, out_dir / name)
-    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    if (folder / "tokenizer_config.json").is_file():
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    original = settings.pop("chat_template", None)
-    if (folder / TEMPLATE_FILE).is_file():
-        original = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
-    kept = folder / ORIGINAL_TEMPLATE_FILE
-    if kept.is_file():  # the folder is one of ours: its template is ChatML already
-        original = kept.read_text(encoding="utf-8")
-    (out_dir / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (out_dir / TEMPLATE_FILE).write_text(chat.TEMPLATE, encoding="utf-8")
-    if original and original != chat.TEMPLATE:
-        text = original if isinstance(original, str) else json.dumps(original, indent=2, ensure_ascii=False)
-        (out_dir / ORIGINAL_TEMPLATE_FILE).write_text(text, encoding="utf-8")

@@ -16,7 +16,7 @@ from talaria.base_model import hf_folder as hf_folder_module
 from talaria.common.files import link_or_copy
 from talaria.common.output_folder import whole
 from talaria.runs.model_card import Facts, readme
-from talaria.tokenization import tokenizer as tokenizers
+from talaria.tokenization.tokenizer_folder import save, template_of
 from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.distributed.sharding import TrainedParameters
 from talaria.train.optim.adamw import AdamW
@@ -50,7 +50,7 @@ class Exporter:
             shutil.copyfile(base / "config.json", partial / "config.json")
             if (base / "generation_config.json").exists():
                 shutil.copyfile(base / "generation_config.json", partial / "generation_config.json")
-            tokenizers.save(self.job.tokenizer, partial)
+            save(self.job.tokenizer, partial, template_of(self.job.tokenizer))
             hf_folder_module.describe(partial)
             (partial / "README.md").write_text(readme(Facts.of_export(self.job.config, step)), encoding="utf-8")
             if adapter := self._adapter():

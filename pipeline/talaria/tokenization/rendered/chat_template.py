@@ -1,0 +1,190 @@
+"""A chat template as transformers renders it, with the text that each message gave marked.
+
+A template comes from whoever made the tokenizer, so it is compiled in transformers' own sandbox. Marks are put into its syntax
+tree: one where a loop takes up a message, one behind the loop, two around a {% generation %} block. They are noncharacters of
+Unicode, which are not for interchange, and are cut out of the text again:
+
+    {% for message in messages %}{{ '<|im_start|>' + message.role ... }}{% endfor %}
+    {% for message in messages %}{{ message | mark(0) }}{{ '<|im_start|>' + message.role ... }}{% endfor %}{{ END }}
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from talaria.common.errors import DataError
+from talaria.tokenization.rendered.sandbox import compiled_by_transformers, quick_sandbox
+
+if TYPE_CHECKING:
+    import jinja2
+
+RESERVED = "".join(map(chr, range(0xFDD0, 0xFDD6)))
+BEGIN, NUMBERED, END, OPEN, CLOSE, BREAK = list(RESERVED)
+"""BEGIN loop:message NUMBERED: this loop comes to this message. END loop NUMBERED: it is over. OPEN, CLOSE: {% generation %}.
+BREAK: put into text from the data that looks like a control token, so that it is none."""
+_MARKS = re.compile(f"{BEGIN}(\\d+):(\\d+){NUMBERED}|{END}(\\d+){NUMBERED}|([{OPEN}{CLOSE}])")
+_ORDER = "_message_order"
+
+Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Any] | None
+
+
+class Region(NamedTuple):
+    """Text [start, stop) that the template wrote while its loop was at this message."""
+
+    message: int
+    start: int
+    stop: int
+
+
+class Rendered(NamedTuple):
+    text: str
+    regions: tuple[Region, ...]
+    generated: tuple[tuple[int, int], ...]
+    """Text [start, stop) of each {% generation %} block."""
+
+
+class TemplateError(ValueError):
+    """The template raised an error for a conversation: roles that do not alternate, a role that it does not know."""
+
+
+class ChatTemplate:
+    """A template with the special tokens that it may name. Threads can share it."""
+
+    def __init__(self, source: str, variables: Mapping[str, Any], day: datetime.date, where: str) -> None:
+        """`variables`: bos_token and the like. `day`: what the template takes for today.
+
+        Raises DataError where it does not compile.
+        """
+        import jinja2
+
+        self.source, self.where = source, where
+        self.asks_date = False
+        """Whether the template has asked for today's date."""
+        self._variables = dict(variables)
+        try:
+            plain = compiled_by_transformers(source)
+            environment = plain.environment
+            environment.globals["strftime_now"] = self._strftime_on(day)
+            environment.filters["mark"] = mark_filter()
+            self._plain: jinja2.Template = plain
+            self._marked: jinja2.Template = quick_sandbox(environment).from_string(with_marks(environment.parse(source)))
+        except jinja2.TemplateSyntaxError as error:
+            raise DataError(f"{where}: not a chat template that Jinja can read: {error}.") from error
+
+    def _strftime_on(self, day: datetime.date) -> Any:
+        def strftime_now(form: str) -> str:
+            self.asks_date = True
+            return day.strftime(form)
+
+        return strftime_now
+
+    def render(self, messages: Messages, tools: Tools = None) -> Rendered:
+        """The conversation, with its regions. Raises TemplateError where the template does not take it."""
+        order = {id(message): number for number, message in enumerate(messages)}
+        return without_marks(self._run(self._marked, messages, tools, False, order))
+
+    def prompt_after(self, messages: Messages, tools: Tools = None) -> str:
+        """What the template writes behind these messages for the model to go on from: `<|im_start|>assistant\\n`.
+
+        A template may end a conversation without it with something else (Phi-3.5: the end of the text). Raises TemplateError.
+        """
+        rendered = self.render(messages, tools)
+        end = max((region.stop for region in rendered.regions), default=len(rendered.text))
+        asked = self.text(messages, tools, add_generation_prompt=True)
+        if asked[:end] != rendered.text[:end]:
+            raise TemplateError("the generation prompt changes the text before it")
+        return asked[end:]
+
+    def text(self, messages: Messages, tools: Tools = None, add_generation_prompt: bool = False) -> str:
+        """The conversation as transformers' apply_chat_template(tokenize=False) gives it. Raises TemplateError as `render`."""
+        return self._run(self._plain, messages, tools, add_generation_prompt, {})
+
+    def _run(
+        self, template: jinja2.Template, messages: Messages, tools: Tools, add_generation_prompt: bool, order: dict[int, int]
+    ) -> str:
+        import jinja2
+
+        given = {**self._variables, "messages": messages, "tools": tools, "documents": None, _ORDER: order}
+        try:
+            return template.render(given, add_generation_prompt=add_generation_prompt)
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            raise TemplateError(str(error) or type(error).__name__) from error
+
+
+def mark_filter() -> Any:
+    """The filter that writes BEGIN for an item which is a message, nothing for any other."""
+    import jinja2
+
+    @jinja2.pass_context
+    def mark(context: jinja2.runtime.Context, item: Any, loop: int) -> str:
+        number = context.parent[_ORDER].get(id(item))
+        return "" if number is None else f"{BEGIN}{loop}:{number}{NUMBERED}"
+
+    return mark
+
+
+def with_marks(tree: Any) -> Any:
+    """The syntax tree with a mark for each message that a loop takes up, and around what {% generation %} encloses."""
+    from jinja2 import nodes
+    from jinja2.visitor import NodeTransformer
+
+    loops = itertools.count()
+
+    def output(expression: Any) -> Any:
+        return nodes.Output([expression])
+
+    class Marker(NodeTransformer):
+        def visit_For(self, node: Any) -> Any:
+            self.generic_visit(node)
+            loop = next(loops)
+            names = [name.name for name in [node.target, *node.target.find_all(nodes.Name)] if isinstance(name, nodes.Name)]
+            number = nodes.Const(loop)
+            marks = [output(nodes.Filter(nodes.Name(name, "load"), "mark", [number], [], None, None)) for name in names]
+            node.body = [*marks, *node.body]
+            return [node, output(nodes.Const(f"{END}{loop}{NUMBERED}"))]
+
+        def visit_CallBlock(self, node: Any) -> Any:
+            self.generic_visit(node)
+            called = node.call.node
+            if isinstance(called, nodes.ExtensionAttribute) and called.name == "_generation_support":
+                node.body = [output(nodes.Const(OPEN)), *node.body, output(nodes.Const(CLOSE))]
+            return node
+
+    environment = tree.environment
+    return Marker().visit(tree).set_environment(environment)
+
+
+def without_marks(marked: str) -> Rendered:
+    """The text, and what its marks said. A loop inside a message's turn of the loop, over whatever, ends no region."""
+    text: list[str] = []
+    regions: list[Region] = []
+    generated: list[tuple[int, int]] = []
+    place = at = start = opened = message = 0
+    running: str | None = None  # the loop over messages
+
+    def close() -> None:
+        if running is not None and at > start:
+            regions.append(Region(message, start, at))
+
+    for found in _MARKS.finditer(marked):
+        text.append(marked[place : found.start()])
+        at += found.start() - place
+        place = found.end()
+        begun, number, ended, block = found.groups()
+        if block == OPEN:
+            opened = at
+        elif block == CLOSE:
+            generated.append((opened, at))
+        elif begun is not None and running in (None, begun):
+            close()
+            running, message, start = begun, int(number), at
+        elif ended is not None and ended == running:
+            close()
+            running = None
+    text.append(marked[place:])
+    return Rendered("".join(text), tuple(regions), tuple(generated))

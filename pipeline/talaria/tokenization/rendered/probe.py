@@ -1,0 +1,100 @@
+"""What a chat template does, found by rendering conversations of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from talaria.common.errors import DataError
+from talaria.tokenization.chatml import END, is_chatml
+from talaria.tokenization.rendered.chat_template import ChatTemplate, TemplateError
+from talaria.tokenization.tokenizer_folder import save, template_of
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+_NO_PARAMETERS = {"type": "object", "properties": {}}
+_TOOL = {"type": "function", "function": {"name": "probe_tool", "description": "A probe.", "parameters": _NO_PARAMETERS}}
+_CALL = {"id": "probe0001", "type": "function", "function": {"name": "probe_tool", "arguments": {}}}
+_ASKED: list[dict[str, Any]] = [{"role": "user", "content": "probe question"}]
+_THOUGHT: list[dict[str, Any]] = [
+    *_ASKED,
+    {"role": "assistant", "content": "probe answer", "reasoning_content": "probe thought", "thinking": "probe thought"},
+]
+_CALLED: list[dict[str, Any]] = [
+    *_ASKED,
+    {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+    {"role": "tool", "content": "probe result", "name": "probe_tool", "tool_call_id": "probe0001"},
+]
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a template does, seen on conversations of ours."""
+
+    prompts: Mapping[str, str]
+    """What it writes to ask for an answer after a message of this role."""
+    begins_with: str
+    """What it writes before the text of a question that comes first: BOS, a default system prompt, a date, the header."""
+    renders_reasoning: bool
+    """Of the last answer at least."""
+
+
+def probe(template: ChatTemplate) -> Probed:
+    """Raises DataError where the template does not even render a question and its answer."""
+    try:
+        prompts = {"user": template.prompt_after(_ASKED)}
+        begins_with, _, _ = template.text(_ASKED).partition(_ASKED[0]["content"])
+        answered = template.text(_THOUGHT)
+    except TemplateError as error:
+        raise DataError(f"{template.where}: its chat template renders no plain question and answer ({error}).") from error
+    with contextlib.suppress(TemplateError):  # it knows no tools; a row that has some is refused by name
+        prompts["tool"] = template.prompt_after(_CALLED, [_TOOL])
+    return Probed(prompts, begins_with, _THOUGHT[1]["reasoning_content"] in answered)
+
+
+def answer_ends(folder: Path, tokenizer: HuggingFaceTokenizer) -> list[str]:
+    """The tokens that end an answer, or a call of a tool, under the folder's chat template; none where it shows none.
+
+    Raises DataError where the folder has no template, or one that transformers cannot use.
+    """
+    source = template_of(folder)
+    if is_chatml(source):
+        return [END]
+    if source is None:
+        raise DataError(f"{folder}: has no chat template.")
+    variables = open_saved(folder, source).special_tokens_map
+    template = ChatTemplate(source, variables, datetime.date.today(), str(folder))
+    tokens = sorted((token.content for token in tokenizer.get_added_tokens_decoder().values()), key=len, reverse=True)
+    found: dict[str, None] = {}
+    for messages in (_THOUGHT, _CALLED[:2]):
+        try:
+            rendered = template.render(messages)
+        except TemplateError:  # knows no reasoning or no tools
+            continue
+        answer = next((rendered.text[start:stop].rstrip() for number, start, stop in rendered.regions if number == 1), "")
+        found.update(dict.fromkeys(token for token in tokens if answer.endswith(token)))
+    return list(found)
+
+
+def open_saved(folder: Path, source: str) -> Any:
+    """The tokenizer as transformers will open the saved folder, beside the model's config.json where there is one.
+
+    Raises DataError where it cannot.
+    """
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as work:
+        save(folder, Path(work), source)
+        if (folder / "config.json").is_file():
+            shutil.copyfile(folder / "config.json", Path(work) / "config.json")
+        try:
+            return AutoTokenizer.from_pretrained(work)
+        except Exception as error:  # whatever a class of transformers does not like in the files
+            raise DataError(f"{folder}: transformers cannot open this tokenizer ({error}).") from error

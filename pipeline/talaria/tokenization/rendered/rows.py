@@ -1,0 +1,158 @@
+"""Rows of the parquet to ids and masks by a chat template, a random share of them also by transformers, and compared."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from talaria.common.errors import DataError
+from talaria.config.schema import Tokenize
+from talaria.tokenization import reasons
+from talaria.tokenization.encoder import Batch, Encoded, EncodingMismatch, flatten
+from talaria.tokenization.parquet_chunks import Rows
+from talaria.tokenization.rendered.chat_template import BREAK, ChatTemplate, TemplateError
+from talaria.tokenization.rendered.conversation import REASONING, Conversation, ConversationReader, RowError
+from talaria.tokenization.rendered.encoder import Marked, encode_pieces, encode_whole, join, pieces_of
+from talaria.tokenization.rendered.loss_spans import SpanRule, check_tools
+from talaria.tokenization.rendered.probe import open_saved, probe
+from talaria.tokenization.tokenizer import Loading, encode_with
+
+
+class RenderedRows:
+    """Encodes rows by a template and the tokenizer as transformers opens them; threads share it."""
+
+    def __init__(self, parquet: Path, loading: Loading, config: Tokenize, source: str) -> None:
+        """Raises DataError where the template or the saved tokenizer cannot be used."""
+        self.parquet, self.config, self._loading, self.source = parquet, config, loading, source
+        self._transformers = open_saved(loading.folder, source)
+        self.day = config.template_date or datetime.date.today()
+        where = f"{loading.folder} (tokenize.template: {config.template})"
+        self.template = ChatTemplate(source, self._transformers.special_tokens_map, self.day, where)
+        self.probed = probe(self.template)
+        added = loading.hugging_face.get_added_tokens_decoder()
+        self._controls = {token.content: id for id, token in added.items() if token.special}
+        ends = tuple(token.content for token in added.values())
+        self._rule = SpanRule(self.template, self.probed.prompts, ends, config.supervise_newline, config.reasoning != "mask")
+        self._splitting = re.compile("(" + "|".join(map(re.escape, sorted(self._controls, key=len, reverse=True))) + ")")
+        self._in_pieces = bool(self._controls) and loading.pieces_equal_whole(
+            next(iter(self._controls)), self._splitting.split(self.probed.prompts["user"])[-1]
+        )
+        self._reader = ConversationReader(list(self._controls), self._in_pieces, config.reasoning != "drop")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """How the rows were encoded."""
+        encoder = self._loading.encoder if self._in_pieces else None
+        return {
+            "template": self.config.template,
+            "begins_with": self.probed.begins_with,
+            **({"date": self.day.isoformat()} if self.template.asks_date else {}),
+            "backend": encoder.backend if encoder else "tokenizers, whole conversations",
+            "fallback": encoder.fallback if encoder else None,
+        }
+
+    @property
+    def control_tokens(self) -> str:
+        """A pattern of the tokens that text from the data may look like."""
+        return self._splitting.pattern
+
+    def sample(self, numbers: list[int], rows: Rows) -> list[int]:
+        """The rows to compare; nothing is done ahead."""
+        return numbers
+
+    def encode(self, rows: Rows, first_row: int, sampled: list[int]) -> Encoded:
+        """Raises DataError that names a row which cannot be encoded, unless tokenize.on_bad_row is drop."""
+        counts: Counter[str] = Counter()
+        marked: list[Marked] = []
+        unusable = np.zeros(len(rows.messages), np.bool_)
+        encoded: list[tuple[list[int], list[bool]]] = []
+        for number, conversation in enumerate(self._reader.read(rows.messages, rows.tools)):
+            try:
+                marked.append(self.mark(conversation, counts))
+                if not self._in_pieces:
+                    encoded.append(encode_whole(marked[-1], self._transformers.backend_tokenizer))
+            except RowError as error:
+                if self.config.on_bad_row == "error":
+                    raise DataError(f"{self.parquet}, row {first_row + number}: {error}.") from None
+                counts[error.reason] += 1
+                unusable[number] = True
+                del marked[number:]
+                marked.append(Marked("", []))
+                encoded.append(([], []))
+        numbers = range(first_row, first_row + len(marked))
+        if self._in_pieces:
+            pieces = [pieces_of(one, self._splitting, self._controls) for one in marked]
+            batch = encode_pieces(pieces, numbers, self._loading.encoder.encode)
+        else:
+            batch = join(encoded, numbers)
+        counts[reasons.COMPARED] = self._compare([row for row in sampled if not unusable[row]], rows, batch, marked)
+        messages = flatten(rows.messages, first_row, str(self.parquet), lenient=np.ones(len(unusable), np.bool_))
+        return Encoded(messages, batch, unusable, counts)
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Ids of what a model gets to answer these messages. Raises DataError where the template does not take them."""
+        try:
+            conversation = self._reader.conversation([dict(message) for message in messages])
+            text = self.template.text(conversation.messages, add_generation_prompt=True)
+        except (RowError, TemplateError) as error:
+            raise DataError(f"{self.template.where}: {error}.") from None
+        if not self._in_pieces:
+            return list(self._transformers.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+        pieces = pieces_of(Marked(text, []), self._splitting, self._controls)
+        return [int(id) for id in encode_pieces([pieces], [0], self._loading.encoder.encode).ids]
+
+    def mark(self, conversation: Conversation | RowError, counts: Counter[str]) -> Marked:
+        """The rendered text and its supervised spans. Raises RowError."""
+        if isinstance(conversation, RowError):
+            raise conversation
+        if not conversation.messages:
+            return Marked("", [])
+        if not self.probed.renders_reasoning and any(REASONING in message for message in conversation.messages):
+            sentence = "has reasoning_content, which the chat template never renders; set tokenize.reasoning to drop"
+            raise RowError(reasons.NOT_RENDERED, sentence)
+        try:
+            rendered = self.template.render(conversation.messages, conversation.tools)
+        except TemplateError as error:
+            raise RowError(reasons.TEMPLATE_ERROR, f"the chat template raises an error: {error}") from None
+        check_tools(conversation, rendered.text)
+        return Marked(rendered.text, self._rule.spans(conversation, rendered, counts))
+
+    def _compare(self, sampled: list[int], rows: Rows, batch: Batch, marked: list[Marked]) -> int:
+        """How many rows were compared with what transformers makes of the saved folder.
+
+        Raises EncodingMismatch that names the row where an id differs.
+        """
+        for row in sampled:
+            (conversation,) = ConversationReader([], True, self.config.reasoning != "drop").read(*rows.take([row]))
+            if isinstance(conversation, RowError) or not conversation.messages:
+                continue
+            found = batch.ids[slice(*batch.offsets[row : row + 2])].tolist()
+            if found == self._transformers.apply_chat_template(
+                conversation.messages, tools=conversation.tools, return_dict=False
+            ):
+                continue
+            if not (self._may_differ(marked[row]) and self._equal_by_pieces(conversation, marked[row], found)):
+                raise EncodingMismatch(
+                    f"{self.parquet}, row {batch.rows[row]}: its ids differ from those of the saved template in transformers; "
+                    "report this row."
+                )
+        return len(sampled)
+
+    def _may_differ(self, marked: Marked) -> bool:
+        """Whether the row is one of the two exceptions (encoder.py)."""
+        return self._in_pieces and (
+            BREAK in marked.text or any(marked.text[span.start : span.stop][:1].isspace() for span in marked.spans)
+        )
+
+    def _equal_by_pieces(self, conversation: Conversation, marked: Marked, found: list[int]) -> bool:
+        """Whether the text is transformers', and the ids are those of its pieces by Hugging Face's encoder."""
+        text = self._transformers.apply_chat_template(conversation.messages, tools=conversation.tools, tokenize=False)
+        pieces = pieces_of(marked, self._splitting, self._controls)
+        ids = encode_pieces([pieces], [0], encode_with(self._loading.hugging_face)).ids.tolist()
+        return bool(text == marked.text.replace(BREAK, "") and ids == found)
