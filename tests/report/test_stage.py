@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
+import pyarrow as pa
 import pytest
 from talaria.config import load as settings
 from talaria.config.schema import Convert, Tokenize
 from talaria.data.convert import convert
 from talaria.data.synthetic.generator import generate
-from talaria.report.stage import distribution, report
+from talaria.report import stage
+from talaria.report.stage import distribution, measure_batch, report
 from talaria.stages.run import run_stage
 from talaria.store.store import Output, Store
 from talaria.tokenization.dataset import open_tokens
@@ -159,3 +162,48 @@ def test_a_histogram_covers_every_value() -> None:
     few = distribution(np.array([1, 1, 2, 5]))
     assert [(entry["from"], entry["rows"]) for entry in few["bins"]] == [(1, 2), (2, 1), (3, 0), (4, 0), (5, 1)]
     assert distribution(np.array([]))["bins"] == []
+
+
+MESSAGES = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+
+
+def tokens_of(parquet: Path, outputs: dict[str, Output]) -> Path:
+    folder = parquet.with_name("tokens")
+    tokenize(parquet, outputs["base"].path, folder, Tokenize())
+    return folder
+
+
+def test_text_columns_of_any_width_and_sources_that_are_lists_are_reported(tmp_path: Path, outputs: dict[str, Output]) -> None:
+    parquet = tmp_path / "messages.parquet"
+    rows = [{"source": source, "messages": MESSAGES} for source in (["wiki", "web"], None, ["wiki", "web"])]
+    pl.DataFrame(rows).write_parquet(parquet)  # polars writes large strings
+    report(parquet, tokens_of(parquet, outputs), tmp_path / "report")
+    found = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert [(entry["source"], entry["rows"]) for entry in found["sources"]] == [('["wiki", "web"]', 2), (None, 1)]
+    assert found["duplicates"] == 2
+
+
+def test_an_answer_that_calls_a_tool_is_not_blank(tmp_path: Path) -> None:
+    struct = pa.struct([("role", pa.string()), ("content", pa.string()), ("tool_calls", pa.string())])
+    call = {"role": "assistant", "content": None, "tool_calls": '[{"type": "function"}]'}
+    blank = {"role": "assistant", "content": ""}
+    measured = measure_batch(pa.array([[MESSAGES[0], call], [MESSAGES[0], blank]], pa.list_(struct)))
+    assert measured.odd["blank_answer"].tolist() == [False, True]
+    assert measured.characters.tolist() == [1 + len(call["tool_calls"]), 1]
+
+
+def test_a_report_that_cannot_be_made_is_told_in_its_place_and_stops_nothing(
+    outputs: dict[str, Output], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise pa.ArrowNotImplementedError("no <kernel>")
+
+    monkeypatch.setattr(stage, "measure", fail)
+    folders = {name: outputs[name].path for name in ("download", "convert", "tokenize")}
+    facts = stage.run(settings.parse({"name": "small"}, "test"), folders, tmp_path)
+    assert facts == {"failed": "The report could not be made: ArrowNotImplementedError: no <kernel>"}
+    assert json.loads((tmp_path / "report.json").read_text())["failed"] == facts["failed"]
+    assert "no &lt;kernel&gt;" in (tmp_path / "report.html").read_text()
+    assert "could not be made" in caplog.text
+    with pytest.raises(pa.ArrowNotImplementedError):  # who asks for the report alone sees why
+        report(outputs["convert"].path, outputs["tokenize"].path, tmp_path / "own")

@@ -112,7 +112,8 @@ def _map_roles(role: pa.Array, roles: dict[str, str]) -> pa.Array:
 
 def list_offsets(lists: pa.ListArray) -> pa.Array:
     """Where each list begins in the flattened values: from 0 on, which a slice's own offsets are not. No list is null."""
-    own = np.zeros(1, np.int32)
+    width = np.int64 if pa.types.is_large_list(lists.type) else np.int32
+    own = np.zeros(1, width)
     if len(lists):
-        own = np.frombuffer(lists.buffers()[1], np.int32)[lists.offset : lists.offset + len(lists) + 1]
-    return to_arrow(own - own[0])
+        own = np.frombuffer(lists.buffers()[1], width)[lists.offset : lists.offset + len(lists) + 1]
+    return to_arrow((own - own[0]).astype(np.int32, copy=False))
