@@ -37,6 +37,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, page in OUTSIDE.items():
         content = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=_NO_SIDEBAR + content if page == "index.md" else content))
+    for script in sorted((ROOT / "findings").glob("*.sh")):
+        text = f"# {script.stem}\n\n```bash\n{script.read_text(encoding='utf-8')}```\n"
+        files.append(File.generated(config, f"findings/{script.stem}.md", content=text))
     notes = sorted(path.name for path in (ROOT / "docs/decisions").glob("[0-9]*.md"))
     entries = "\n".join(f"- [{_title(ROOT / 'docs/decisions' / name)}]({name})" for name in notes)
     files.append(
@@ -94,6 +97,8 @@ def _on_site(path: str, anchor: str) -> str | None:
     """The site's page for a repository path; empty where it has none, None where the path does not exist."""
     if path.startswith("docs/decisions") and not path.endswith(".md"):
         return "decisions/index.md"
+    if path.startswith("findings/") and path.endswith(".sh") and (ROOT / path).is_file():
+        return path.replace(".sh", ".md")
     if path in OUTSIDE:
         found = OUTSIDE[path]
     elif (path.startswith("docs/") and (ROOT / path).is_file()) or path.startswith("docs/api/"):
