@@ -1,0 +1,125 @@
+"""Tokenizers that are not Qwen3's: the saved folder, as transformers loads it, gives the ids that were trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from talaria.config.schema import Tokenize
+from talaria.tokenization.dataset import open_tokens
+from talaria.tokenization.rendered.probe import answer_ends
+from talaria.tokenization.rendered.prompt import end_ids, prompt_encoder
+from talaria.tokenization.stage import tokenize
+from talaria.tokenization.tokenizer import open_hugging_face
+
+from tests.support import qwen_tokenizer
+from tests.support.conversations import assistant, system, user, write_parquet
+from tests.tokenization.chat_templates import FAMILIES, write_tokenizer
+
+CHATML_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+CONVERSATIONS = [
+    [user("What is the weather in Oslo?"), assistant("It is 3 degrees.")],
+    [system("Be brief."), user("650841823 + 1?"), assistant(" 650841824 "), user("天气?"), assistant("3 度。")],
+]
+
+
+def changed(small: Path, folder: Path, change: Callable[[dict[str, Any]], None], **settings: Any) -> Path:
+    """A copy of the small tokenizer with its tokenizer.json changed."""
+    folder.mkdir()
+    content = json.loads((small / "tokenizer.json").read_text())
+    change(content)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **settings}))
+    return folder
+
+
+def adds_bos(content: dict[str, Any]) -> None:
+    bos = {"id": "<|endoftext|>", "type_id": 0}
+    ids = next(token["id"] for token in content["added_tokens"] if token["content"] == bos["id"])
+    single = [{"SpecialToken": bos}, {"Sequence": {"id": "A", "type_id": 0}}]
+    known = {bos["id"]: {"id": bos["id"], "ids": [ids], "tokens": [bos["id"]]}}
+    content["post_processor"] = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": known}
+
+
+def swallows_line_breaks(content: dict[str, Any]) -> None:
+    for token in content["added_tokens"]:
+        token["rstrip"] = token["content"] == "<|im_end|>"
+
+
+def splits_digits_in_threes(content: dict[str, Any]) -> None:
+    split = content["pre_tokenizer"]["pretokenizers"][0]["pattern"]
+    split["Regex"] = split["Regex"].replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+
+
+def unchanged(content: dict[str, Any]) -> None:
+    assert content
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "begins"),
+    [
+        (unchanged, {}, None),
+        (adds_bos, {"bos_token": "<|endoftext|>"}, "<|endoftext|>"),
+        (swallows_line_breaks, {}, None),
+        (splits_digits_in_threes, {"tokenizer_class": "Qwen2Tokenizer"}, None),
+    ],
+)
+@pytest.mark.parametrize("beside_config", [False, True], ids=["alone", "beside a qwen3 config.json"])
+def test_the_saved_folder_loads_to_the_ids_that_were_trained(
+    change: Any, settings: dict[str, Any], begins: str | None, beside_config: bool, small_tokenizer: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = changed(small_tokenizer, tmp_path / "tokenizer", change, **settings)
+    parquet = write_parquet(tmp_path / "messages.parquet", CONVERSATIONS)
+    tokenize(parquet, folder, tmp_path / "tokens", Tokenize())
+    saved = tmp_path / "tokens" / "tokenizer"
+    if beside_config:
+        (saved / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
+    loaded = AutoTokenizer.from_pretrained(saved)
+    tokens = open_tokens(tmp_path / "tokens")["train"]
+    assert tokens is not None
+    for row, conversation in enumerate(CONVERSATIONS):
+        ids = tokens.gather([row])[0].tolist()
+        assert loaded.apply_chat_template(conversation, return_dict=False) == ids
+        prompt = loaded.apply_chat_template(conversation[:-1], add_generation_prompt=True, return_dict=False)
+        assert ids[: len(prompt)] == prompt == prompt_encoder(saved)(conversation[:-1])
+        assert loaded.convert_tokens_to_ids(begins or "<|im_start|>") == ids[0]
+
+
+@pytest.mark.parametrize("scheme", ["first", "always"])
+def test_word_start_markers_are_those_of_the_whole_conversation(scheme: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    family = dataclasses.replace(FAMILIES["mistral"], special=CHATML_TOKENS, bos=None, eos="<|endoftext|>", metaspace=scheme)
+    folder = write_tokenizer(family, tmp_path / "tokenizer")
+    facts = tokenize(write_parquet(tmp_path / "m.parquet", CONVERSATIONS), folder, tmp_path / "tokens", Tokenize())
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "tokens" / "tokenizer")
+    tokens = open_tokens(tmp_path / "tokens")["train"]
+    assert tokens is not None
+    for row, conversation in enumerate(CONVERSATIONS):
+        assert loaded.apply_chat_template(conversation, return_dict=False) == tokens.gather([row])[0].tolist()
+    assert facts["template"] == "chatml"
+
+
+def test_answers_end_where_the_template_ends_them(tmp_path: Path) -> None:
+    for name, ends in (("llama", ["<|eot_id|>"]), ("mistral", ["</s>"]), ("phi", ["<|end|>"]), ("smollm", ["<|im_end|>"])):
+        folder = write_tokenizer(FAMILIES[name], tmp_path / name)
+        tokenizer = open_hugging_face(folder / "tokenizer.json")
+        assert answer_ends(folder, tokenizer) == ends
+        assert end_ids(folder)[0] == tokenizer.token_to_id(ends[0])
+    assert len(prompt_encoder(tmp_path / "llama")([user("Hi <|eot_id|>")])) > 10
+    asked = open_hugging_face(tmp_path / "phi" / "tokenizer.json").token_to_id("<|user|>")
+    assert prompt_encoder(tmp_path / "phi")([user("Hi")])[0] == asked
+
+
+def test_qwen3s_own_class_and_files_stay(tmp_path: Path) -> None:
+    parquet = write_parquet(tmp_path / "messages.parquet", CONVERSATIONS)
+    tokenize(parquet, qwen_tokenizer.tokenizer(), tmp_path / "tokens", Tokenize())
+    saved = tmp_path / "tokens" / "tokenizer"
+    assert json.loads((saved / "tokenizer_config.json").read_text())["tokenizer_class"] == "Qwen2Tokenizer"
+    assert (saved / "tokenizer.json").read_bytes() == (qwen_tokenizer.tokenizer() / "tokenizer.json").read_bytes()
