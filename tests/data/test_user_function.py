@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from talaria.common.errors import ConfigError, DataError
+from talaria.common.user_code import ALLOW
 from talaria.config.schema import Config, Convert
 from talaria.data.convert import convert, fingerprint
-from talaria.data.user_function import ALLOW
 
 ALPACA = """
 import polars as pl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,9 @@ from talaria.config.schema import Config
 from talaria.launch.accelerate_command import Machine
 from talaria.launch.stage import launch
 from talaria.process.supervisor import Stop
+from talaria.store.store import Store
 
-from tests.support import process_trees, working_folder
+from tests.support import process_trees, tiny_pipeline, working_folder
 
 STUB = Path(__file__).parent / "stub"
 
@@ -68,11 +70,17 @@ class Launches:
         return [json.loads(line)["step"] for line in (self.output / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """tokens and model: small, and such that a training could start."""
+    outputs = tiny_pipeline.prepare(Store(tmp_path_factory.mktemp("inputs")), tiny_pipeline.config())
+    return {"tokens": outputs["tokenize"].path, "model": outputs["base"].path}
+
+
 @pytest.fixture
-def launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
-    for name, file in (("tokens", "state.json"), ("model", "config.json")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / file).write_text("{}")
+def launches(tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
+    for name, folder in inputs.items():
+        shutil.copytree(folder, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     working_folder.fill(tmp_path)
     launches = Launches(tmp_path)

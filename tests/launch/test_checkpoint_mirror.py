@@ -32,7 +32,8 @@ PLACE = ".work/train-0123"
 
 @pytest.fixture(scope="session")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Output]:
-    from talaria.train.model.causal_lm import ModelOptions, load_model
+    from talaria.train.model.causal_lm import ModelOptions
+    from talaria.train.model.loading import load_model
 
     outputs = tiny_pipeline.prepare(Store(tmp_path_factory.mktemp("store")), tiny_pipeline.config())
     load_model(outputs["base"].path, ModelOptions("fp32"), "cpu")  # what this imports, forked ranks have
@@ -52,7 +53,7 @@ def job(upstream: dict[str, Output], tmp_path: Path) -> Callable[[str], TrainJob
 
 
 def mirrored(job: TrainJob, told: list[str], **options: Any) -> checkpoint_mirror.Mirror:
-    identity = run_identity(job.config, job.tokens, job.base)
+    identity = run_identity(job.config, job.tokens, job.base, job.output)
     found = checkpoint_mirror.of_store(job.output, identity, on_line=told.append, patience=60.0, **options)
     assert found is not None
     return found

@@ -246,7 +246,7 @@ def test_waiting_for_the_lock_ends_when_told_to_stop(launches) -> None:
 
 
 def test_inputs_that_are_none_are_refused_at_once(launches) -> None:
-    (launches.root / "tokens" / "state.json").unlink()
+    (launches.root / "tokens" / "dataset_dict.json").unlink()
     with pytest.raises(DataError, match="tokens: not a tokens folder"):
         launches.start()
     assert not launches.output.exists()
@@ -370,5 +370,6 @@ def test_the_likely_cause() -> None:
         "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: ",
     ]
     assert likely_cause(1, echoes, oom_kills=0) == "ValueError: cannot reshape"
+    assert likely_cause(1, ["/venv/bin/python: No module named accelerate"], oom_kills=0) == "No module named accelerate"
     assert likely_cause(128 + 11, [], oom_kills=0) == "a process ended by signal 11 (SIGSEGV)"
     assert likely_cause(3, ["nothing to see"], oom_kills=0) == "the launcher ended with exit code 3 and no process said why"

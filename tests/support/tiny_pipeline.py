@@ -73,7 +73,8 @@ def train(model: Path, tokens: Path, out: Path, steps: int, lr: float = 1e-2, lo
     import torch
     from talaria.tokenization.dataset import open_tokens
     from talaria.train.batching.packing import pack
-    from talaria.train.model.causal_lm import ModelOptions, load_model, sum_loss
+    from talaria.train.model.causal_lm import ModelOptions, sum_loss
+    from talaria.train.model.loading import load_model
 
     torch.manual_seed(0)
     torch.set_num_threads(1)

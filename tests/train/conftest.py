@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from talaria.store.store import Store
-from talaria.train.model.causal_lm import ModelOptions, load_model
+from talaria.train.model.causal_lm import ModelOptions
+from talaria.train.model.loading import load_model
 from talaria.train.train_state import TrainJob
 
 from tests.support import tiny_pipeline

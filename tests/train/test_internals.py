@@ -6,17 +6,17 @@ import pytest
 import torch
 from talaria.train.kernels import torch_internals
 
+LENGTHS = "cum_seq_q cum_seq_k max_q max_k"
+WINDOW = "scale window_size_left window_size_right"
+
 
 @pytest.mark.parametrize(
     ("operator", "wanted"),
     [
-        (
-            "_flash_attention_forward",
-            "query key value cum_seq_q cum_seq_k max_q max_k dropout_p is_causal return_debug_mask scale",
-        ),
+        ("_flash_attention_forward", f"query key value {LENGTHS} dropout_p is_causal return_debug_mask {WINDOW}"),
         (
             "_flash_attention_backward",
-            "grad_out query key value out logsumexp cum_seq_q cum_seq_k max_q max_k dropout_p is_causal rng_state unused scale",
+            f"grad_out query key value out logsumexp {LENGTHS} dropout_p is_causal rng_state unused {WINDOW}",
         ),
         ("embedding_dense_backward", "grad_output indices num_weights padding_idx scale_grad_by_freq"),
         ("_scaled_mm", "self mat2 scale_a scale_b out_dtype use_fast_accum"),

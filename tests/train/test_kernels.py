@@ -16,7 +16,9 @@ from talaria.train.kernels.matmul import (
     side_by_side,
     weight_gradients,
 )
-from talaria.train.model.causal_lm import LoraOptions, ModelOptions, lay_out, layers, load_model, sum_loss
+from talaria.train.model.causal_lm import ModelOptions, lay_out, layers, sum_loss
+from talaria.train.model.loading import load_model
+from talaria.train.model.lora import LoraOptions
 from talaria.train.optim.adamw import AdamW, AdamWScalars, AdamWSettings, update
 from talaria.train.optim.bf16_masters import join_halves, round_stochastically, split_halves
 from talaria.train.optim.lr_schedule import LRSchedule

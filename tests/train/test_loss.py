@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from talaria.train.model.loss import linear_cross_entropy
+from talaria.common.errors import ConfigError
+from talaria.train.model.loss import UserLoss, dft_, linear_cross_entropy
 from torch.nn.functional import cross_entropy
 
 VOCAB, WIDTH = 97, 16
@@ -70,3 +71,40 @@ def test_large_logits_do_not_overflow():
     hidden, weight, targets, _ = inputs(8, torch.float32, False)
     loss = linear_cross_entropy(hidden * 1e4, weight, targets)
     torch.testing.assert_close(loss, plain_linear_cross_entropy(hidden * 1e4, weight, targets))
+
+
+def dft(hidden, weight, targets, weights=None):
+    """The same by autograd: NLL times the target's probability, through which nothing is differentiated."""
+    nll = cross_entropy((hidden @ weight.t()).float(), targets, reduction="none")
+    losses = nll * torch.exp(-nll).detach()
+    return (losses if weights is None else losses * weights).sum()
+
+
+def focal(logits, targets):
+    nll = cross_entropy(logits, targets, reduction="none")
+    return nll * (1 - torch.exp(-nll))
+
+
+def focal_sum(hidden, weight, targets, weights=None):
+    losses = focal((hidden @ weight.t()).float(), targets)
+    return (losses if weights is None else losses * weights).sum()
+
+
+@pytest.mark.parametrize(("loss", "reference"), [(dft_, dft), (UserLoss(focal, "mine:focal"), focal_sum)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_other_losses_and_their_gradients_equal_autograds(loss, reference, weighted):
+    generator = torch.Generator().manual_seed(3)
+    hidden, weight = (torch.randn(*shape, generator=generator).requires_grad_() for shape in ((23, 8), (31, 8)))
+    targets = torch.randint(31, (23,), generator=generator)
+    weights = torch.rand(23, generator=generator) if weighted else None
+    got = linear_cross_entropy(hidden, weight, targets, weights, scale=0.5, chunk=7, loss=loss)
+    want = 0.5 * reference(hidden, weight, targets, weights)
+    torch.testing.assert_close(got, want)
+    for a, b in zip(torch.autograd.grad(got, (hidden, weight)), torch.autograd.grad(want, (hidden, weight)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_of_the_wrong_shape_is_refused():
+    hidden, weight = torch.randn(5, 4), torch.randn(6, 4)
+    with pytest.raises(ConfigError, match=r"mine:mean should return a loss per target, \(5,\), not \(\)"):
+        linear_cross_entropy(hidden, weight, torch.zeros(5, dtype=torch.long), loss=UserLoss(cross_entropy, "mine:mean"))

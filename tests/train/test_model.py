@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from talaria.common.errors import ConfigError
+from talaria.common.errors import DataError
 from talaria.train.kernels.decoder_layer import Saved
 from talaria.train.model.activation_memory import ActivationMemory
-from talaria.train.model.causal_lm import LoraOptions, ModelOptions, describe, layers, load_model, sum_loss
+from talaria.train.model.causal_lm import ModelOptions, describe, layers, sum_loss
+from talaria.train.model.loading import load_model
+from talaria.train.model.lora import LoraOptions
 from talaria.train.model.loss import CHUNK
 
 from tests.train.tiny_models import VOCAB, batch_of, conversations, save_tiny
@@ -146,7 +148,7 @@ def test_adapters_train_and_the_base_stays(folder):
 
 def test_unknown_family_is_refused(tmp_path):
     folder = save_tiny(tmp_path / "gpt2", "gpt2", n_embd=32, n_head=4, n_layer=1)
-    with pytest.raises(ConfigError, match=r"gpt2.*choose another base model"):
+    with pytest.raises(DataError, match=r"gpt2.*choose another base model"):
         load_model(folder, FP32, "cpu")
 
 

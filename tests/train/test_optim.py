@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -108,3 +109,21 @@ def test_small_updates_are_not_lost() -> None:
         optimizer.step([torch.ones(4, 4)], 1e-5, 1.0)
     assert float(optimizer.master(0)[0]) == pytest.approx(0.99, rel=1e-4)
     assert float(param.detach()[0, 0]) == pytest.approx(0.99, rel=2**-8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rates"),
+    [
+        ("linear", {0: 0.0, 50: 5e-6, 100: 1e-5, 550: 5.5e-6, 1000: 1e-6, 1001: 1e-6}),
+        ("constant", {0: 0.0, 50: 5e-6, 100: 1e-5, 550: 1e-5, 1000: 1e-5, 1001: 1e-5}),
+        ("wsd", {0: 0.0, 50: 5e-6, 100: 1e-5, 800: 1e-5, 900: 5.5e-6, 1000: 1e-6, 1001: 1e-6}),
+    ],
+)
+def test_other_schedules(kind: Any, rates: dict[int, float]) -> None:
+    schedule = replace(cosine(1000), kind=kind, decay_fraction=0.2)
+    assert {step: schedule(step) for step in rates} == pytest.approx(rates, rel=1e-12, abs=1e-18)
+
+
+def test_a_decay_longer_than_what_warmup_leaves_begins_after_it() -> None:
+    schedule = LRSchedule(1.0, 0.0, 0.5, 10, "wsd", 1.0)
+    assert [schedule(step) for step in (4, 5, 6, 10)] == pytest.approx([0.8, 1.0, 0.8, 0.0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,72 +11,20 @@ import pytest
 import torch
 from talaria.config.schema import Tokenize
 from talaria.tokenization import stage as encode
-from talaria.tokenization.dataset import Tokens, open_tokens
 from talaria.train.batching.plan import Plan
 from talaria.train.train_state import TrainJob
 from transformers import AutoModelForCausalLM
 
 from tests.train import ranks
+from tests.train.plain_loop import padded, plain_loop, train_split
 
 STEPS = 20
-
-
-def train_split(job: TrainJob) -> Tokens:
-    found = open_tokens(job.tokens)["train"]
-    assert found is not None
-    return found
-
-
-def padded(tokens: Tokens, indices: np.ndarray) -> dict[str, torch.Tensor]:
-    """input_ids, attention_mask and labels [rows, longest]; labels are -100 where nothing is supervised."""
-    width = int(tokens.lengths[indices].max())
-    batch = {
-        name: torch.full((len(indices), width), fill)
-        for name, fill in (("input_ids", 0), ("attention_mask", 0), ("labels", -100))
-    }
-    for place, index in enumerate(indices.tolist()):
-        ids, mask, _ = tokens.gather([index])
-        row = torch.from_numpy(ids.astype(np.int64))
-        batch["input_ids"][place, : len(ids)] = row
-        batch["attention_mask"][place, : len(ids)] = 1
-        batch["labels"][place, : len(ids)] = torch.where(torch.from_numpy(mask), row, -100)
-    return batch
-
-
-def plain_loop(job: TrainJob) -> list[float]:
-    """Losses of the first steps, the way one would write it first."""
-    train = job.config.train
-    tokens = train_split(job)
-    plan = Plan(
-        tokens.lengths, tokens.targets, global_batch=train.global_batch, max_tokens=10**6, epochs=train.epochs, seed=train.seed
-    )
-    model = AutoModelForCausalLM.from_pretrained(job.base, dtype=torch.float32, attn_implementation="eager")
-    matrices = [param for param in model.parameters() if param.ndim >= 2]
-    vectors = [param for param in model.parameters() if param.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=train.lr, betas=(train.beta1, train.beta2), eps=train.eps)
-    total, warmup = len(plan), train.warmup_fraction * len(plan)
-    losses = []
-    for k in range(STEPS):
-        rate = train.lr * k / warmup if k <= warmup else None
-        if rate is None:
-            cosine = math.cos(math.pi * (k - warmup) / (total - warmup))
-            rate = train.min_lr + (train.lr - train.min_lr) * (1 + cosine) / 2
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = model(**padded(tokens, plan.indices(k))).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-    return losses
 
 
 def test_the_losses_are_those_of_a_plain_padded_loop(job: Callable[..., TrainJob]) -> None:
     ours = job(epochs=2, max_tokens_per_device=160, min_lr=1e-3, clip=0.5)
     ranks.run(ours, 2)
-    assert [step["loss"] for step in ranks.steps(ours.output)[:STEPS]] == pytest.approx(plain_loop(ours), rel=1e-6)
+    assert [step["loss"] for step in ranks.steps(ours.output)[:STEPS]] == pytest.approx(plain_loop(ours, STEPS).losses, rel=1e-6)
 
 
 def test_trl_reports_the_same_first_loss(job: Callable[..., TrainJob], tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from talaria.base_model.inspection import INDEX, read_header, read_json, require_usable, weight_files
 from talaria.common.errors import DataError
 from talaria.common.files import file_digest, link_or_copy
 from talaria.tokenization import chatml as chat
 from talaria.tokenization.rendered.probe import answer_ends
 from talaria.tokenization.tokenizer import Loading, open_hugging_face
-from talaria.tokenization.tokenizer_folder import own_template, save
+from talaria.tokenization.tokenizer_folder import own_template, save, template_of
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja")
 """Weights as safetensors only: a pickle can run code on whoever loads it."""
@@ -33,13 +34,12 @@ def copy_model(folder: Path, out_dir: Path) -> None:
     files = dict(model_files(folder))
     if "config.json" not in files:
         raise DataError(f"{folder}: not a model folder (no config.json).")
-    if not any(name.endswith(".safetensors") for name in files):
-        raise DataError(f"{folder}: has no *.safetensors; save the model with save_pretrained, which writes them.")
-    for name, path in files.items():
-        if name.endswith((".safetensors", ".safetensors.index.json")):
-            link_or_copy(path.resolve(), out_dir / name)  # the hub's cache holds symbolic links
-        elif name in ("config.json", "generation_config.json"):
-            shutil.copyfile(path, out_dir / name)
+    require_usable(folder)
+    for path in weight_files(folder):
+        link_or_copy(path.resolve(), out_dir / path.name)  # the hub's cache holds symbolic links
+    for name in (INDEX, "config.json", "generation_config.json"):
+        if name in files:
+            shutil.copyfile(files[name], out_dir / name)
     save_tokenizer(folder, out_dir)
 
 
@@ -55,12 +55,24 @@ def save_tokenizer(folder: Path, out_dir: Path) -> None:
     save(folder, out_dir, own if own and not knows_chatml else chat.template(loading.oracle.bos_text))
 
 
+def write_small_files(tokenizer: Path, base: Path, out_dir: Path) -> dict[str, Any]:
+    """Write all of a model folder but its weights and card: the base's settings and the tokenizer that the tokens were made with.
+
+    Returns what `describe` does. Raises DataError where a file is missing, unreadable or does not fit the others.
+    """
+    for name in ("config.json", "generation_config.json"):
+        if (base / name).exists():
+            shutil.copyfile(base / name, out_dir / name)
+    save(tokenizer, out_dir, template_of(tokenizer))
+    return describe(out_dir)
+
+
 def describe(folder: Path) -> dict[str, Any]:
     """Check that model and tokenizer fit, make generation stop where an answer ends, and say what the folder holds.
 
     A base model's own generation_config ends at <|endoftext|> only, so that a tuned one would never stop.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     tokenizer = open_hugging_face(folder / "tokenizer.json")
     ends = [id for id in map(tokenizer.token_to_id, answer_ends(folder, tokenizer)) if id is not None]
     if tokenizer.get_vocab_size() > config["vocab_size"]:
@@ -69,7 +81,7 @@ def describe(folder: Path) -> dict[str, Any]:
             "they do not belong together."
         )
     path = folder / "generation_config.json"
-    generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    generation = read_json(path) if path.is_file() else {}
     end_of_text = tokenizer.token_to_id(chat.END_OF_TEXT)
     own = config.get("eos_token_id") if end_of_text is None else end_of_text
     others = own if isinstance(own, list) else [own]
@@ -79,19 +91,11 @@ def describe(folder: Path) -> dict[str, Any]:
     path.write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
     return {
         "model_type": config["model_type"],
-        "parameters": sum(count for _, count in parameters(folder)),
+        "parameters": sum(
+            math.prod(tensor.shape) for path in folder.glob("*.safetensors") for tensor in read_header(path).values()
+        ),
         "vocab_size": config["vocab_size"],
         "tokens": tokenizer.get_vocab_size(),
         "tokenizer": file_digest(folder / "tokenizer.json"),
         "eos_token_id": generation["eos_token_id"],
     }
-
-
-def parameters(folder: Path) -> Iterator[tuple[str, int]]:
-    """Name and number of elements of each tensor, from the safetensors headers."""
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                yield name, math.prod(tensor["shape"])

@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from talaria.base_model.families import require_trainable
 from talaria.base_model.hf_folder import PATTERNS, copy_model, describe, model_files, save_tokenizer
+from talaria.base_model.inspection import read_json, require_usable
 from talaria.common.errors import DataError
 from talaria.common.files import file_digest
 from talaria.config.schema import Base, Config
@@ -30,6 +32,21 @@ def fingerprint(config: Config) -> Any:
     files = {name: path for name, path in model_files(folder) if base.source == "local" or name in ALL_FILES}
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         return dict(zip(files, pool.map(file_digest, files.values()), strict=True))
+
+
+def require_trainable_base(config: Config) -> None:
+    """Raise DataError for a base model that cannot be trained, from its config.json: before anything else is fetched or made."""
+    base = config.base
+    if base.source == "hub":
+        from talaria.common.hub import snapshot
+
+        folder, _ = snapshot(base.repo, base.revision, ["config.json"])
+        require_trainable(read_json(folder / "config.json"), base.repo)
+    elif base.source == "local":
+        assert base.path is not None  # the configuration has checked it
+        if not base.path.is_dir():
+            raise DataError(f"{base.path}: no such folder; base.path names the folder of a model.")
+        require_usable(base.path)
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:

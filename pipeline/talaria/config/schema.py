@@ -23,7 +23,12 @@ class _NotInKey:
     """Marker for settings that leave a stage's output unchanged."""
 
 
+class _InKeyUnlessDefault:
+    """Marker for settings that came later: a configuration that leaves them alone keeps the key it had, and so its outputs."""
+
+
 NotInKey = _NotInKey()
+InKeyUnlessDefault = _InKeyUnlessDefault()
 
 
 LARGEST_INT = 2**53 - 1
@@ -60,7 +65,12 @@ class Section(BaseModel):
 
     def key_fields(self) -> dict[str, Any]:
         """The settings that decide the output, as JSON values."""
-        left_out = {name for name, field in type(self).model_fields.items() if NotInKey in field.metadata}
+        left_out = {
+            name
+            for name, field in type(self).model_fields.items()
+            if NotInKey in field.metadata
+            or (InKeyUnlessDefault in field.metadata and getattr(self, name) == field.get_default(call_default_factory=True))
+        }
         return self.model_dump(mode="json", exclude=left_out)
 
 
@@ -184,7 +194,11 @@ class Lora(Section):
     rank: int = Field(0, ge=0, le=100_000, description="0: full-parameter training.")
     alpha: float = Field(32.0, gt=0, description="The adapter's output is scaled by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter.")
-    targets: str = Field("all-linear", description="Modules that get an adapter, as peft names them.")
+    targets: str | list[str] = Field(
+        "all-linear",
+        description="Modules that get an adapter, as peft names them: all-linear, the ends of their names ([q_proj, v_proj]), or "
+        "a regular expression of whole names.",
+    )
 
 
 class Train(Section):
@@ -210,6 +224,21 @@ class Train(Section):
     )
     fp8: bool = Field(
         False, description="8-bit matrix products of activations and weights, with mixed or bf16: faster, less exact."
+    )
+    schedule: Annotated[Literal["cosine", "linear", "constant", "wsd"], InKeyUnlessDefault] = Field(
+        "cosine", description="Learning rate after warm-up; wsd: constant, then linear to min_lr in the last decay_fraction."
+    )
+    decay_fraction: Annotated[float, InKeyUnlessDefault] = Field(
+        0.1, gt=0, le=1, description="Share of the steps in which the learning rate falls (schedule: wsd)."
+    )
+    loss: Annotated[str, InKeyUnlessDefault] = Field(
+        "nll", description="nll; dft: NLL weighted with the token's own probability; or 'module:name' of your own function."
+    )
+    trainable: Annotated[list[str], InKeyUnlessDefault] = Field(
+        ["*"], description="Patterns of the parameters that are trained, such as model.layers.*."
+    )
+    freeze: Annotated[list[str], InKeyUnlessDefault] = Field(
+        [], description="Patterns of parameters that stay as they are, whatever trainable says, such as *.embed_tokens.*."
     )
     lora: Lora = Lora()
     patience: Int | None = Field(None, ge=1, description="Stop after this many evaluations without a better held-out loss.")
@@ -272,6 +301,26 @@ class Train(Section):
     stop_grace: Annotated[float, NotInKey] = Field(
         300.0, gt=0, le=YEAR_SECONDS, description="Seconds that ranks get to save after SIGTERM."
     )
+
+    profile_steps: Annotated[int, NotInKey] = Field(
+        0, ge=0, le=1_000, description="Steps to trace with PyTorch's profiler, into the folder profile/ of the training."
+    )
+    report_to: Annotated[list[Literal["wandb", "tensorboard"]], NotInKey] = Field(
+        [], description="Services that get the metrics as well, beside MLflow; their packages must be installed."
+    )
+
+    @model_validator(mode="after")
+    def _loss_is_known(self) -> Train:
+        module, colon, name = self.loss.partition(":")
+        if self.loss not in ("nll", "dft") and not (module and colon and name):
+            raise ValueError(f"train.loss should be nll, dft or 'module:name' of your own function, got {self.loss!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_freeze_the_rest(self) -> Train:
+        if self.lora.rank and (self.trainable != ["*"] or self.freeze):
+            raise ValueError("train.trainable and train.freeze have no place beside train.lora.rank, which trains adapters only")
+        return self
 
     @model_validator(mode="after")
     def _fp8_needs_bf16_compute(self) -> Train:

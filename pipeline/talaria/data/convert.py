@@ -85,10 +85,11 @@ def refuse_overwriting(output: Path, files: Sequence[SourceFile]) -> None:
 
 def convert_with(config: Convert, files: Sequence[SourceFile], target: Path) -> Facts:
     """Hand the rows to the user's function as one frame, and convert what it returns."""
+    from talaria.common.user_code import load_function
     from talaria.data import user_function as custom
 
     assert config.function
-    custom.load(config.function)
+    load_function(custom.SETTING, config.function)
     rows, made = target.with_name("rows.parquet"), target.with_name("made.parquet")
     read = copy_rows(files, rows, config)
     returned = custom.apply(config.function, rows, made)

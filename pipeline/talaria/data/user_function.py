@@ -6,43 +6,18 @@ rows with a column `conversations` or `messages`. Since it runs whatever it like
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from talaria.common.errors import ConfigError, DataError
-from talaria.common.files import file_digest
+from talaria.common.errors import DataError
+from talaria.common.user_code import load_function, module_digest
 from talaria.data.source_files import SourceFile
 
-if TYPE_CHECKING:
-    import polars as pl
-
-ALLOW = "TALARIA_ALLOW_CUSTOM_CODE"
+SETTING = "convert.function"
 
 
 def source_digest(dotted: str) -> str:
     """sha256 of the module that holds the function: helpers beside it count too."""
-    return file_digest(Path(inspect.getfile(load(dotted))))
-
-
-def load(dotted: str) -> Callable[[pl.LazyFrame], pl.LazyFrame]:
-    """Raises ConfigError where the deployment does not allow it, or there is no such function."""
-    if os.environ.get(ALLOW) != "1":
-        raise ConfigError(f"convert.function: {dotted!r} is code of your own; set {ALLOW}=1 where it runs to allow it.")
-    module, colon, name = dotted.partition(":")
-    if not (module and colon and name):
-        raise ConfigError(f"convert.function: should look like 'module:name', got {dotted!r}.")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"convert.function: cannot import {dotted!r} ({error}); its folder must be on PYTHONPATH.") from None
-    if not inspect.isfunction(found):
-        raise ConfigError(f"convert.function: {dotted!r} is no function.")
-    return found
+    return module_digest(SETTING, dotted)
 
 
 def apply(dotted: str, rows: Path, target: Path) -> SourceFile:
@@ -52,7 +27,7 @@ def apply(dotted: str, rows: Path, target: Path) -> SourceFile:
     """
     import polars as pl
 
-    function = load(dotted)
+    function = load_function(SETTING, dotted)
     try:
         made = function(pl.scan_parquet(rows))
         if not isinstance(made, pl.LazyFrame):

@@ -30,11 +30,9 @@ def best_device() -> torch.device:
 
 def open_model(folder: str | Path, device: torch.device) -> CausalLM:
     """Open a model for evaluation: bf16 on a GPU, fp32 on the CPU, where bf16 is slow."""
-    from transformers.utils import logging
+    from talaria.train.model.causal_lm import ModelOptions
+    from talaria.train.model.loading import load_model
 
-    from talaria.train.model.causal_lm import ModelOptions, load_model
-
-    logging.disable_progress_bar()  # redraws its line, which a log file keeps
     return load_model(
         folder, ModelOptions("bf16" if device.type == "cuda" else "fp32", activation_checkpointing="off"), device
     ).eval()
@@ -43,10 +41,12 @@ def open_model(folder: str | Path, device: torch.device) -> CausalLM:
 def heldout_loss(model: CausalLM, tokens: Tokens, max_tokens: int) -> HeldOut:
     """Return the mean loss per supervised token, measured as training does on one rank, and over how much it was taken."""
     from talaria.train.distributed.process_group import ProcessGroup
+    from talaria.train.model.causal_lm import require_fixed_positions
     from talaria.train.validation import Validation
 
     alone = ProcessGroup(rank=0, size=1, local_rank=0, local_size=1, device=next(model.parameters()).device)
     longest = int(tokens.lengths.max(initial=0))
+    require_fixed_positions(model, longest)
     validation = Validation.of(tokens, max_tokens=max(max_tokens, longest), ranks=1, quadratic=0.0)
     loss = validation.loss(model, alone, stopping=lambda: False, alive=lambda doing=None: None)
     assert loss is not None  # nobody told it to stop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,10 @@ from talaria.runs.folder import CONFIG
 
 SLACK = 30.0  # seconds beyond the grace period: until the kernel has torn down what was killed
 ACCELERATE_CONFIG = "accelerate.yaml"
+RANKS_PER_CORE = 4
+"""On CPU more ranks than cores gain nothing; a few times as many still end a trial of several ranks on a small machine."""
+RANK_BYTES = 1 << 29
+"""Of PyTorch and transformers once they are imported, rounded down."""
 ACCELERATE = """\
 # `accelerate launch` takes the rest from its command line; this file keeps the user's own default_config.yaml out of it.
 compute_environment: LOCAL_MACHINE
@@ -50,8 +55,7 @@ def command(
 ) -> tuple[list[str], dict[str, str]]:
     """Return the command line of `accelerate launch` on one machine, and its environment. gpus: number on this machine."""
     ranks = train.num_processes or max(gpus, 1)
-    if gpus and ranks > gpus:
-        raise UserError(f"train.num_processes is {ranks}, but this machine has {gpus} GPUs; lower it, or leave it at 0.")
+    _require_bearable(ranks, gpus)
     world = ranks * train.num_machines
     arguments = {
         "config_file": output / machine.own(ACCELERATE_CONFIG),
@@ -83,13 +87,40 @@ def gpu_count(python: str = sys.executable) -> int:
     return int(subprocess.run(ask, stdout=subprocess.PIPE, check=True, text=True).stdout)
 
 
+OTHER_LAUNCHERS = re.compile(
+    r"(ACCELERATE|FSDP|OMPI|PET|PMI|SLURM|TORCHELASTIC)_.*|((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)"
+)
+"""Variables of other launchers (of a pod, of a batch system, of a training that started this one). Ranks and their number are
+decided here: what such a variable says of them would make ranks wait for others that nobody starts."""
+KEPT = ("ACCELERATE_USE_CPU",)
+
+
 def _environment(train: Train, machine: Machine, ranks: int, gpus: int) -> dict[str, str]:
     env = environment()  # with NCCL's settings as they are
+    env = {name: value for name, value in env.items() if name in KEPT or not OTHER_LAUNCHERS.fullmatch(name)}
     env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(int(train.stop_grace + SLACK))  # else it kills ranks 30 s after SIGTERM
     if not gpus:
         env["ACCELERATE_USE_CPU"] = "true"
         env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     return env | dict(machine.env or {})
+
+
+def _require_bearable(ranks: int, gpus: int) -> None:
+    """Raise UserError where this machine cannot bear so many ranks."""
+    if gpus and ranks > gpus:
+        raise UserError(f"train.num_processes is {ranks}, but this machine has {gpus} GPUs; lower it, or leave it at 0.")
+    cores = len(os.sched_getaffinity(0))
+    if not gpus and ranks > RANKS_PER_CORE * cores:
+        raise UserError(
+            f"train.num_processes is {ranks}, but this machine has {cores} cores and no GPU, which bear at most "
+            f"{RANKS_PER_CORE * cores} ranks; lower it, or leave it at 0."
+        )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if ranks * RANK_BYTES > memory:
+        raise UserError(
+            f"train.num_processes is {ranks}, but this machine has {memory / 2**30:.1f} GiB of memory, and a rank takes "
+            f"{RANK_BYTES / 2**30:g} GiB before it holds a model; lower it, or leave it at 0."
+        )
 
 
 def _rendezvous(machine: Machine, machines: int) -> tuple[str, str]:

@@ -13,6 +13,8 @@ from talaria.runs.folder import EVALS, EVENTS, METRICS, RunFolder
 from talaria.runs.jsonl import read_rows
 
 _ERROR = re.compile(r"^(?:\[rank\d+\]: ?)?((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b(?::.*)?)$")
+_NOT_STARTED = re.compile(r"^\S+: (No module named .*|error while loading shared libraries: .*|can't open file .*)$")
+"""An interpreter that did not come to run anything."""
 _SIGNAL = re.compile(r"Signal (\d+) \(SIG\w+\) received by PID|died with <Signals\.\w+: (\d+)>")
 _ECHOES = (
     "ChildFailedError",
@@ -108,5 +110,5 @@ def is_echo(error: str) -> bool:
 
 
 def _error(line: str) -> str | None:
-    found = _ERROR.match(line)
+    found = _ERROR.match(line) or _NOT_STARTED.match(line)
     return found[1] if found and not is_echo(line) else None

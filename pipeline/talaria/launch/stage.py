@@ -12,18 +12,22 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from talaria.base_model.inspection import require_usable
+from talaria.base_model.tokenizer_fit import require_tokenizer_fits, tokenizer_of
 from talaria.common.errors import DataError, UserError
 from talaria.common.files import MANIFEST, write_atomically
 from talaria.common.locks import Busy, in_use, locked
+from talaria.common.user_code import module_digest
 from talaria.config.schema import Config
 from talaria.launch import checkpoint_mirror
 from talaria.launch.accelerate_command import ACCELERATE, ACCELERATE_CONFIG, SLACK, Machine, command, gpu_count
 from talaria.launch.diagnosis import Preempted, TrainingCrashed, facts, is_echo, likely_cause, oom_kills
 from talaria.launch.host_memory import host_memory
+from talaria.launch.launcher_chatter import LauncherChatter
 from talaria.launch.restarts import RankDeaths, Restarts
 from talaria.process import supervisor
 from talaria.process.supervisor import Stop
@@ -42,6 +46,11 @@ HERE = Machine()
 
 def _to_stderr(line: str) -> None:
     sys.stderr.write(f"{line}\n")
+
+
+def fingerprint(config: Config) -> Any:
+    """Return what decides the result beside settings and inputs: the digest of the module with the user's own loss."""
+    return {"loss": module_digest("train.loss", config.train.loss)} if ":" in config.train.loss else None
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path, **options: Any) -> dict[str, Any]:
@@ -86,13 +95,15 @@ def launch(
     Raises Preempted (the same again goes on from the last checkpoint), UserError (a retry cannot help), TrainingCrashed.
     """
     tokens, model, output = _tokens(Path(tokens)), _model(model), Path(output).absolute()
+    require_usable(model)
+    require_tokenizer_fits(tokenizer_of(tokens, model), model)
     output.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         if stop is None:
             stop = Stop()
             stack.enter_context(supervisor.stopped_by_signals(stop))
         lock = stack.enter_context(_sole_use(output / machine.own(LOCK), config.train.stop_grace, on_line, stop))
-        identity = run_identity(config, tokens, model)
+        identity = run_identity(config, tokens, model, output)
         copy = (
             checkpoint_mirror.of_store(output, identity, on_line=on_line, patience=config.train.stop_grace)
             if machine.rank == 0
@@ -128,21 +139,36 @@ def launch(
         while True:
             _prepare(config, output, machine)
             look = functools.partial(_look, output, on_look, RankDeaths(memory[0] if memory else None), stop)
-            before, lines = oom_kills(), deque[str](maxlen=LAST_LINES)
-
-            def hear(line: str, lines: deque[str] = lines) -> None:
-                lines.append(line)
-                on_line(line)
-
-            code = start(on_line=hear, on_look=look)
+            before, log = oom_kills(), _Log(on_line)
+            code = start(on_line=log.hear, on_look=look)
+            log.close()
             if machine.rank and code == 0 and not RunFolder(output).status():
                 return {}  # machine 0 has published the folder already
             try:
-                return _outcome(output, code, lines, oom_kills() - before, stop)
+                return _outcome(output, code, log.lines, oom_kills() - before, stop)
             except TrainingCrashed as crash:
                 if not (crash.by_machine and restarts.allowed()):
                     raise
                 on_line(f"{crash} The ranks are started again ({restarts}).")
+
+
+class _Log:
+    """Keeps the last lines of a launch, to tell its cause of death, and hands on those that are not the launcher's own."""
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self.lines = deque[str](maxlen=LAST_LINES)
+        self._on_line, self._chatter = on_line, LauncherChatter()
+
+    def hear(self, line: str) -> None:
+        self.lines.append(line)
+        self._show(self._chatter.lines(line))
+
+    def close(self) -> None:
+        self._show(self._chatter.rest())
+
+    def _show(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self._on_line(line)
 
 
 def _look(output: Path, on_look: Callable[[Path], None], deaths: RankDeaths, stop: Stop) -> None:

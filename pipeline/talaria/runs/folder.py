@@ -77,13 +77,19 @@ class RunFolder:
         self.event("failed", reason, step, reason_kind=kind, **more)
         return True
 
-    def rewind(self, step: int) -> None:
-        """Forget steps and evaluations after `step`, so that the joined logs read as if nothing had been interrupted."""
+    def rewind(self, step: int) -> int:
+        """Forget steps and evaluations after `step`, so that the joined logs read as if nothing had been interrupted.
+
+        Returns how many steps are left; fewer than `step` where lines were damaged.
+        """
+        left = {METRICS: 0}
         for name in (METRICS, EVALS):
             path = self.root / name
             if path.exists():
                 kept = [line for line, record in whole_lines(path) if record["step"] <= step]
                 write_atomically(path, b"".join(kept).decode())
+                left[name] = len(kept)
+        return left[METRICS]
 
 
 def step_folder(parent: Path, step: int) -> Path:

@@ -2,38 +2,90 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from talaria.common.files import MANIFEST, digest, read_object
+from talaria.common.errors import DataError
+from talaria.common.files import MANIFEST, digest, file_digest, read_object, write_atomically
+from talaria.common.user_code import module_digest
 
 if TYPE_CHECKING:
     from talaria.config.schema import Config
 
-_SAMPLE = 1 << 20
+DIGESTS = ".digests.json"
+"""In the training folder: sha256 of every input file, as long as its size and time are those noted beside it."""
+_DATA = (".arrow", ".safetensors", ".json", ".jinja", ".txt")
 
 
-def run_identity(config: Config, tokens: Path, base: Path) -> str:
-    """Return the identity of a run; it does not depend on the rank or the number of ranks."""
-    return digest({"train": config.train.key_fields(), "tokens": _folder(tokens), "base": _folder(base)})
+def run_identity(config: Config, tokens: Path, base: Path, output: Path) -> str:
+    """Return what tells this run from others; the same for every rank and however many there are.
+
+    Files are hashed whole, once: their digests are kept in `output`. Raises DataError where a file is not what the manifest
+    beside it says, since then it was damaged or replaced after it had been made.
+    """
+    digests = _Digests(output / DIGESTS)
+    found = {name: _folder(folder, output, digests) for name, folder in (("tokens", tokens), ("base", base))}
+    digests.keep()
+    own_code = {"loss": module_digest("train.loss", config.train.loss)} if ":" in config.train.loss else {}
+    return digest({"train": config.train.key_fields(), **found, **own_code})
 
 
-def _folder(folder: Path) -> dict[str, str]:
-    """Return an identity of a folder's content: from its manifest, else size, first and last MiB of each data file."""
-    manifest = folder / MANIFEST
-    if manifest.is_file():
-        files = read_object(manifest).get("files")
-        if files:
-            return {name: file["sha256"] for name, file in files.items()}
-    found = [path for path in sorted(folder.rglob("*")) if path.suffix in (".arrow", ".safetensors", ".json") and path.is_file()]
-    return {str(path.relative_to(folder)): _sampled(path) for path in found if path.name != MANIFEST}
+def _folder(folder: Path, output: Path, digests: _Digests) -> dict[str, str]:
+    """Digest of each data file by name. What a training inside the folder writes there is no part of it."""
+    listed = _listed(folder)
+    paths = [folder / name for name in listed] or [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in _DATA and path.is_file() and path.name != MANIFEST and not path.is_relative_to(output)
+    ]
+    found = dict(zip((path.relative_to(folder).as_posix() for path in paths), digests.of(paths), strict=True))
+    for name, sha256 in listed.items():
+        if found[name] != sha256:
+            raise DataError(
+                f"{folder / name}: is not what {MANIFEST} beside it says (another sha256): it was damaged or replaced; make the "
+                "folder again: remove it and repeat the command that made it, or in a store use `talaria run --force`."
+            )
+    return found
 
 
-def _sampled(path: Path) -> str:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        seen = hashlib.sha256(file.read(_SAMPLE))
-        file.seek(max(0, size - _SAMPLE))
-        seen.update(file.read(_SAMPLE))
-    return f"{size}:{seen.hexdigest()}"
+def _listed(folder: Path) -> dict[str, str]:
+    """The digests that a folder's manifest lists; none where it has no manifest, or one without them."""
+    files = read_object(folder / MANIFEST).get("files")
+    if not isinstance(files, dict):
+        return {}
+    return {name: file["sha256"] for name, file in files.items()}
+
+
+class _Digests:
+    """sha256 of files by absolute path, remembered with size, time of change and inode."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[str, Any] = read_object(path)
+        self._changed = False
+
+    def of(self, paths: Iterable[Path]) -> list[str]:
+        """Raises DataError where a file is missing."""
+        with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+            return list(pool.map(self._one, paths))
+
+    def keep(self) -> None:
+        if self._changed and self.path.parent.is_dir():
+            write_atomically(self.path, json.dumps(self._known, indent=1))
+
+    def _one(self, path: Path) -> str:
+        try:
+            stat = path.stat()
+            sign = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+            known = self._known.get(str(path.absolute()))
+            if isinstance(known, list) and known[:3] == sign:
+                return str(known[3])
+            sha256 = file_digest(path)
+        except FileNotFoundError:
+            raise DataError(f"{path}: is missing, though {MANIFEST} beside it lists it; make the folder again.") from None
+        self._known[str(path.absolute())] = [*sign, sha256]
+        self._changed = True
+        return sha256

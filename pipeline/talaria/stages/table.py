@@ -48,7 +48,14 @@ STAGES: dict[str, Stage] = {
         ),
         Stage("report", 1, (), ("download", "convert", "tokenize"), "talaria.report.stage:run"),
         Stage(
-            "train", 1, ("train",), ("tokenize", "base"), "talaria.launch.stage:run", resumable=True, unlisted=("checkpoints/",)
+            "train",
+            1,
+            ("train",),
+            ("tokenize", "base"),
+            "talaria.launch.stage:run",
+            "talaria.launch.stage:fingerprint",
+            resumable=True,
+            unlisted=("checkpoints/",),
         ),
         Stage("evaluate", 1, ("evaluate",), ("train", "tokenize", "base"), "talaria.evaluation.stage:run"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,9 @@ from talaria.train.distributed import sharding as parallel
 from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.export import Exporter
 from talaria.train.model.activation_memory import USABLE
-from talaria.train.model.causal_lm import CausalLM, LoraOptions, ModelOptions, lay_out, layers, load_model
+from talaria.train.model.causal_lm import CausalLM, ModelOptions, lay_out, layers, require_fixed_positions
+from talaria.train.model.loading import load_model
+from talaria.train.model.lora import LoraOptions
 from talaria.train.optim.adamw import AdamW, AdamWSettings
 from talaria.train.optim.lr_schedule import LRSchedule
 from talaria.train.telemetry import flops as metrics
@@ -31,6 +34,9 @@ from talaria.train.validation import Validation
 if TYPE_CHECKING:
     from talaria.config.schema import Train
     from talaria.tokenization.dataset import Tokens
+
+_GATHERED = 8192
+"""Conversations looked at together."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class Components:
     stepper: TrainStep
     checkpoints: CheckpointManager
     exporter: Exporter
+    warnings: list[str]
+    """What can be trained, but hardly is what was meant."""
 
 
 def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Components:
@@ -56,6 +64,10 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
         raise DataError(f"{job.tokens}: no conversation is left to train on; its manifest.json counts what was dropped and why.")
     alive("loading the model")
     model = load_model(job.base, model_options(train), group.device)
+    every = [split for split in splits.values() if split]
+    require_fixed_positions(model, max(int(split.lengths.max(initial=0)) for split in every))
+    if job.tokenizer == job.base:
+        _require_known_ids(every, model.core.config.vocab_size, job.tokens)
     flops = metrics.flop_count(model)
     memory = min(group.gather(parallel.device_memory(group.device)))  # all ranks must decide the same by it
     replicated = parallel.state_bytes(model, train.precision, group.size)
@@ -77,6 +89,7 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
         max_steps=train.max_steps,
     )
     plan.require_fitting(tokens.rows, job.config.tokenize.max_tokens)
+    schedule = LRSchedule(train.lr, train.min_lr, train.warmup_fraction, len(plan), train.schedule, train.decay_fraction)
     held_out = _held_out(splits[VALIDATION], train, group.size, flops.quadratic)
     state_dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
     optimizer = AdamW(
@@ -100,7 +113,7 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
             model,
             optimizer,
             trained.gradients,
-            LRSchedule(train.lr, train.min_lr, train.warmup_fraction, len(plan)),
+            schedule,
             group,
             fence=staging.fence,
             clip=train.clip,
@@ -112,6 +125,7 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
             job.output / CHECKPOINTS, group, staging, identity=identity, keep=train.keep_last, alive=alive
         ),
         exporter=Exporter(model, optimizer, trained, job, group),
+        warnings=_senseless(train, schedule, plan),
     )
 
 
@@ -121,9 +135,52 @@ def host_memory(train: Train) -> Path | None:
     return Path(folder) if folder and train.snapshot_seconds else None
 
 
+def _require_known_ids(splits: Sequence[Tokens], vocab_size: int, folder: Path) -> None:
+    """Raise DataError for an id that the model has no row for; a tokens folder without a tokenizer says nothing of its ids."""
+    for split in splits:
+        for start in range(0, len(split), _GATHERED):
+            ids, _, _ = split.gather(range(start, min(start + _GATHERED, len(split))))
+            if len(ids) and not 0 <= ids.min() <= ids.max() < vocab_size:
+                raise DataError(
+                    f"{folder}: has the token id {ids.max()}, but the model embeds {vocab_size}; use its own tokenizer."
+                )
+
+
+def _senseless(train: Train, schedule: LRSchedule, plan: Plan) -> list[str]:
+    """Return what is odd about the numbers of a run. Raises ConfigError where nothing would be trained that was to be."""
+    steps, found = len(plan), []
+    if not any(schedule(step) for step in range(steps)):
+        nothing = f"the run has {steps} step, whose learning rate is 0, as warm-up begins with 0"
+        if train.max_steps is None:
+            raise ConfigError(f"{nothing}; set train.warmup_fraction to 0, or lower train.global_batch ({train.global_batch}).")
+        found.append(f"{nothing}: nothing is trained")
+    elif schedule.warmup_fraction * steps > steps - 1:
+        found.append(f"warm-up (train.warmup_fraction {train.warmup_fraction:g}) is as long as the run of {steps} steps")
+    if len(plan.lengths) < train.global_batch:
+        found.append(
+            f"the {len(plan.lengths)} conversations are fewer than train.global_batch ({train.global_batch}): "
+            "a step trains some of them more than once, or is short"
+        )
+    return found
+
+
 def model_options(train: Train) -> ModelOptions:
-    lora = LoraOptions(train.lora.rank, train.lora.alpha, train.lora.dropout, train.lora.targets) if train.lora.rank else None
-    return ModelOptions(train.precision, train.activation_checkpointing, train.kernels, train.deterministic, train.fp8, lora)
+    lora = (
+        LoraOptions(train.lora.rank, train.lora.alpha, train.lora.dropout, train.lora.targets, train.seed)
+        if train.lora.rank
+        else None
+    )
+    return ModelOptions(
+        precision=train.precision,
+        activation_checkpointing=train.activation_checkpointing,
+        kernels=train.kernels,
+        deterministic=train.deterministic,
+        fp8=train.fp8,
+        lora=lora,
+        loss=train.loss,
+        trainable=train.trainable,
+        freeze=train.freeze,
+    )
 
 
 def adamw_settings(train: Train) -> AdamWSettings:

@@ -8,17 +8,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from talaria.base_model import hf_folder as hf_folder_module
+from talaria.base_model.hf_folder import write_small_files
+from talaria.base_model.inspection import INDEX, WEIGHTS
 from talaria.common.files import link_or_copy
 from talaria.common.output_folder import whole
 from talaria.runs.model_card import Facts, readme
-from talaria.tokenization.tokenizer_folder import save, template_of
 from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.distributed.sharding import TrainedParameters
+from talaria.train.model import lora
+from talaria.train.model.base_weights import BaseWeights
+from talaria.train.model.transformers_internals import in_files, names_in_files
 from talaria.train.optim.adamw import AdamW
 from talaria.train.train_state import TrainJob
 
@@ -26,15 +28,14 @@ if TYPE_CHECKING:
     from talaria.train.model.causal_lm import CausalLM
 
 _SHARD_BYTES = 5_000_000_000
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class Exporter:
-    """Writes the model as it is now. Collective: all ranks hold parts, rank 0 writes."""
+    """Writes the model as it is now. Collective: all ranks hold parts, the main process writes."""
 
     def __init__(self, model: CausalLM, optimizer: AdamW, trained: TrainedParameters, job: TrainJob, group: ProcessGroup) -> None:
         self.model, self.optimizer, self.trained, self.job, self.group = model, optimizer, trained, job, group
-        self.dtype = stored_dtype(job.base)
+        self.base = BaseWeights(job.base)
 
     def write(self, folder: Path, step: int) -> None:
         """Fill `folder` in one rename; an older one is replaced. LoRA's adapter goes, by itself too, into `folder`/adapter."""
@@ -44,40 +45,41 @@ class Exporter:
                 pass
             self._adapter()
             return
-        base = self.job.base
         with whole(folder) as partial:
             save_weights(weights, partial)
-            shutil.copyfile(base / "config.json", partial / "config.json")
-            if (base / "generation_config.json").exists():
-                shutil.copyfile(base / "generation_config.json", partial / "generation_config.json")
-            save(self.job.tokenizer, partial, template_of(self.job.tokenizer))
-            hf_folder_module.describe(partial)
+            write_small_files(self.job.tokenizer, self.job.base, partial)
             (partial / "README.md").write_text(readme(Facts.of_export(self.job.config, step)), encoding="utf-8")
             if adapter := self._adapter():
-                self.model.hf.save_pretrained(partial / "adapter", state_dict=adapter)  # type: ignore[operator]
+                self.model.hf.save_pretrained(partial / "adapter", state_dict=adapter, save_embedding_layers=False)  # type: ignore[operator]
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(name in the Hugging Face model, whole tensor in host memory) on rank 0, an empty tensor on others. Collective.
+        """Yield (name in the model's files, whole tensor in host memory) in the main process, nothing in others. Collective.
 
-        Trained parameters come from their fp32 masters, rounded once; a tied weight comes once, under its first name; an
-        adapter's product is added to the weight that it belongs to.
+        Trained parameters come from their fp32 masters, rounded once to the dtype that the base has them in; what is not
+        trained is the base's own, to the bit; a tied weight comes once; an adapter's product is added to the base's weight.
         """
         core = self.model.core
-        for name, param in core.named_parameters():
-            if ".lora_" in name:
+        for wrapped, param in core.named_parameters():
+            if lora.is_adapter(wrapped):
                 continue
-            whole = self._whole(param)
-            module = core.get_submodule(name.rpartition(".")[0].removesuffix(".base_layer"))
-            if name.endswith(".base_layer.weight"):
-                down, up = (self._whole(part["default"].weight).float() for part in (module.lora_A, module.lora_B))
-                whole = whole.float() + module.scaling["default"] * (up @ down)
-            yield name.replace(".base_layer.", "."), whole.to(self.dtype).cpu() if self.group.is_main else torch.empty(0)
+            name = lora.without_wrapper(wrapped)
+            if not param.requires_grad:
+                names = names_in_files(core, name, param)
+                added = lora.product(core, wrapped, self._whole)
+                if not self.group.is_main:
+                    continue
+                for stored in names:
+                    tensor = self.base.read(stored)
+                    yield stored, tensor if added is None else (tensor.float() + added.cpu()).to(tensor.dtype)
+                continue
+            master = self._whole(param)
+            if self.group.is_main:
+                for stored, tensor in in_files(core, name, master).items():
+                    yield stored, tensor.to(self.base.dtype(stored)).cpu()
 
     def _adapter(self) -> dict[str, Tensor]:
         """The adapter's tensors in fp32, by their names in the peft model; empty without one. Collective."""
-        if not self.job.config.train.lora.rank:
-            return {}
-        named = [(name, param) for name, param in self.model.hf.named_parameters() if ".lora_" in name]
+        named = [(name, param) for name, param in self.model.hf.named_parameters() if lora.is_adapter(name)]
         return {name: self._whole(param).float().cpu() for name, param in named}
 
     def _whole(self, param: nn.Parameter) -> Tensor:
@@ -121,15 +123,6 @@ def save_weights(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
 
 def _part(folder: Path, number: int) -> Path:
     return folder / f"part-{number}.safetensors"
-
-
-def stored_dtype(base: Path) -> torch.dtype:
-    """The dtype that the base model's config.json declares; fp32 where it declares none."""
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    name = config.get("dtype") or config.get("torch_dtype") or "float32"
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
 
 
 def link_folder(source: Path, target: Path) -> None:

@@ -13,6 +13,7 @@ from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.telemetry import flops as metrics
 from talaria.train.telemetry.console import show_progress
 from talaria.train.telemetry.loss_spikes import SpikeDetector
+from talaria.train.telemetry.mirrors import Mirrors
 from talaria.train.train_step import StepResult
 
 _STATUS_SECONDS = 5.0
@@ -21,8 +22,8 @@ _STATUS_SECONDS = 5.0
 class Reporter:
     """Reporter of a run; does nothing on ranks other than 0."""
 
-    def __init__(self, folder: RunFolder, group: ProcessGroup) -> None:
-        self.folder, self.group = folder, group
+    def __init__(self, folder: RunFolder, group: ProcessGroup, mirrors: Mirrors) -> None:
+        self.folder, self.group, self.mirrors = folder, group, mirrors
         self.progress = show_progress(group.is_main)
         self._spikes = SpikeDetector()
         self._peak = metrics.peak_flops(group.device)
@@ -50,6 +51,7 @@ class Reporter:
             "time": time.time(),
         }
         self.folder.metrics(record)
+        self.mirrors.log(record)
         self.progress.step(record, total)
         if self._spikes.spiked(outcome.loss):
             self.event(
@@ -62,6 +64,7 @@ class Reporter:
     def evaluation(self, step: int, epoch: float, loss: float, targets: int, seconds: float) -> None:
         if self.group.is_main:
             record = {"step": step, "epoch": epoch, "loss": loss, "supervised_tokens": targets}
+            self.mirrors.log(record, "held_out")
             self.folder.evaluation({**record, "seconds": round(seconds, 4), "time": time.time()})
             self.note(f"held-out loss {loss:.4f} at step {step}")
 
@@ -80,3 +83,4 @@ class Reporter:
 
     def close(self) -> None:
         self.progress.close()
+        self.mirrors.close()

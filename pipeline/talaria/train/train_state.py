@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from talaria.base_model.tokenizer_fit import tokenizer_of
 from talaria.runs.folder import EXPORTS, step_folder
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ class TrainJob:
     @property
     def tokenizer(self) -> Path:
         """Return the tokens folder's tokenizer, or the base model's if the folder has none."""
-        return self.tokens / "tokenizer" if (self.tokens / "tokenizer").is_dir() else self.base
+        return tokenizer_of(self.tokens, self.base)
 
     def export(self, step: int) -> Path:
         """Return the folder of an exported model."""
@@ -43,3 +45,14 @@ class TrainState:
     without_gain: int = 0
     """Number of evaluations since the best one."""
     last_loss: float | None = None
+
+    @classmethod
+    def of(cls, progress: Mapping[str, Any]) -> TrainState:
+        """Read what a checkpoint's marker says. Raises ValueError or TypeError where that is no state of a run."""
+        state = cls(**{name: value for name, value in progress.items() if name != "world_size"})
+        counts = (state.step, state.best_step, state.evaluated, state.without_gain, progress["world_size"])
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError(f"its counters are {counts}")
+        if not all(loss is None or isinstance(loss, int | float) for loss in (state.best_loss, state.last_loss)):
+            raise ValueError("its losses are no numbers")
+        return state

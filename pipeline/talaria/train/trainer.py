@@ -20,6 +20,8 @@ from talaria.train.distributed.replicas import ReplicasDiffer
 from talaria.train.export import link_folder
 from talaria.train.model.causal_lm import describe
 from talaria.train.reporter import Reporter
+from talaria.train.telemetry.mirrors import Mirrors, require_installed
+from talaria.train.telemetry.profiler import StepProfiler
 from talaria.train.telemetry.watchdog import StopSignal, Watchdog
 from talaria.train.train_state import TrainJob, TrainState
 from talaria.train.train_step import Due
@@ -38,7 +40,9 @@ class Trainer:
         self.job, self.group, self.stop, self.watchdog, self.alive = job, group, stop, watchdog, watchdog.alive
         self.train = job.config.train
         self.folder = RunFolder(job.output)
-        self.report = Reporter(self.folder, group)
+        require_installed(self.train.report_to)
+        services = self.train.report_to if group.is_main else []
+        self.report = Reporter(self.folder, group, Mirrors(services, job.config.name, job.output, job.config.flat()))
         self.state = TrainState()
         self.clock = SaveClock(self.train.save_minutes, self.train.snapshot_seconds)
         self._owes_save = False
@@ -46,7 +50,7 @@ class Trainer:
     def run(self) -> None:
         """Train to the end, or to the step at which a rank was told to stop; the status says which."""
         require_size(self.group, self.train.num_processes, self.train.num_machines)
-        identity = run_identity(self.job.config, self.job.tokens, self.job.base)
+        identity = run_identity(self.job.config, self.job.tokens, self.job.base, self.job.output)
         status = self.group.broadcast(self.folder.status())
         if status.get("identity", identity) != identity:
             raise ConfigError(
@@ -75,7 +79,7 @@ class Trainer:
         if found:
             self.alive(f"loading {found}")
             components.checkpoints.load(found)
-            self.state = TrainState(**{name: value for name, value in found.progress.items() if name != "world_size"})
+            self.state = TrainState.of(found.progress)
             components.optimizer.steps_done = self.state.step
         if self.group.is_main:
             self._forget_later_steps()
@@ -90,11 +94,15 @@ class Trainer:
             self._event("resume", f"from {found}, saved on {found.progress['world_size']} ranks: {shape}", **quality)
         else:
             self._event("start", f"{total} steps on {shape}", **quality)
+        for oddity in components.warnings:
+            self._event("warning", oddity)
         self.report.note(describe(components.model))
 
     def _forget_later_steps(self) -> None:
         """What came after the checkpoint comes again, on other ranks perhaps with other last bits."""
-        self.folder.rewind(self.state.step)
+        known = self.folder.rewind(self.state.step)
+        if known != self.state.step:
+            self._event("warning", f"metrics.jsonl has {known} of the {self.state.step} steps before: lines of it were damaged")
         for export in exported(self.job.output):
             if export > self.job.export(self.state.step):
                 shutil.rmtree(export)
@@ -118,7 +126,8 @@ class Trainer:
         if self._warms_up():
             rounds = warm_up(components.model, components.stepper.gradients, loader, self.state.step, self.alive)
             self.report.note(f"warmed up on {rounds} micro-batches")
-        with loader:
+        profiler = StepProfiler(self.train.profile_steps, self.job.output / "profile", is_main=self.group.is_main)
+        with loader, profiler:
             before = time.perf_counter()
             for prepared in loader:
                 outcome = components.stepper.run(prepared, self._due, self.alive)
@@ -127,6 +136,7 @@ class Trainer:
                 self.state = replace(self.state, step=prepared.plan.index + 1, last_loss=outcome.loss)
                 flops = components.flops.of(components.plan.lengths[prepared.plan.indices])
                 self.report.step(prepared, outcome, len(components.plan), flops, seconds, loader.wait_seconds)
+                profiler.step(self.state.step)
                 if outcome.due.stop or not self._run_due_evaluation_and_export():
                     return False
                 self._save_where_due(outcome.due)

@@ -24,12 +24,14 @@ def run_all(
 
     `on_line` gets progress lines; `train` replaces the function of the stage `train`, to show its progress.
     """
+    from talaria.base_model.stage import require_trainable_base
     from talaria.registry.promotion import promote
     from talaria.registry.register import register
     from talaria.tracking.mlflow_client import tracking_uri
 
     if config.renamed:
         on_line(config.renamed)
+    require_trainable_base(config)
     outputs: dict[str, Output] = {}
     for name in STAGES:
         function = train if name == "train" else None

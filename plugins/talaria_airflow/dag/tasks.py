@@ -44,7 +44,9 @@ def configure(context: Context, name: str | None) -> dict[str, Any]:
     given = {**_triggering_revision(context), **form.overrides(params)}
     config = settings.load(config_file(name or params["config"]), given)
     if config.convert.function:
-        _refuse_foreign_code(config.convert.function)
+        _refuse_foreign_code("convert.function", config.convert.function)
+    if ":" in config.train.loss:
+        _refuse_foreign_code("train.loss", config.train.loss)
     if run.run_type != "manual" and not params["force"] and (reason := _reason_to_skip(config)):
         log.info("This run is skipped: %s", reason)
         note(context, f"Skipped: {reason}")
@@ -57,11 +59,11 @@ def note(context: Context, sentence: str) -> None:
     context["ti"].xcom_push(key=NOTE, value=sentence)
 
 
-def _refuse_foreign_code(function: str) -> None:
+def _refuse_foreign_code(setting: str, function: str) -> None:
     """Before anything runs. Raises ConfigError where the deployment does not allow code of one's own, or there is none."""
-    from talaria.data import user_function as custom
+    from talaria.common.user_code import load_function
 
-    custom.load(function)
+    load_function(setting, function)
 
 
 def _triggering_revision(context: Context) -> dict[str, str]:

@@ -31,6 +31,7 @@ from talaria.train.checkpoint.staging import Staging
 from talaria.train.checkpoint.writer_process import WriterProcess
 from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.telemetry.watchdog import Alive
+from talaria.train.train_state import TrainState
 
 FORMAT = 2
 """1, until November 2026, held rows of tensors; it is still read."""
@@ -163,6 +164,7 @@ class CheckpointManager:
                 return None, f"its format is {marker['format']}, not {FORMAT}"
             if marker["identity"] != self.identity:
                 return None, "it belongs to a run with other data, another base model or other settings"
+            TrainState.of(marker["progress"])
             if strange := {path.name for path in folder.glob("*.safetensors")} - set(marker["files"]):
                 return None, f"{min(strange)} does not belong to it"
             for name, file in sorted(marker["files"].items()):

@@ -291,9 +291,13 @@ def interface(
     max_length_q: int,
     sliding_window: int | None = None,
     deterministic: bool = False,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """What transformers' own layers call. query: [1, heads, T, d]; returns [1, T, heads, d]."""
+    assert softcap is None, "base_model/families.py refuses capped scores"
+    assert s_aux is None, "and attention sinks"
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
     if choose(q.device.type, q.dtype, q.shape[-1], deterministic)[0] is PLAIN:
         out = plain_varlen(q, k, v, cu_seq_lens_q, scaling, sliding_window)

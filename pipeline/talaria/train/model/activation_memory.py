@@ -33,7 +33,7 @@ class ActivationMemory:
     def of(cls, config: Any, *, fused: bool, itemsize: int) -> ActivationMemory:
         """Count them from a Hugging Face model's configuration; itemsize: bytes of a number in its products."""
         heads, kv_heads = (count * head_width(config) for count in (config.num_attention_heads, config.num_key_value_heads))
-        hidden, inner = config.hidden_size, config.intermediate_size
+        hidden, inner = config.hidden_size, inner_width(config)
         default = 2 * (hidden + heads + kv_heads + inner)
         full = default + heads + kv_heads + inner
         if not fused:
@@ -58,6 +58,13 @@ class ActivationMemory:
         """Up to `limit`, the most tokens for which no layer has to be recomputed, but enough to keep the GPU busy."""
         tokens = int((budget_bytes - CHUNK * self.logits) / (self.layers * self.saved_default + 2 * self.saved_all))
         return min(limit, max(tokens, _FEWEST))
+
+
+def inner_width(config: Any) -> int:
+    """Width of what a token's MLP computes: of all experts that it goes to, where there are experts."""
+    experts = getattr(config, "num_experts_per_tok", None)
+    width: int = experts * config.moe_intermediate_size if experts else config.intermediate_size
+    return width
 
 
 def head_width(config: Any) -> int:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import embedding
-from torch.utils.checkpoint import checkpoint
 
 from talaria.common.errors import ConfigError
 from talaria.train.batching.packing import MicroBatch
@@ -22,17 +20,9 @@ from talaria.train.kernels.decoder_layer import Saved, Stream, TokenLayout
 from talaria.train.kernels.matmul import total_of
 from talaria.train.kernels.torch_internals import embedding_gradient
 from talaria.train.model.activation_memory import USABLE, ActivationMemory, head_width
-from talaria.train.model.loss import CHUNK, linear_cross_entropy
-
-FAMILIES = ("qwen3", "qwen2", "llama", "mistral")
-
-
-@dataclass(frozen=True)
-class LoraOptions:
-    rank: int
-    alpha: float
-    dropout: float
-    targets: str
+from talaria.train.model.lora import LoraOptions
+from talaria.train.model.loss import CHUNK, linear_cross_entropy, nll_, token_loss
+from talaria.train.model.transformers_internals import recompute
 
 
 @dataclass(frozen=True)
@@ -45,6 +35,9 @@ class ModelOptions:
     deterministic: bool = False
     fp8: bool = False
     lora: LoraOptions | None = None
+    loss: str = "nll"
+    trainable: Sequence[str] = ("*",)
+    freeze: Sequence[str] = ()
 
 
 class CausalLM(nn.Module):
@@ -59,7 +52,10 @@ class CausalLM(nn.Module):
         self.recompute = options.activation_checkpointing
         self.plain_because = "train.kernels is plain" if options.kernels == "plain" else self._why_plain()
         self.deterministic = options.deterministic
+        self.train_loss = token_loss(options.loss)
         self.fp8 = options.fp8
+        # Granite divides its logits; a factor on what the head takes is the same.
+        self.logit_scale = 1.0 / getattr(self.core.config, "logits_scaling", 1.0)
         self.transient_bytes = 0
         """Bytes that a step allocates beside what it begins with and its activations."""
         self._budget_bytes: int | None = None
@@ -81,28 +77,32 @@ class CausalLM(nn.Module):
         return self.plain_because is None
 
     def forward(self, batch: MicroBatch, scale: float = 1.0) -> Tensor:
-        """Sum of weighted NLL, times `scale`. To be differentiated as it is where gradients go straight into totals."""
-        core = self.core
-        x, add = self.stream(batch, batch.positions)
-        hidden = x if add is None else x + add
-        return linear_cross_entropy(core.model.norm(hidden), core.lm_head.weight, batch.targets, batch.weights, scale=scale)
+        """Sum of weighted losses, times `scale`; held-out ones, in evaluation mode, are always NLL.
+
+        To be differentiated as it is where gradients go straight into totals.
+        """
+        hidden, loss = self.hidden(batch, batch.positions), self.train_loss if self.training else nll_
+        return linear_cross_entropy(hidden, self.core.lm_head.weight, batch.targets, batch.weights, scale=scale, loss=loss)
 
     def logits(self, batch: MicroBatch) -> Tensor:
         """Return [T, V], the logits of every packed token. Reference for tests: training never makes them."""
-        x, add = self.stream(batch)
-        out: Tensor = self.core.lm_head(self.core.model.norm(x if add is None else x + add))
+        out: Tensor = self.core.lm_head(self.hidden(batch))
         return out
 
-    def stream(self, batch: MicroBatch, wanted: Tensor | None = None) -> Stream:
-        """[T, H] twice, their sum the last layer's output before the final norm; the second may be None.
-
-        With `wanted`, ascending int64[S]: [S, H], at these tokens only.
-        """
-        body = self.core.model
+    def hidden(self, batch: MicroBatch, wanted: Tensor | None = None) -> Tensor:
+        """Return [T, H], what the head takes; with `wanted`, ascending int64[S]: [S, H], at these tokens only."""
         saved = self.saved_per_layer(len(batch.input_ids), len(batch.positions))
-        if not self.fused:
-            x = self._plain_stream(batch, saved)
-            return x if wanted is None else x.index_select(0, wanted), None
+        if self.fused:
+            x, add = self._fused_stream(batch, saved, wanted)
+            out: Tensor = self.core.model.norm(x if add is None else x + add)
+        else:
+            x = self._plain_hidden(batch, saved)
+            out = x if wanted is None else x.index_select(0, wanted)
+        return out if self.logit_scale == 1.0 else out * self.logit_scale
+
+    def _fused_stream(self, batch: MicroBatch, saved: Sequence[Saved], wanted: Tensor | None) -> Stream:
+        """[T or S, H] twice, their sum the last layer's output before the final norm; the second may be None."""
+        body = self.core.model
         x = _Embedding.apply(batch.input_ids, body.embed_tokens.weight)  # type: ignore[no-untyped-call]
         # In fp32, whatever the stream's dtype; its two halves are equal.
         cos, sin = body.rotary_emb(torch.empty(0, device=x.device), batch.position_ids.unsqueeze(0))
@@ -118,22 +118,20 @@ class CausalLM(nn.Module):
         stream = last(stream, replace(tokens, wanted=wanted), last_saved)
         return stream
 
-    def _plain_stream(self, batch: MicroBatch, saved_per_layer: Sequence[Saved]) -> Tensor:
-        body = self.core.model
-        x = body.embed_tokens(batch.input_ids.unsqueeze(0))
-        kwargs = {
-            "attention_mask": None,
-            "position_ids": batch.position_ids.unsqueeze(0),
-            "position_embeddings": body.rotary_emb(x, batch.position_ids.unsqueeze(0)),
-            "use_cache": False,
-            "cu_seq_lens_q": batch.cu_seqlens,
-            "max_length_q": batch.max_seqlen,
-            "deterministic": self.deterministic,
-        }
-        for layer, saved in zip(body.layers, saved_per_layer, strict=True):
-            x = checkpoint(layer, x, use_reentrant=False, **kwargs) if saved == Saved.INPUT else layer(x, **kwargs)
-        out: Tensor = x.squeeze(0)
-        return out
+    def _plain_hidden(self, batch: MicroBatch, saved_per_layer: Sequence[Saved]) -> Tensor:
+        """Run the family's own forward pass, final norm included: scales, windows and rotary embeddings are transformers'."""
+        for layer, saved in zip(layers(self), saved_per_layer, strict=True):
+            recompute(layer, saved == Saved.INPUT and torch.is_grad_enabled())
+        out = self.core.model(
+            input_ids=batch.input_ids.unsqueeze(0),
+            position_ids=batch.position_ids.unsqueeze(0),
+            use_cache=False,
+            cu_seq_lens_q=batch.cu_seqlens,
+            max_length_q=batch.max_seqlen,
+            deterministic=self.deterministic,
+        )
+        hidden: Tensor = out.last_hidden_state[0]
+        return hidden
 
     def saved_per_layer(self, tokens: int, targets: int) -> list[Saved]:
         """What each layer saves for the backward pass of a micro-batch: as much as fits where the choice is automatic."""
@@ -176,43 +174,25 @@ class _Embedding(torch.autograd.Function):
         return None, None
 
 
-def load_model(folder: str | Path, options: ModelOptions, device: torch.device | str) -> CausalLM:
-    """Load a Hugging Face folder for training. Raises ConfigError for a family that has not been checked."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def require_fixed_positions(model: CausalLM, longest: int) -> None:
+    """Raise ConfigError if position encodings of conversations up to `longest` tokens depend on what they are packed with.
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    check_supported(config, str(folder))
-    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
-    hf = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation=attention.register(), trust_remote_code=False
-    )
-    hf.config.use_cache = False
-    if options.lora:
-        hf = add_adapters(hf, options.lora)
-    model = CausalLM(hf, options)
-    if options.fp8 and (not model.fused or config.hidden_size % 16 or config.intermediate_size % 16):
-        why = model.plain_because or "its widths are no multiples of 16"
-        raise ConfigError(f"train.fp8 does not work for {folder}, as {why}; leave it off.")
-    return model.to(device)
-
-
-def add_adapters(hf: Any, lora: LoraOptions) -> nn.Module:
-    """Wrap the model's linear layers in LoRA adapters (peft); only these train."""
-    import peft
-
-    settings = peft.LoraConfig(
-        task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets
-    )
-    wrapped: nn.Module = peft.get_peft_model(hf, settings)
-    return wrapped
-
-
-def check_supported(config: Any, folder: str) -> None:
-    if config.model_type not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise ConfigError(f"{folder}: model_type {config.model_type!r} is not one of {known}; choose another base model.")
-    if getattr(config, "attention_dropout", 0.0):
-        raise ConfigError(f"{folder}: attention dropout is not supported; set attention_dropout to 0 in config.json.")
+    Dynamic and long rotary embeddings (rope_type dynamic, longrope) change all frequencies of a batch that holds a conversation
+    beyond a length, so that the same conversation would be trained in another way in another batch.
+    """
+    config = model.core.config
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for rope in [parameters, *(value for value in parameters.values() if isinstance(value, dict))]:
+        kind = str(rope.get("rope_type"))
+        limit = {
+            "dynamic": config.max_position_embeddings,
+            "longrope": rope.get("original_max_position_embeddings", config.max_position_embeddings),
+        }.get(kind)
+        if limit is not None and longest > limit:
+            raise ConfigError(
+                f"the model's position encoding ({kind}) changes beyond {limit} tokens; the longest conversation has {longest}: "
+                f"set tokenize.max_tokens to {limit} or less."
+            )
 
 
 def layers(model: CausalLM) -> list[nn.Module]:

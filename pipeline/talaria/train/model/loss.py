@@ -7,12 +7,16 @@ there, as the loss's derivative with respect to a logit needs nothing but the so
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from talaria.common.errors import ConfigError
+from talaria.common.user_code import load_function
 from talaria.train.kernels.elementwise import softmax_nll_
 from talaria.train.kernels.matmul import add_product, total_of
 from talaria.train.kernels.torch_internals import assert_on_device
@@ -21,10 +25,62 @@ CHUNK = 4096
 """Most rows of logits at a time: with 151,936 entries in the vocabulary, 1.2 GB in bf16."""
 
 
+class TokenLoss(Protocol):
+    """fp32[rows] weighted losses of logits [rows, V]; in place, `logits` become the derivatives of their sum if wanted."""
+
+    def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor | None, want_grad: bool) -> Tensor: ...
+
+
+nll_: TokenLoss = softmax_nll_
+
+
+def dft_(logits: Tensor, targets: Tensor, weights: Tensor | None, want_grad: bool) -> Tensor:
+    """NLL times the target's own probability, which is not differentiated (dynamic fine-tuning; Wu et al., 2025).
+
+    What the model finds unlikely weighs less, so that the rare tokens of the data do not dominate the gradient.
+    """
+    probability = torch.exp(-softmax_nll_(logits, targets, None, False))
+    return softmax_nll_(logits, targets, probability if weights is None else probability * weights, want_grad)
+
+
+@dataclass(frozen=True)
+class UserLoss:
+    """A user's function (logits fp32[rows, V], targets int64[rows]) -> fp32[rows], differentiated by autograd."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    name: str
+
+    def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor | None, want_grad: bool) -> Tensor:
+        with torch.enable_grad():
+            z = logits.detach().float().requires_grad_()
+            losses = self.function(z, targets)
+            if not isinstance(losses, Tensor) or losses.shape != targets.shape:
+                got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+                raise ConfigError(f"train.loss: {self.name} should return a loss per target, {tuple(targets.shape)}, not {got}.")
+            weighted = losses.float() if weights is None else losses.float() * weights
+            if want_grad:
+                (grad,) = torch.autograd.grad(weighted.sum(), z)
+                logits.copy_(grad)
+        return weighted.detach()
+
+
+def token_loss(name: str) -> TokenLoss:
+    """Return the loss that train.loss names. Raises ConfigError for a function that is not there or not allowed."""
+    built_in: dict[str, TokenLoss] = {"nll": nll_, "dft": dft_}
+    return built_in.get(name) or UserLoss(load_function("train.loss", name), name)
+
+
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None = None, *, scale: float = 1.0, chunk: int = CHUNK
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    chunk: int = CHUNK,
+    loss: TokenLoss = nll_,
 ) -> Tensor:
-    """scale * the sum over rows of weights * NLL(softmax(hidden @ weight.T), targets), an fp32 scalar; 0 for no rows.
+    """scale * the sum over rows of weights * loss(hidden @ weight.T, targets), an fp32 scalar; 0 for no rows.
 
     hidden: [S, H]; weight: [V, H]; targets: int64[S]; weights: float32[S] or None for ones.
     Where `weight` has a running total of gradients (matmul.py), the result must be differentiated as it is: its
@@ -33,14 +89,21 @@ def linear_cross_entropy(
     differentiate = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     if weights is not None or scale != 1.0:
         weights = torch.full(targets.shape, scale, device=hidden.device) if weights is None else weights * scale
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, weights, chunk, differentiate)  # type: ignore[no-untyped-call]
-    return loss
+    total: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, weights, chunk, differentiate, loss)  # type: ignore[no-untyped-call]
+    return total
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None, chunk: int, differentiate: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        chunk: int,
+        differentiate: bool,
+        loss: TokenLoss,
     ) -> Tensor:
         for_hidden, for_weight = (differentiate and needed for needed in ctx.needs_input_grad[:2])
         d_hidden = torch.empty_like(hidden) if for_hidden else None
@@ -49,7 +112,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         for rows in _chunks(len(hidden), chunk):
             logits = hidden[rows] @ weight.t()
-            nll[rows] = softmax_nll_(logits, targets[rows], None if weights is None else weights[rows], differentiate)
+            nll[rows] = loss(logits, targets[rows], None if weights is None else weights[rows], differentiate)
             if d_hidden is not None:
                 torch.mm(logits, weight, out=d_hidden[rows])
             if d_weight is not None:
@@ -67,7 +130,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (
             None if d_hidden is None else d_hidden * grad.to(d_hidden.dtype),
             None if d_weight is None else (d_weight * grad).to(ctx.weight_dtype),
-            *[None] * 4,
+            *[None] * 5,
         )
 
 

@@ -67,13 +67,17 @@ class FlopCount:
 
 
 def flop_count(model: CausalLM) -> FlopCount:
-    """Count each matrix except the embedding table, which is looked up, unless it is the head as well."""
+    """Count each matrix except the embedding table, which is looked up, unless it is the head as well.
+
+    Of a layer's experts, stacked in one tensor, a token is multiplied with `num_experts_per_tok`.
+    """
     core = model.core
     table, head = core.get_input_embeddings().weight, core.get_output_embeddings().weight
-    matrices = [param for param in model.parameters() if param.ndim == 2 and (param is not table or param is head)]
     config = core.config
+    matrices = [param for param in model.parameters() if param.ndim >= 2 and (param is not table or param is head)]
+    sizes = [param.numel() * (config.num_experts_per_tok / len(param) if param.ndim == 3 else 1.0) for param in matrices]
     return FlopCount(
-        per_token=float(sum(param.numel() * (6 if param.requires_grad else 4) for param in matrices)),
+        per_token=float(sum(size * (6 if param.requires_grad else 4) for param, size in zip(matrices, sizes, strict=True))),
         attention_width=float(config.num_hidden_layers * config.num_attention_heads * head_width(config)),
     )
 

@@ -1,0 +1,117 @@
+"""A Hugging Face folder loaded for training: every tensor of it, and nothing that is not in it."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from talaria.base_model.inspection import listed, require_usable
+from talaria.common.errors import ConfigError, DataError
+from talaria.train.kernels import attention
+from talaria.train.model.base_weights import BaseWeights
+from talaria.train.model.causal_lm import CausalLM, ModelOptions
+from talaria.train.model.lora import add_adapters
+
+
+def load_model(folder: str | Path, options: ModelOptions, device: torch.device | str) -> CausalLM:
+    """Load a Hugging Face folder for training.
+
+    Raises DataError for a folder that does not hold exactly the model that its config.json describes, ConfigError for settings
+    that do not fit it.
+    """
+    folder = Path(folder)
+    require_usable(folder)
+    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+    hf = load_whole(folder, dtype=dtype, attn_implementation=attention.register())
+    hf.config.use_cache = False
+    # The table's row of the padding token is a row like any other: nothing is padded here.
+    hf.get_input_embeddings().padding_idx = None
+    freeze(hf, options.trainable, options.freeze)
+    model = CausalLM(add_adapters(hf, options.lora) if options.lora else hf, options)
+    if options.fp8 and (not model.fused or hf.config.hidden_size % 16 or hf.config.intermediate_size % 16):
+        why = model.plain_because or "its widths are no multiples of 16"
+        raise ConfigError(f"train.fp8 does not work for {folder}, as {why}; leave it off.")
+    model.to(device)
+    _require_finite(hf, folder)
+    return model
+
+
+def freeze(hf: nn.Module, trainable: Sequence[str], frozen: Sequence[str]) -> None:
+    """Let the parameters train whose names match one of `trainable` and none of `frozen`.
+
+    Raises ConfigError for a pattern that matches none, and where nothing would be trained.
+    """
+    names = [name for name, _ in hf.named_parameters()]
+    for setting, patterns in (("trainable", trainable), ("freeze", frozen)):
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                raise ConfigError(
+                    f"train.{setting}: {pattern!r} matches no parameter; they have names like {names[len(names) // 2]}."
+                )
+
+    def trains(name: str) -> bool:
+        wanted, held = (any(fnmatch.fnmatchcase(name, pattern) for pattern in part) for part in (trainable, frozen))
+        return wanted and not held
+
+    for name, param in hf.named_parameters():
+        param.requires_grad_(trains(name))
+    if not any(param.requires_grad for param in hf.parameters()):
+        raise ConfigError("train.trainable and train.freeze leave no parameter to train.")
+
+
+def load_whole(folder: Path, **how: Any) -> Any:
+    """Load with transformers and take nothing for granted: it would draw what is missing at random and drop what is too much."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # its own report of the same, a table of names
+    logging.disable_progress_bar()  # redraws its line, which a log file keeps
+    try:
+        hf, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **how,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        raise DataError(f"{folder}: transformers cannot load it: {reason}.") from error
+    finally:
+        logging.set_verbosity(before)
+    absent, spare = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    if absent:
+        also = f", and holds {listed(spare)} instead" if spare else ""
+        raise DataError(f"{folder}: lacks {listed(absent)}, which its config.json asks for{also}; fetch or save the model again.")
+    if spare:
+        raise DataError(f"{folder}: holds {listed(spare)}, which its config.json does not know; they do not belong together.")
+    _require_tied(hf, folder)
+    if found["mismatched_keys"]:
+        name, stored, wanted = sorted(found["mismatched_keys"])[0]
+        raise DataError(
+            f"{folder}: {name} is {list(stored)}, but its config.json asks for {list(wanted)}; they do not belong together."
+        )
+    return hf
+
+
+def _require_tied(hf: Any, folder: Path) -> None:
+    """Refuse a head of its own in a folder whose config.json ties it to the embedding: transformers would drop it."""
+    table, head = "model.embed_tokens.weight", "lm_head.weight"
+    stored = BaseWeights(folder)
+    tied = hf.get_output_embeddings().weight is hf.get_input_embeddings().weight
+    if tied and {table, head} <= stored.tensors.keys() and not torch.equal(stored.read(table), stored.read(head)):
+        raise DataError(f"{folder}: holds {head} beside another {table}, but its config.json ties them; one of them is wrong.")
+
+
+@torch.no_grad()
+def _require_finite(hf: nn.Module, folder: Path) -> None:
+    bad = [name for name, param in hf.named_parameters() if not bool(torch.isfinite(param).all())]
+    if bad:
+        raise DataError(f"{folder}: {listed(bad)} holds NaN or infinite numbers; fetch the model again, or choose another one.")
