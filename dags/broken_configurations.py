@@ -3,8 +3,6 @@
 It is a file of its own, so that one broken configuration does not stop the schedules of the others.
 """
 
-from __future__ import annotations
-
 from talaria_airflow.dag.scheduling import refuse_broken_configs
 
 refuse_broken_configs()

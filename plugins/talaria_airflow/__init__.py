@@ -1,19 +1,27 @@
-"""Talaria in Airflow: `sft_dag` makes a DAG, the rest is what it is made of."""
+"""Talaria in Airflow: `sft_dag` and `rollback_dag` make a DAG, `sft_dags` makes those of all configurations."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from talaria import __version__ as __version__
+
 if TYPE_CHECKING:
     from talaria_airflow.dag.factory import sft_dag as sft_dag
+    from talaria_airflow.dag.factory import sft_dags as sft_dags
+    from talaria_airflow.dag.rollback import rollback_dag as rollback_dag
 
-__all__ = ["sft_dag"]
+__all__ = ["rollback_dag", "sft_dag", "sft_dags"]
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: every Airflow process imports this package for its plugin, few make a DAG."""
-    if name == "sft_dag":
-        from talaria_airflow.dag.factory import sft_dag
+    if name in ("sft_dag", "sft_dags"):
+        from talaria_airflow.dag import factory
 
-        return sft_dag
+        return getattr(factory, name)
+    if name == "rollback_dag":
+        from talaria_airflow.dag.rollback import rollback_dag
+
+        return rollback_dag
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

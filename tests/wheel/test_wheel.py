@@ -14,6 +14,16 @@ import pytest
 import talaria
 
 REPOSITORY = Path(__file__).parents[2]
+IN_SOMEBODY_ELSES_AIRFLOW = """
+import json, sys
+from airflow.utils.db import initdb
+initdb()
+from airflow import plugins_manager
+from airflow.dag_processing.dagbag import DagBag
+bag = DagBag(sys.argv[1])
+names = [plugin.name for plugin in plugins_manager._get_plugins()[0]]
+print("FOUND", json.dumps([sorted(bag.dags), bag.import_errors, names]))
+"""
 pytestmark = [pytest.mark.wheel, pytest.mark.timeout(1200)]
 
 
@@ -71,3 +81,15 @@ def test_talaria_runs_in_an_empty_folder(environment: Path, tmp_path: Path) -> N
     told = json.loads(run([environment / "talaria", "run", "tiny", *short, "--json"], tmp_path))
     assert told["train"]["steps"] == 4
     assert told["promote"]["champion"]
+
+
+def test_the_plugin_and_the_dags_load_in_somebody_elses_airflow(environment: Path, tmp_path: Path) -> None:
+    home = tmp_path / "airflow"
+    (home / "dags").mkdir(parents=True)
+    run([environment / "talaria", "airflow", "dags", "--install", home / "dags"], tmp_path)
+    settings = {"AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False", "PATH": f"{environment}:{os.environ['PATH']}"}
+    said = run([environment / "python", "-c", IN_SOMEBODY_ELSES_AIRFLOW, home / "dags"], tmp_path, **settings)
+    dags, errors, plugins = json.loads(next(line for line in said.splitlines() if line.startswith("FOUND "))[6:])
+    assert errors == {}
+    assert {"rollback", "sft"} <= set(dags)
+    assert "talaria" in plugins

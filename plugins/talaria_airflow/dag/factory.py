@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -14,7 +15,7 @@ from talaria.config.schema import Config
 
 from talaria_airflow.dag import tasks as dag_tasks
 from talaria_airflow.dag.retry_policy import RETRIES
-from talaria_airflow.dag.scheduling import deadline_of, default_config, schedule_of
+from talaria_airflow.dag.scheduling import deadline_of, default_config, schedule_of, scheduled_configs
 from talaria_airflow.notifiers.alert import Alert
 from talaria_airflow.operators.accelerate_launch import AccelerateLaunchOperator
 from talaria_airflow.operators.approval import AskOperator, CompareOperator
@@ -111,6 +112,12 @@ def _tasks(name: str | None, gpu: Mapping[str, Any], channels: Mapping[str, Any]
         ).output
         evaluate = _stage("evaluate", config, {"train": train, **ready}, **gpu)
     _registry(config, {**made, "train": train, "evaluate": evaluate}, gpu, channels)
+
+
+def sft_dags() -> list[DAG]:
+    """Return the DAG `sft`, for any configuration, and one DAG `sft_NAME` for each configuration that has a schedule."""
+    scheduled = scheduled_configs()
+    return [sft_dag(), *(sft_dag(name, dag_id="sft_" + re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)) for name in scheduled)]
 
 
 def _stage(name: str, config: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
