@@ -177,7 +177,7 @@ def test_what_is_no_model_folder_is_refused(scratch: Path, tmp_path: Path) -> No
         make(tmp_path / "a", source="local", path=str(tmp_path / "nowhere"))
     pickled = copy_of(scratch, tmp_path / "pickled", "model.safetensors")
     (pickled / "pytorch_model.bin").write_bytes(b"\x80\x04")
-    with pytest.raises(DataError, match=r"pickled: has no \*.safetensors; save the model with save_pretrained"):
+    with pytest.raises(DataError, match=r"pickled: its weights are pickled.*; save the model with save_pretrained"):
         make(tmp_path / "b", source="local", path=str(pickled))
     with pytest.raises(DataError, match=r"not a model folder \(no config.json\)"):
         make(tmp_path / "c", source="local", path=str(copy_of(scratch, tmp_path / "bare", "config.json")))
@@ -189,6 +189,9 @@ def test_a_tokenizer_too_large_for_the_model_is_refused(scratch: Path, tmp_path:
     folder = copy_of(scratch, tmp_path / "copy")
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**settings, "vocab_size": 499}))
+    weights = load_file(folder / "model.safetensors")
+    embedding = "model.embed_tokens.weight"
+    save_file({**weights, embedding: weights[embedding][:499].copy()}, folder / "model.safetensors")
     with pytest.raises(DataError, match="has 500 tokens but the model embeds 499"):
         make(tmp_path / "out", source="local", path=str(folder))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from talaria.common.errors import DataError
 from talaria.config.schema import Tokenize
 from talaria.tokenization.dataset import open_tokens
 from talaria.tokenization.rendered.probe import answer_ends
@@ -123,3 +124,15 @@ def test_qwen3s_own_class_and_files_stay(tmp_path: Path) -> None:
     saved = tmp_path / "tokens" / "tokenizer"
     assert json.loads((saved / "tokenizer_config.json").read_text())["tokenizer_class"] == "Qwen2Tokenizer"
     assert (saved / "tokenizer.json").read_bytes() == (qwen_tokenizer.tokenizer() / "tokenizer.json").read_bytes()
+
+
+def test_several_templates_under_names_are_refused_for_own_and_no_matter_for_chatml(
+    small_tokenizer: Path, tmp_path: Path
+) -> None:
+    named = [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]
+    folder = changed(small_tokenizer, tmp_path / "tokenizer", unchanged, chat_template=named)
+    parquet = write_parquet(tmp_path / "messages.parquet", CONVERSATIONS)
+    tokenize(parquet, folder, tmp_path / "tokens", Tokenize())
+    for tokenizer in (folder, tmp_path / "tokens" / "tokenizer"):
+        with pytest.raises(DataError, match="has several chat templates; save the one to train as a file"):
+            tokenize(parquet, tokenizer, tmp_path / "own", Tokenize(template="own"))

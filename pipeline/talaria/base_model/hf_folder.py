@@ -50,9 +50,8 @@ def save_tokenizer(folder: Path, out_dir: Path) -> None:
     """
     loading = Loading(folder, "tokenizers")
     added = {token.content for token in loading.hugging_face.get_added_tokens_decoder().values() if token.special}
-    own = own_template(folder)
-    knows_chatml = {chat.START, chat.END} <= added
-    save(folder, out_dir, own if own and not knows_chatml else chat.template(loading.oracle.bos_text))
+    own = None if {chat.START, chat.END} <= added else own_template(folder)
+    save(folder, out_dir, own or chat.template(loading.oracle.bos_text))
 
 
 def write_small_files(tokenizer: Path, base: Path, out_dir: Path) -> dict[str, Any]:

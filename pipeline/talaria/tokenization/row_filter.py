@@ -101,7 +101,7 @@ class Selector:
         encoded = self.encoder.encode(rows, chunk.start, sampled)
         counts = (
             oddities(encoded.messages, self.encoder.control_tokens)
-            + ignored_fields(rows.messages, encoded.messages)
+            + ignored_fields(rows.messages, encoded.messages, self.encoder.source)
             + encoded.counts
         )
         held_out = held_out_rows(encoded.messages, self.config.validation_fraction)
@@ -145,12 +145,12 @@ def held_out_rows(messages: Messages, fraction: float) -> Mask:
     return np.fromiter((value < limit for value in hashes), np.bool_, rows)
 
 
-def ignored_fields(column: pa.Array, messages: Messages) -> Counter[str]:
-    """How many answers have something in each field that is not known here, under `ignored_fields.NAME`."""
+def ignored_fields(column: pa.Array, messages: Messages, template: str) -> Counter[str]:
+    """How many answers have something in each field that neither template nor package reads, as `ignored_fields.NAME`."""
     counts: Counter[str] = Counter()
     turns = column.flatten()
     for field in turns.type:
-        if field.name not in _KNOWN:
+        if field.name not in _KNOWN and field.name not in template:
             said = to_numpy(pc.struct_field(turns, field.name).is_valid())
             counts[f"{reasons.IGNORED}.{field.name}"] = int(np.count_nonzero(said & messages.answers))
     return counts

@@ -54,15 +54,26 @@ def template_of(folder: Path) -> str | None:
     if (folder / TEMPLATE_FILE).is_file():
         return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
     found = _settings(folder).get("chat_template")
-    if found is None or isinstance(found, str):
-        return found
-    raise DataError(f"{folder}: has several chat templates; save the one to train as a file for tokenize.template.")
+    return None if found is None else _one_template(folder, found)
 
 
 def own_template(folder: Path) -> str | None:
     """The template that the tokenizer came with, also where this folder is one of ours, which have it beside theirs."""
     kept = folder / ORIGINAL_TEMPLATE_FILE
-    return kept.read_text(encoding="utf-8") if kept.is_file() else template_of(folder)
+    if not kept.is_file():
+        return template_of(folder)
+    text = kept.read_text(encoding="utf-8")
+    try:
+        found = json.loads(text)  # several under names, as `save` keeps them
+    except ValueError:
+        found = text
+    return _one_template(folder, found)
+
+
+def _one_template(folder: Path, found: Any) -> str:
+    if not isinstance(found, str):
+        raise DataError(f"{folder}: has several chat templates; save the one to train as a file for tokenize.template.")
+    return found
 
 
 def template_source(setting: str, folder: Path) -> str:

@@ -60,15 +60,13 @@ def probe(template: ChatTemplate) -> Probed:
 
 
 def answer_ends(folder: Path, tokenizer: HuggingFaceTokenizer) -> list[str]:
-    """The tokens that end an answer, or a call of a tool, under the folder's chat template; none where it shows none.
+    """The tokens that end an answer, or a call of a tool, under the folder's chat template (without one: ChatML).
 
-    Raises DataError where the folder has no template, or one that transformers cannot use.
+    None where the template ends an answer with no token of its own. Raises DataError where transformers cannot use it.
     """
     source = template_of(folder)
-    if is_chatml(source):
+    if source is None or is_chatml(source):
         return [END]
-    if source is None:
-        raise DataError(f"{folder}: has no chat template.")
     variables = open_saved(folder, source).special_tokens_map
     template = ChatTemplate(source, variables, datetime.date.today(), str(folder))
     tokens = sorted((token.content for token in tokenizer.get_added_tokens_decoder().values()), key=len, reverse=True)
@@ -95,6 +93,6 @@ def open_saved(folder: Path, source: str) -> Any:
         if (folder / "config.json").is_file():
             shutil.copyfile(folder / "config.json", Path(work) / "config.json")
         try:
-            return AutoTokenizer.from_pretrained(work)
+            return AutoTokenizer.from_pretrained(work, trust_remote_code=False)
         except Exception as error:  # whatever a class of transformers does not like in the files
             raise DataError(f"{folder}: transformers cannot open this tokenizer ({error}).") from error
