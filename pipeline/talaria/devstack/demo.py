@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,13 +23,14 @@ from talaria.devstack.services import say_where, up
 
 DAG = "sft"
 CONFIG = "tiny"
-EVALUATE, REGISTER, PROMOTE = "model.evaluate", "registry.register", "registry.promote"
+TRAIN, EVALUATE, REGISTER, PROMOTE = "model.train", "model.evaluate", "registry.register", "registry.promote"
 
 
 def demo(home: Home, console: Console) -> int:
     """Run the demo and return the exit code: 0 if the run succeeded. Raises UserError if the services or the DAG do not load."""
-    start = time.monotonic()
+    began, installed = _installation()
     ports = up(home, console)
+    ready = time.time()
     with AirflowApi(ports.airflow_url, "admin", home.password()) as api:
         _wait_for_dag(api)
         api.unpause(DAG)
@@ -40,10 +44,39 @@ def demo(home: Home, console: Console) -> int:
         if state != "success":
             Console(stderr=True, highlight=False).print(f"talaria: {failure(api, DAG, run_id)}", markup=False, soft_wrap=True)
             return 1
-        results = {name: api.xcom(DAG, run_id, name) for name in (EVALUATE, REGISTER, PROMOTE)}
-    _summary(console, tasks, results, time.monotonic() - start)
+        results = {name: api.xcom(DAG, run_id, name) for name in (TRAIN, EVALUATE, REGISTER, PROMOTE)}
+    now = time.time()
+    _summary(console, tasks, results)
+    parts = [("installation", installed), ("services", ready - began - installed), ("the run", now - ready)]
+    went = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts if seconds)
+    console.print(f"Done in {now - began:.0f} s: {went}.")
     say_where(home, ports, console)
+    console.print("Next")
+    for line in next_steps(home, ports, results[TRAIN]["key"]):
+        console.print(f"  {line}", markup=False, soft_wrap=True)
     return 0
+
+
+def _installation() -> tuple[float, float]:
+    """Return when `make` began (now, where it was not make) and how many seconds of it went into installing."""
+    began = float(os.environ.get("TALARIA_MAKE_BEGAN") or time.time())
+    try:
+        record = json.loads(Path(sys.prefix, "talaria-installed.json").read_text())
+    except FileNotFoundError:  # not installed by make
+        return began, 0.0
+    return began, record["seconds"] if record["finished"] >= began else 0.0
+
+
+def next_steps(home: Home, ports: Ports, train_key: str) -> tuple[str, ...]:
+    """Return lines for a shell, each of which works as it is."""
+    shell = f". {shlex.quote(str(home.root / 'env'))}"
+    own = "--set name=mine --set download.source=local --set download.path=chats/data/sample.json"
+    return (
+        f"{shell}   # the next lines want this once in a shell",
+        f'talaria chat models:/{CONFIG}@champion --prompt "3 + 8 = ?"   # without --prompt: a conversation',
+        f"talaria watch {train_key[:8]}   # the curve; as a page, in Airflow: {ports.airflow_url}/plugin/training",
+        f"talaria download {CONFIG} --output chats && talaria run {CONFIG} {own}   # your own file in its place",
+    )
 
 
 def _wait_for_dag(api: AirflowApi, timeout: float = 120.0) -> None:
@@ -76,7 +109,7 @@ def _trigger(home: Home, ports: Ports, run_id: str) -> None:
         raise UserError(f"airflow dags trigger failed: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
 
 
-def _summary(console: Console, tasks: list[TaskView], results: dict[str, Any], seconds: float) -> None:
+def _summary(console: Console, tasks: list[TaskView], results: dict[str, Any]) -> None:
     facts, registered, promoted = (results[name] for name in (EVALUATE, REGISTER, PROMOTE))
     measured = facts["facts"]
     table = Table.grid(padding=(0, 2))
@@ -92,9 +125,6 @@ def _summary(console: Console, tasks: list[TaskView], results: dict[str, Any], s
     console.print(results_table)
     verdict = f"Model {registered['model']} version {promoted['version']}, alias {alias}: {promoted['reason']}"
     console.print(verdict, markup=False, soft_wrap=True)
-    reused = sum(task.note == "reused" for task in tasks)
-    again = f", {reused} stages reused" if reused else ""
-    console.print(f"Done in {seconds:.0f} s{again}.")
 
 
 def _number(value: float | None) -> str:
