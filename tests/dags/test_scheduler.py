@@ -39,7 +39,7 @@ CONFIG = {
 }
 DAG = "sft_small"
 """The DAG of the configuration `small`."""
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.stack]
 
 
 class Channel(ThreadingHTTPServer):
