@@ -89,9 +89,9 @@ def test_commas_and_brackets_that_do_not_match_are_told(data: str) -> None:
         cut(data.encode(), exact=True, size=3)
 
 
-@pytest.mark.parametrize("data", ["", "  \n", "hello", '"text"', "\x89PNG"])
+@pytest.mark.parametrize("data", ["hello", '"text"', "\x89PNG"])
 def test_what_is_no_array_and_no_object_is_refused(data: str) -> None:
-    with pytest.raises(DataError, match=r"rows\.json: (is empty|begins with).*expected a JSON array"):
+    with pytest.raises(DataError, match=r"rows\.json: begins with.*expected a JSON array"):
         cut(data.encode("latin-1"), exact=True, size=100)
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -17,6 +18,9 @@ from safetensors.torch import load_file, save_file
 from talaria.config.schema import Tokenize
 from talaria.tokenization import stage as encode
 from talaria.tokenization.dataset import open_tokens
+from talaria.train import trainer
+from talaria.train.build import Components
+from talaria.train.checkpoint.writer_process import WriterProcess
 from talaria.train.telemetry.loss_spikes import SpikeDetector
 from talaria.train.telemetry.watchdog import EXIT_HANG
 from talaria.train.train_state import TrainJob
@@ -53,17 +57,12 @@ def tokens(folders: dict[str, Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def poisoned(folders: dict[str, Path], tokens: Path, tmp_path: Path) -> Path:
-    """A base model with a NaN in the embedding of a token that only ODD_ROW has."""
-    data = open_tokens(tokens)["train"]
-    assert data is not None
-    of_row = {row: set(data.gather([index])[0].tolist()) for index, row in enumerate(data.rows.tolist())}
-    token = max(of_row[ODD_ROW] - set().union(*(ids for row, ids in of_row.items() if row != ODD_ROW)))
+    """A base model with an embedding of its own: a tied one's NaN would be in everybody's logits through the head."""
     base = tmp_path / "poisoned"
     shutil.copytree(folders["base"], base)
+    (base / "manifest.json").unlink()
     weights = load_file(base / "model.safetensors")
-    # Untied, or the NaN would be in everybody's logits through the head.
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
-    weights["model.embed_tokens.weight"][token] = math.nan
     (base / "model.safetensors").unlink()
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((base / "config.json").read_text())
@@ -71,9 +70,29 @@ def poisoned(folders: dict[str, Path], tokens: Path, tmp_path: Path) -> Path:
     return base
 
 
+def nan_in_the_embedding_of(token: int) -> Callable[[int], None]:
+    """For `before`: memory goes bad once the model is loaded, as weights that hold a NaN on the disk are refused."""
+
+    def before(rank: int) -> None:
+        original = trainer.build
+
+        def build(*args: Any) -> Components:
+            components = original(*args)
+            components.model.core.model.embed_tokens.weight.data[token] = math.nan
+            return components
+
+        trainer.build = build
+
+    return before
+
+
 def test_a_nan_stops_all_ranks_before_the_update(job: Callable[..., TrainJob], tokens: Path, poisoned: Path) -> None:
+    data = open_tokens(tokens)["train"]
+    assert data is not None
+    of_row = {row: set(data.gather([index])[0].tolist()) for index, row in enumerate(data.rows.tolist())}
+    token = max(of_row[ODD_ROW] - set().union(*(ids for row, ids in of_row.items() if row != ODD_ROW)))
     sick = job(tokens=tokens, base=poisoned, save_every=1, global_batch=8, max_tokens_per_device=48)
-    started = ranks.Ranks(sick, 2)
+    started = ranks.Ranks(sick, 2, nan_in_the_embedding_of(token))
     assert started.codes() == [1, 1], started.log()
     done = ranks.steps(sick.output)
     status = ranks.status(sick.output)
@@ -114,7 +133,14 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(job: Callable[..., TrainJob]
     def small_files(rank: int) -> None:
         # Checkpoint files are larger than this, everything else is smaller: writing one fails as on a full disk.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
+        original = WriterProcess.__init__
+
+        def start(self: WriterProcess, *args: Any) -> None:
+            original(self, *args)
+            for pid in (0, self.pid):  # not before: the block of memory is larger too
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
+
+        WriterProcess.__init__ = start  # type: ignore[method-assign]
 
     full = job(epochs=3, save_every=4)
     started = ranks.Ranks(full, 2, ranks.at_step(8, 0, signal.SIGTERM))

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 from talaria.train.batching.plan import Plan
 from talaria.train.distributed import sharding as parallel
-from talaria.train.kernels.cudnn_attention import bucket, graph_conversations
 from talaria.train.train_state import TrainJob
 from talaria.train.trainer import Trainer
-from talaria.train.warm_up import new_sizes
+from talaria.train.warm_up import _size, new_sizes
 
 from tests.train import ranks
 
@@ -99,16 +98,7 @@ def test_warming_up_changes_nothing(job: Callable[..., TrainJob]) -> None:
 def test_warming_up_meets_each_size_once() -> None:
     lengths = [10] * 40 + [600] * 8 + [3000] * 2
     plan = Plan(lengths, lengths, global_batch=10, max_tokens=4000, ranks=2, seed=1)
-    met = [
-        (graph_conversations(len(own[k])), bucket(int(plan.lengths[own[k]].max(initial=1))))
-        for step, k in new_sizes(plan, 0)
-        for own in step.micro_batches
-    ]
-    everything = {
-        (graph_conversations(len(batch)), bucket(int(plan.lengths[batch].max(initial=1))))
-        for step in plan.walk()
-        for own in step.micro_batches
-        for batch in own
-    }
+    met = [_size(plan.lengths[own[k]]) for step, k in new_sizes(plan, 0) for own in step.micro_batches]
+    everything = {_size(plan.lengths[batch]) for step in plan.walk() for own in step.micro_batches for batch in own}
     assert set(met) == everything
     assert len(met) < sum(len(step.micro_batches[0]) * 2 for step in plan.walk())

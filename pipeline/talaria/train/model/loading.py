@@ -105,8 +105,11 @@ def _require_tied(hf: Any, folder: Path) -> None:
     """Refuse a head of its own in a folder whose config.json ties it to the embedding: transformers would drop it."""
     table, head = "model.embed_tokens.weight", "lm_head.weight"
     stored = BaseWeights(folder)
-    tied = hf.get_output_embeddings().weight is hf.get_input_embeddings().weight
-    if tied and {table, head} <= stored.tensors.keys() and not torch.equal(stored.read(table), stored.read(head)):
+    if (
+        hf.config.tie_word_embeddings
+        and {table, head} <= stored.tensors.keys()
+        and not torch.equal(stored.read(table), stored.read(head))
+    ):
         raise DataError(f"{folder}: holds {head} beside another {table}, but its config.json ties them; one of them is wrong.")
 
 
