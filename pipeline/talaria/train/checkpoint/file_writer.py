@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CHUNK = 16 << 20
 _FLUSHED = 1 << 30
 """Bytes after which what was written is flushed and let go of: the page cache would otherwise grow by a whole checkpoint."""
@@ -35,7 +36,7 @@ def main() -> None:
             try:
                 answer = _serve(json.loads(line), memory, hashing)
             except OSError as error:
-                answer = {"error": f"{type(error).__name__}: {error}", "full": error.errno in (errno.ENOSPC, errno.EDQUOT)}
+                answer = {"error": f"{type(error).__name__}: {error}", "full": error.errno in FULL}
             sys.stdout.write(json.dumps(answer) + "\n")
             sys.stdout.flush()
 
