@@ -7,8 +7,7 @@
 #           exclude_modules=["layers.0"] excludes nothing, because a list is compared with the end of each name. rank_pattern for a module
 #           that is no target has no effect. Nothing is logged. The string "q_proj" instead of the list ["q_proj"] is an error, because a
 #           string is a regular expression for the whole name.
-# Effect:   count the trained modules after wrapping. Talaria gives `train.lora.targets` to peft as it is, so look at the trained
-#           parameters in the first log lines.
+# Effect:   count the trained modules after wrapping. Talaria refuses an entry of `train.lora.targets` that matches nothing.
 source "$(dirname "$0")/install.sh" peft==0.21.2 transformers==5.23.0 torch==2.13.0
 py - <<'PY'
 import logging, warnings
