@@ -1,12 +1,12 @@
 // The page's state, and the loop that keeps it fresh: every few seconds it asks for what is new, and for nothing while hidden.
 
-import { ask, Gone } from "./ask.js";
+import { ask, Gone } from "./api.js";
 import { makeChart } from "./chart.js";
 import { drawControls, legendOf, linesOf, marksOf, SPANS } from "./curve_view.js";
 import { extend, received } from "./curves.js";
 import { byId } from "./dom.js";
 import { AXES, HELDOUT, metric } from "./metrics.js";
-import { drawScope, drawPulse } from "./notices.js";
+import { drawScope, drawPulse } from "./page_status.js";
 import { followTheme } from "./theme.js";
 import * as views from "./views.js";
 
