@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from airflow.sdk import DAG, BaseOperator
 from talaria.store.store import Store
 from talaria_airflow.operators.accelerate_launch import AccelerateLaunchOperator
 
-from tests.support import working_folder
+from tests.support import tiny_pipeline, working_folder
 
 STUB = Path(__file__).parents[2] / "launch" / "stub"
 
@@ -20,15 +21,16 @@ STUB = Path(__file__).parents[2] / "launch" / "stub"
 @dataclass
 class Runner:
     root: Path
+    inputs: dict[str, Path]
     store: Store = field(init=False)
 
     def __post_init__(self) -> None:
         self.store = Store(self.root / "store")
-        self.upstream = {name: self._put(name, file) for name, file in (("tokenize", "state.json"), ("base", "config.json"))}
+        self.upstream = {stage: self._put(stage, folder) for stage, folder in self.inputs.items()}
 
-    def _put(self, stage: str, file: str) -> dict[str, Any]:
+    def _put(self, stage: str, source: Path) -> dict[str, Any]:
         def write(folder: Path) -> dict[str, Any]:
-            (folder / file).write_text("{}")
+            shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
             return {}
 
         return self.store.run(stage, stage * 8, write, described_by={}).as_json()
@@ -36,7 +38,7 @@ class Runner:
     def train(self, *, stub: dict[str, Any] | None = None, **options: Any) -> Any:
         """Run a DAG with one training task; returns the task instance."""
         env = {"PYTHONPATH": str(STUB), "STUB": json.dumps(stub or {}), **options.pop("env", {})}
-        config = {"name": "stub", "train": {"num_processes": 1, "stop_grace": 60}}
+        config = {"name": "stub", "train": {"num_processes": 1, "stop_grace": 60, "restarts": 0}}
         defaults = {"task_id": "task", "config": config, "inputs": self.upstream, "store": str(self.store.root), "env": env}
         return self.run(lambda: AccelerateLaunchOperator(**{**defaults, **options}))
 
@@ -68,10 +70,19 @@ def mlflow_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     return uri
 
 
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Outputs of `tokenize` and `base`: small, and such that a training could start."""
+    outputs = tiny_pipeline.prepare(Store(tmp_path_factory.mktemp("inputs")), tiny_pipeline.config())
+    return {stage: outputs[stage].path for stage in ("tokenize", "base")}
+
+
 @pytest.fixture
-def runner(airflow_db: None, mlflow_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
+def runner(
+    airflow_db: None, mlflow_file: str, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Runner:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_file)
     monkeypatch.setenv("TALARIA_MLFLOW_URL", "http://mlflow.example")
     monkeypatch.chdir(tmp_path)
     working_folder.fill(tmp_path)
-    return Runner(tmp_path)
+    return Runner(tmp_path, inputs)
