@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -192,7 +193,8 @@ def test_the_task_is_killed_and_its_retry_goes_on(airflow: Any, prepared: dict[s
     process_trees.eventually(storm.finished, within=600)
     assert storm.progress().endswith("done")
     assert "step 1/" in storm.log(1)
-    assert "resume: from step-" in storm.log(2)
+    # The launcher was killed with the task, so what its ranks left in memory serves the retry on the same machine.
+    assert re.search(r"resume: from (the snapshot of step [1-9]|step-0000000[1-9])", storm.log(2))
     ends_as_if_undisturbed(storm, prepared)
 
 
