@@ -1,14 +1,9 @@
-"""Text of unknown origin steers no terminal, and an unfinished file is not left behind."""
+"""Text of unknown origin steers no terminal."""
 
 from __future__ import annotations
 
-import errno
-import os
-from pathlib import Path
-
 import pytest
 from talaria.cli import app
-from talaria.common.files import write_atomically
 from talaria.common.printable import printable
 
 
@@ -40,17 +35,3 @@ def test_sentences_facts_and_remarks_of_the_command_line_are_printable(capsys: p
     written = captured.out + captured.err
     assert written.count("\n") == 4
     assert all(printable(line) == line for line in written.splitlines())
-
-
-def test_a_disk_that_is_full_leaves_the_old_text_and_nothing_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "page.html"
-    write_atomically(file, "old")
-
-    def full(fd: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(file, "new")
-    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
-    assert file.read_text() == "old"

@@ -279,15 +279,18 @@ def test_two_machines_train_together_and_the_first_publishes(launches) -> None:
     }
     config = settings.parse({"name": "stub", "train": {"num_processes": 1, "num_machines": 2}}, "test")
     lines: list[str] = []
+    stop = Stop()
 
     def options(rank: int) -> dict[str, Any]:
-        return {"machine": launches.machine(rank=rank, rendezvous=rendezvous), "stop": Stop(), "on_line": lines.append}
+        return {"machine": launches.machine(rank=rank, rendezvous=rendezvous), "stop": stop, "on_line": lines.append}
 
     with ThreadPoolExecutor() as machines:
         train = functools.partial(launch.run, **options(0))
         first = machines.submit(run_stage, "train", config, store, upstream, function=train)
         second = machines.submit(launch.follow, config, store, upstream, force=False, **options(1))
         for done in as_completed([first, second], timeout=120):
+            if done.exception():
+                stop.request()  # the other machine waits for it
             done.result()
         output = first.result()
         assert output.facts["world_size"] == 2

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def write_atomically(path: Path, text: str) -> None:
 
     An error (a full disk, say) leaves the old text, and nothing beside it.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # other machines and threads may write it too
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
