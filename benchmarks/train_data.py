@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from talaria.tokenization.arrow_writer import ShardWriter, shard_name, write_index
-from talaria.tokenization.encoder import Batch, sums
+from talaria.tokenization.encoder import TokenBatch, sums
 
 ROPE = {"rope_type": "default", "rope_theta": 1e6}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -106,7 +106,7 @@ def make_tokens(folder: Path, count: int, vocabulary: int, longest: int, *, leng
     folder.mkdir(parents=True)
     writer = ShardWriter(folder, "train", 0)
     mask = place >= start
-    writer.write(Batch(ids, mask, offsets, np.arange(count), sums(mask, offsets)))
+    writer.write(TokenBatch(ids, mask, offsets, np.arange(count), sums(mask, offsets)))
     shard = writer.close()
     assert shard is not None
     writer.path.rename(folder / shard_name(0, 1))

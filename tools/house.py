@@ -3,12 +3,14 @@
     python tools/house.py
 
 Prints one line a measure: modules at a package's root, import cycles between modules and between folders, imports that run upward
-through the layers of pyproject.toml's first import-linter contract, and the largest folder. Imports in functions count; those for
-type checkers alone do not. Exits 1 where a limit is passed.
+through the layers of pyproject.toml's first import-linter contract, the largest folder, and type names with two meanings. Imports
+in functions count; those for type checkers alone do not. Exits 1 where a limit is passed.
 """
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -22,37 +24,24 @@ MOST_LOOSE = 2
 MOST_FILES = 14
 
 
-def cycles(imports: Mapping[str, set[str]]) -> list[list[str]]:
-    """Return the strongly connected components of more than one node (Tarjan 1972, by path, without recursion)."""
-    index: dict[str, int] = {}
-    low: dict[str, int] = {}
-    path: list[str] = []
-    on_path: set[str] = set()
-    found: list[list[str]] = []
-    for start in imports:
-        work = [(start, iter(sorted(imports[start])))] if start not in index else []
-        while work:
-            node, targets = work[-1]
-            if node not in index:
-                index[node] = low[node] = len(index)
-                path.append(node)
-                on_path.add(node)
-            following = next((target for target in targets if target not in index or target in on_path), None)
-            if following is not None and following not in index:
-                work.append((following, iter(sorted(imports.get(following, set())))))
-                continue
-            if following is not None:
-                low[node] = min(low[node], index[following])
-                continue
-            work.pop()
-            if work:
-                low[work[-1][0]] = min(low[work[-1][0]], low[node])
-            if low[node] == index[node]:
-                group = path[path.index(node) :]
-                del path[path.index(node) :]
-                on_path -= set(group)
-                found += [group] if len(group) > 1 else []
-    return found
+def cycle(imports: Mapping[str, set[str]]) -> list[str]:
+    """Return the nodes of one cycle, the first again at its end; empty where there is none."""
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def twice_named() -> dict[str, list[str]]:
+    """Return the classes that have one name in two modules, with the modules; private ones do not count."""
+    homes: dict[str, list[str]] = {}
+    for source in SOURCES.values():
+        for path in sorted(source.rglob("*.py")):
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    return {name: paths for name, paths in homes.items() if len(paths) > 1}
 
 
 def folder_of(module: str) -> str:
@@ -95,19 +84,22 @@ def main() -> int:
         for folder in [source, *(path for path in source.rglob("*/") if path.is_dir())]
     }
     largest = max(sizes, key=lambda folder: sizes[folder])
-    of_modules, of_folders, up = cycles(imports), cycles(folders), list(upward(imports))
+    circles, up, named = [found for nodes in (imports, folders) if (found := cycle(nodes))], list(upward(imports)), twice_named()
     print(f"modules: {len(imports)}, imports between them: {sum(map(len, imports.values()))}")
     for name, count in loose.items():
         print(f"loose modules at the root of {name}: {count} (at most {MOST_LOOSE})")
-    print(f"import cycles: {len(of_modules)} of modules, {len(of_folders)} of folders (none allowed)")
+    print(f"import cycles: {len(circles)} (none allowed)")
     print(f"imports upward or sideways: {len(up)} (none allowed)")
     print(f"files in the largest folder, {largest.relative_to(ROOT)}: {sizes[largest]} (at most {MOST_FILES})")
-    for group in of_modules + of_folders:
+    print(f"type names with two meanings: {len(named)} (none allowed)")
+    for group in circles:
         print(f"  cycle: {' -> '.join(group)}")
     for importer, imported in up:
         print(f"  upward: {importer} imports {imported}")
+    for name, paths in named.items():
+        print(f"  type {name}: {', '.join(paths)}")
     too_loose = any(count > MOST_LOOSE for name, count in loose.items())
-    worse = too_loose or of_modules or of_folders or up or sizes[largest] > MOST_FILES
+    worse = too_loose or circles or up or named or sizes[largest] > MOST_FILES
     return 1 if worse else 0
 
 

@@ -60,7 +60,7 @@ def test_a_side_column_of_any_values_is_kept(
     tmp_path: Path, values: list[Any], expected: list[Any], chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether its rows are read together or a chunk each."""
-    monkeypatch.setattr(json_split.Layout.of.__func__, "__defaults__", (chunk,))
+    monkeypatch.setattr(json_split.JsonLayout.of.__func__, "__defaults__", (chunk,))
     rows = [{"x": value, "messages": MESSAGES} for value in values]
     ours, facts = converted(lines(tmp_path / "a.jsonl", *rows))
     assert [row["x"] for row in ours] == expected

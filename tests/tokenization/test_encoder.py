@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from talaria.common.errors import DataError
 from talaria.tokenization import chatml as chat
-from talaria.tokenization.encoder import Batch, encode, flatten
+from talaria.tokenization.encoder import TokenBatch, encode, flatten
 from talaria.tokenization.tokenizer import Tokenizer, load
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
@@ -29,7 +29,9 @@ def hugging_face() -> HuggingFaceTokenizer:
     return HuggingFaceTokenizer.from_file(str(qwen_tokenizer.tokenizer() / "tokenizer.json"))
 
 
-def encoded(conversations: list[Conversation], tokenizer: Tokenizer, kind: pa.DataType = MESSAGES, newline: bool = True) -> Batch:
+def encoded(
+    conversations: list[Conversation], tokenizer: Tokenizer, kind: pa.DataType = MESSAGES, newline: bool = True
+) -> TokenBatch:
     return encode(flatten(pa.array(conversations, kind), 0, "test"), tokenizer, newline)
 
 

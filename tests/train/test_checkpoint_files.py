@@ -14,7 +14,7 @@ from talaria.train.checkpoint.host_block import HostBlock
 from talaria.train.checkpoint.reader import read
 from talaria.train.checkpoint.staging import Part
 from talaria.train.checkpoint.writer_process import WriteFailed, WriterProcess
-from talaria.train.optim.span import Span
+from talaria.train.optim.span import ParamSpan
 
 WHOLE = torch.randn(1000)
 
@@ -32,7 +32,7 @@ def written(folder: Path, rank: int, start: int, stop: int) -> dict[str, dict[st
 
 
 def part(start: int, stop: int) -> Part:
-    return Part("param.x", "param", 0, torch.float32, Span(start, stop, len(WHOLE)), 0)
+    return Part("param.x", "param", 0, torch.float32, ParamSpan(start, stop, len(WHOLE)), 0)
 
 
 @pytest.mark.parametrize("edges", [(0, 1000), (0, 500, 1000), (0, 333, 334, 1000)])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from talaria.train.distributed import sharding as parallel
 from talaria.train.distributed.process_group import ProcessGroup
-from talaria.train.distributed.sharding import Layout
+from talaria.train.distributed.sharding import ReplicaLayout
 from talaria.train.kernels import attention, cudnn_attention
 from talaria.train.kernels import elementwise as kernels
 from talaria.train.kernels.matmul import (
@@ -388,7 +388,7 @@ def train(folder, precision, steps, **settings):
     """Losses of `steps` optimiser steps of two micro-batches, through the trainer's own parts."""
     world = ProcessGroup(0, 1, 0, 1, torch.device(DEVICE))
     model = load_model(folder, ModelOptions(precision, **settings), DEVICE)
-    trained = parallel.distribute(model, layers(model), precision, Layout(1, 1), world, memory=0)
+    trained = parallel.distribute(model, layers(model), precision, ReplicaLayout(1, 1), world, memory=0)
     lay_out(model)
     state_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     optimizer = AdamW([param for _, param in trained.named], trained.low_bits, ADAMW, state_dtype)

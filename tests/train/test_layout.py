@@ -8,7 +8,7 @@ import pytest
 import torch
 from talaria.common.errors import ConfigError
 from talaria.train.distributed.process_group import ProcessGroup
-from talaria.train.distributed.sharding import Layout, _share, choose_layout, state_bytes
+from talaria.train.distributed.sharding import ReplicaLayout, _share, choose_layout, state_bytes
 
 GB = 10**9
 CARD = 85 * GB  # an H100
@@ -21,29 +21,29 @@ def world(size: int, local: int) -> ProcessGroup:
 @pytest.mark.parametrize(
     ("size", "local", "state", "expected"),
     [
-        (1, 1, 64 * GB, Layout(1, 1)),
-        (1, 1, 128 * GB, Layout(1, 1)),  # there is nothing to share it with
-        (8, 8, 64 * GB, Layout(8, 1)),  # Qwen3-4B with fp32 masters
-        (16, 8, 64 * GB, Layout(16, 1)),
-        (8, 8, 128 * GB, Layout(1, 8)),
-        (16, 8, 128 * GB, Layout(2, 8)),
-        (8, 8, 69 * GB, Layout(1, 8)),  # it would leave less than a fifth for activations
+        (1, 1, 64 * GB, ReplicaLayout(1, 1)),
+        (1, 1, 128 * GB, ReplicaLayout(1, 1)),  # there is nothing to share it with
+        (8, 8, 64 * GB, ReplicaLayout(8, 1)),  # Qwen3-4B with fp32 masters
+        (16, 8, 64 * GB, ReplicaLayout(16, 1)),
+        (8, 8, 128 * GB, ReplicaLayout(1, 8)),
+        (16, 8, 128 * GB, ReplicaLayout(2, 8)),
+        (8, 8, 69 * GB, ReplicaLayout(1, 8)),  # it would leave less than a fifth for activations
     ],
 )
-def test_auto_shards_what_does_not_fit(size: int, local: int, state: int, expected: Layout) -> None:
+def test_auto_shards_what_does_not_fit(size: int, local: int, state: int, expected: ReplicaLayout) -> None:
     assert choose_layout("auto", 0, world(size, local), state, CARD) == expected
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"sharding": "replicate"}, Layout(16, 1)),
-        ({"sharding": "shard"}, Layout(1, 16)),
-        ({"sharding": "hybrid"}, Layout(2, 8)),
-        ({"sharding": "hybrid", "shard_size": 4}, Layout(4, 4)),
+        ({"sharding": "replicate"}, ReplicaLayout(16, 1)),
+        ({"sharding": "shard"}, ReplicaLayout(1, 16)),
+        ({"sharding": "hybrid"}, ReplicaLayout(2, 8)),
+        ({"sharding": "hybrid", "shard_size": 4}, ReplicaLayout(4, 4)),
     ],
 )
-def test_what_is_asked_for_is_done(settings: dict[str, Any], expected: Layout) -> None:
+def test_what_is_asked_for_is_done(settings: dict[str, Any], expected: ReplicaLayout) -> None:
     assert choose_layout(settings["sharding"], settings.get("shard_size", 0), world(16, 8), 64 * GB, CARD) == expected
 
 

@@ -53,7 +53,7 @@ def is_data_name(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceFiles:
     """The data files at a place, in the order of their names, and the names of the files there that are none of them."""
 
     files: list[SourceFile]
@@ -85,12 +85,12 @@ def find_files(source: Path, pattern: str = EVERY, *, all_splits: bool = False) 
     return search(source, pattern, all_splits=all_splits).files
 
 
-def search(source: Path, pattern: str = EVERY, *, all_splits: bool = False) -> Found:
+def search(source: Path, pattern: str = EVERY, *, all_splits: bool = False) -> SourceFiles:
     """As find_files, with the names of what is left out."""
     if not source.exists():
         raise DataError(f"{source}: no such file or folder.")
     if source.is_file():
-        return Found([_sniff(source, str(source))], [])
+        return SourceFiles([_sniff(source, str(source))], [])
     names = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
     kept = [name for name in names if is_data_name(name) and matches(name, pattern)]
     if pattern == EVERY and not all_splits:
@@ -106,7 +106,7 @@ def search(source: Path, pattern: str = EVERY, *, all_splits: bool = False) -> F
             f"choose one kind with download.files, for example '*.{kinds[-1]}'."
         )
     left_out = [name for name in names if name not in kept and PurePosixPath(name).name not in _NOT_DATA]
-    return Found(files, left_out)
+    return SourceFiles(files, left_out)
 
 
 _TITLES = {"csv": "CSV", "json": "JSON", "parquet": "parquet"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from talaria.data.readers.column_types import written
-from talaria.data.readers.json_split import Layout, read_chunks
+from talaria.data.readers.json_split import JsonLayout, read_chunks
 from talaria.data.readers.tables import TableReader
 from talaria.data.source_files import SourceFile
 
@@ -32,7 +32,7 @@ def sample_files(files: Sequence[SourceFile], folder: Path) -> list[SourceFile]:
 def _sample(file: SourceFile, target: Path) -> SourceFile:
     if file.kind == "json":
         with file.open() as stream:
-            layout = Layout.of(stream, file.name, BYTES)
+            layout = JsonLayout.of(stream, file.name, BYTES)
             chunks = islice(read_chunks(stream, layout, exact=True), 2)  # the last row of a short file is a chunk of its own
             target.write_bytes(b"".join(chunks))
         return SourceFile(target, file.name, "json")

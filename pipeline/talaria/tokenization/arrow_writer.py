@@ -14,7 +14,7 @@ import pyarrow as pa
 from talaria.common.arrow import to_arrow
 
 if TYPE_CHECKING:
-    from talaria.tokenization.encoder import Batch
+    from talaria.tokenization.encoder import TokenBatch
 
 FEATURES = {
     "input_ids": {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"},
@@ -56,7 +56,7 @@ class ShardWriter:
         self._rows = self._tokens = self._supervised = 0
         self._digest = xxhash.xxh3_128()
 
-    def write(self, batch: Batch) -> None:
+    def write(self, batch: TokenBatch) -> None:
         if not len(batch):
             return
         if self._writer is None:

@@ -15,8 +15,8 @@ from talaria.common.arrow import to_numpy
 from talaria.common.errors import DataError
 from talaria.config.schema import Tokenize
 from talaria.tokenization import chatml as chat
-from talaria.tokenization.encoder import Batch, Encoded, EncodingMismatch, Mask, encode, flatten
-from talaria.tokenization.parquet_chunks import Rows
+from talaria.tokenization.encoder import Encoded, EncodingMismatch, Mask, TokenBatch, encode, flatten
+from talaria.tokenization.parquet_chunks import MessageRows
 from talaria.tokenization.reasons import NOT_RENDERED
 from talaria.tokenization.tokenizer import Ids, Loading
 
@@ -49,11 +49,11 @@ class ChatmlRows:
 
     control_tokens = r"<\|(im_start|im_end|endoftext)\|>"
 
-    def sample(self, numbers: list[int], rows: Rows) -> Sampled:
+    def sample(self, numbers: list[int], rows: MessageRows) -> Sampled:
         """These of the rows by the plain rule; needs no encoder, which may still be loading."""
         return Sampled(numbers, *self._by_the_oracle(rows.take(numbers).messages))
 
-    def encode(self, rows: Rows, first_row: int, sampled: Sampled) -> Encoded:
+    def encode(self, rows: MessageRows, first_row: int, sampled: Sampled) -> Encoded:
         """Raises DataError where a row has something that plain ChatML does not render, unless such rows are dropped."""
         unusable = self._not_rendered(rows, first_row)
         messages = flatten(rows.messages, first_row, str(self.parquet), unusable)
@@ -62,7 +62,7 @@ class ChatmlRows:
         counts[NOT_RENDERED] = int(np.count_nonzero(unusable))
         return Encoded(messages, batch, unusable, counts)
 
-    def _not_rendered(self, rows: Rows, first_row: int) -> Mask:
+    def _not_rendered(self, rows: MessageRows, first_row: int) -> Mask:
         """Rows with tools, tool calls or reasoning, which plain ChatML has no place for."""
         found = np.zeros(len(rows.messages), np.bool_)
         if rows.tools is not None:
@@ -99,7 +99,7 @@ class ChatmlRows:
         ids, mask = oracle.ids(segments, joined=True)
         return np.array(ids, np.int32), np.array(mask, np.bool_)
 
-    def _compare(self, sampled: Sampled, column: pa.Array, batch: Batch, unusable: Mask) -> int:
+    def _compare(self, sampled: Sampled, column: pa.Array, batch: TokenBatch, unusable: Mask) -> int:
         """How many rows were compared. Raises EncodingMismatch that names the row where an id or a mask differs."""
         stretches = [slice(*batch.offsets[row : row + 2]) for row in sampled.rows]
         ids, mask = (np.concatenate([values[stretch] for stretch in stretches]) for values in (batch.ids, batch.mask))

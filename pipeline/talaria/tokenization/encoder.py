@@ -25,7 +25,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Batch:
+class TokenBatch:
     """Conversations end to end."""
 
     ids: Ids
@@ -45,15 +45,15 @@ class Batch:
     def lengths(self) -> Offsets:
         return np.diff(self.offsets)
 
-    def select(self, keep: Mask) -> Batch:
+    def select(self, keep: Mask) -> TokenBatch:
         """The conversations where `keep` is true."""
         if keep.all():
             return self
         lengths = self.lengths
         tokens = np.repeat(keep, lengths)
-        return Batch(self.ids[tokens], self.mask[tokens], starts(lengths[keep]), self.rows[keep], self.supervised[keep])
+        return TokenBatch(self.ids[tokens], self.mask[tokens], starts(lengths[keep]), self.rows[keep], self.supervised[keep])
 
-    def truncate(self, max_tokens: int) -> Batch:
+    def truncate(self, max_tokens: int) -> TokenBatch:
         """The first `max_tokens` tokens of each conversation."""
         lengths = self.lengths
         if not (lengths > max_tokens).any():
@@ -61,7 +61,7 @@ class Batch:
         place = np.arange(self.offsets[-1]) - np.repeat(self.offsets[:-1], lengths)
         tokens = place < max_tokens
         mask, offsets = self.mask[tokens], starts(np.minimum(lengths, max_tokens))
-        return Batch(self.ids[tokens], mask, offsets, self.rows, sums(mask, offsets))
+        return TokenBatch(self.ids[tokens], mask, offsets, self.rows, sums(mask, offsets))
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Encoded:
     """A chunk of rows as the trainer will read them."""
 
     messages: Messages
-    batch: Batch
+    batch: TokenBatch
     unusable: Mask
     """Rows that cannot be encoded and are dropped, under the reasons in `counts`."""
     counts: Counter[str]
@@ -124,7 +124,7 @@ def flatten(messages: pa.Array, first_row: int, where: str, lenient: Mask | None
     return Messages(offsets, role, content, answers, supervised, np.arange(first_row, first_row + len(messages)), calls)
 
 
-def encode(messages: Messages, tokenizer: Tokenizer, supervise_newline: bool) -> Batch:
+def encode(messages: Messages, tokenizer: Tokenizer, supervise_newline: bool) -> TokenBatch:
     """Ids and loss masks of every conversation."""
     answers, nothing = to_arrow(messages.answers), scalar("")
     role, separator = pc.if_else(answers, nothing, messages.role), pc.if_else(answers, nothing, scalar("\n"))
@@ -155,17 +155,17 @@ def encode(messages: Messages, tokenizer: Tokenizer, supervise_newline: bool) ->
     values[:, 1] = messages.supervised
     mask = np.repeat(values.ravel(), edges.ravel())
     supervised = sums(edges[:, 1] * messages.supervised, messages.offsets)
-    return begun_with(tokenizer.bos, Batch(out, mask, message_offsets[messages.offsets], messages.rows, supervised))
+    return begun_with(tokenizer.bos, TokenBatch(out, mask, message_offsets[messages.offsets], messages.rows, supervised))
 
 
-def begun_with(bos: Ids, batch: Batch) -> Batch:
+def begun_with(bos: Ids, batch: TokenBatch) -> TokenBatch:
     """Each conversation behind these ids, which the loss does not count."""
     if not len(bos):
         return batch
     at = np.repeat(batch.offsets[:-1], len(bos))
     ids = np.insert(batch.ids, at, np.tile(bos, len(batch)))
     offsets = batch.offsets + len(bos) * np.arange(len(batch) + 1)
-    return Batch(ids, np.insert(batch.mask, at, False), offsets, batch.rows, batch.supervised)
+    return TokenBatch(ids, np.insert(batch.mask, at, False), offsets, batch.rows, batch.supervised)
 
 
 def starts(lengths: npt.NDArray[Any]) -> Offsets:

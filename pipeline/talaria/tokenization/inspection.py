@@ -43,7 +43,7 @@ h2 { font-size: 1rem; margin: 2rem 0 .5rem } table { border-spacing: 1.5rem 0; m
 """
 
 
-class Span(NamedTuple):
+class TextSpan(NamedTuple):
     """A run of tokens that are alike."""
 
     text: str
@@ -51,7 +51,11 @@ class Span(NamedTuple):
     control: bool
 
 
-_LEGEND = (Span("supervised", True, False), Span(" not supervised ", False, False), Span("<|control token|>", False, True))
+_LEGEND = (
+    TextSpan("supervised", True, False),
+    TextSpan(" not supervised ", False, False),
+    TextSpan("<|control token|>", False, True),
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Sample:
     """In the messages parquet."""
     tokens: int
     supervised: int
-    spans: tuple[Span, ...]
+    spans: tuple[TextSpan, ...]
 
     @property
     def title(self) -> str:
@@ -105,7 +109,7 @@ class Folder:
         spans = []
         for (supervised, control), run in groupby(kinds, key=lambda pair: (pair[1], pair[0] in self.controls)):
             text = self.tokenizer.decode([id for id, _ in run], skip_special_tokens=False)
-            spans.append(Span(printable(text.translate(_PICTURES), keep="\n\t"), supervised, control))
+            spans.append(TextSpan(printable(text.translate(_PICTURES), keep="\n\t"), supervised, control))
         return Sample(split, int(tokens.rows[index]), len(ids), int(mask.sum()), tuple(spans))
 
 
@@ -127,7 +131,7 @@ def show(tokens: Path, row: int | None = None, split: str = TRAIN, console: Cons
     console.print(_text(sample.spans, plain=not console.color_system), soft_wrap=True)
 
 
-def _text(spans: Sequence[Span], plain: bool) -> Text:
+def _text(spans: Sequence[TextSpan], plain: bool) -> Text:
     from rich.text import Text
 
     text = Text()
@@ -185,8 +189,8 @@ def page(samples: Sequence[Sample], facts: Mapping[str, Any]) -> str:
     )
 
 
-def _html(spans: Sequence[Span]) -> str:
-    def one(span: Span) -> str:
+def _html(spans: Sequence[TextSpan]) -> str:
+    def one(span: TextSpan) -> str:
         text = escape(span.text)
         text = f"<b>{text}</b>" if span.control else text
         return f"<mark>{text}</mark>" if span.supervised else text

@@ -16,7 +16,7 @@ CHUNK = 4096
 """Rows that are encoded together and become one record batch. It decides where batches end, so the bytes of a shard."""
 
 
-class Chunk(NamedTuple):
+class RowRange(NamedTuple):
     """Rows [start, stop) of the parquet, part of one shard."""
 
     shard: int
@@ -24,18 +24,18 @@ class Chunk(NamedTuple):
     stop: int
 
 
-def chunks_of(rows: int, shard_rows: int, part: int, parts: int) -> list[Chunk]:
+def chunks_of(rows: int, shard_rows: int, part: int, parts: int) -> list[RowRange]:
     """The chunks of part `part` of `parts`: whole shards, in order."""
     count = -(-rows // shard_rows)
     ends = {shard: min(rows, (shard + 1) * shard_rows) for shard in range(part * count // parts, (part + 1) * count // parts)}
     return [
-        Chunk(shard, start, min(end, start + CHUNK))
+        RowRange(shard, start, min(end, start + CHUNK))
         for shard, end in ends.items()
         for start in range(shard * shard_rows, end, CHUNK)
     ]
 
 
-class Rows(NamedTuple):
+class MessageRows(NamedTuple):
     """Rows of the parquet."""
 
     messages: pa.Array
@@ -43,12 +43,12 @@ class Rows(NamedTuple):
     tools: pa.Array | None
     """The JSON text of each row's list of tools; None where the parquet has no such column."""
 
-    def take(self, numbers: Sequence[int]) -> Rows:
+    def take(self, numbers: Sequence[int]) -> MessageRows:
         indices = to_arrow(np.array(numbers, np.int64))
-        return Rows(self.messages.take(indices), self.tools.take(indices) if self.tools is not None else None)
+        return MessageRows(self.messages.take(indices), self.tools.take(indices) if self.tools is not None else None)
 
 
-def read(file: pq.ParquetFile, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, Rows]]:
+def read(file: pq.ParquetFile, chunks: Sequence[RowRange]) -> Iterator[tuple[RowRange, MessageRows]]:
     """Each of these consecutive chunks with its rows, streamed: memory does not grow with the file or its row groups."""
     if not chunks:
         return
@@ -63,7 +63,7 @@ def read(file: pq.ParquetFile, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk,
             if row + len(held) <= chunk.start:  # rows of the row group before the first chunk
                 row, held = row + len(held), None
         here = held.slice(chunk.start - row, chunk.stop - chunk.start)
-        yield chunk, Rows(here.column("messages"), here.column("tools") if "tools" in columns else None)
+        yield chunk, MessageRows(here.column("messages"), here.column("tools") if "tools" in columns else None)
         row, held = chunk.stop, held.slice(chunk.stop - row)
 
 

@@ -21,8 +21,8 @@ from talaria.tokenization import chatml as chat
 from talaria.tokenization import reasons
 from talaria.tokenization.chatml_rows import ChatmlRows
 from talaria.tokenization.dataset import TRAIN, VALIDATION
-from talaria.tokenization.encoder import Batch, Encoded, Mask, Messages
-from talaria.tokenization.parquet_chunks import Chunk, Rows
+from talaria.tokenization.encoder import Encoded, Mask, Messages, TokenBatch
+from talaria.tokenization.parquet_chunks import MessageRows, RowRange
 from talaria.tokenization.tokenizer import Loading
 from talaria.tokenization.tokenizer_folder import CHATML, template_source
 
@@ -40,7 +40,7 @@ class Kept:
     shard: int
     rows: int
     """Of the chunk, kept or not."""
-    splits: dict[str, Batch]
+    splits: dict[str, TokenBatch]
     counts: Counter[str]
 
 
@@ -58,10 +58,10 @@ class RowEncoder(Protocol):
     def control_tokens(self) -> str:
         """A pattern of the tokens that text from the data may look like."""
 
-    def sample(self, numbers: list[int], rows: Rows) -> Any:
+    def sample(self, numbers: list[int], rows: MessageRows) -> Any:
         """What `encode` compares with, of these rows of a chunk; called ahead, while an encoder may still be loading."""
 
-    def encode(self, rows: Rows, first_row: int, sampled: Any) -> Encoded:
+    def encode(self, rows: MessageRows, first_row: int, sampled: Any) -> Encoded:
         """The rows of a chunk. Raises DataError that names a row which cannot be encoded, unless such rows are dropped."""
 
 
@@ -89,14 +89,14 @@ class Selector:
         self.config = config
         self.encoder = row_encoder(parquet, folder, config)
 
-    def sample(self, unsampled: Iterator[tuple[Chunk, Rows]]) -> Any:
+    def sample(self, unsampled: Iterator[tuple[RowRange, MessageRows]]) -> Any:
         """Of the next of these chunks, a random share of the rows, at least one."""
         _, rows = next(unsampled)
         count = len(rows.messages)
         numbers = sorted(random.SystemRandom().sample(range(count), math.ceil(AUDIT_SHARE * count)))
         return self.encoder.sample(numbers, rows)
 
-    def __call__(self, item: tuple[Any, tuple[Chunk, Rows]]) -> Kept:
+    def __call__(self, item: tuple[Any, tuple[RowRange, MessageRows]]) -> Kept:
         sampled, (chunk, rows) = item
         encoded = self.encoder.encode(rows, chunk.start, sampled)
         counts = (
@@ -111,7 +111,7 @@ class Selector:
         splits = {TRAIN: batch.select(keep & ~held_out), VALIDATION: batch.select(keep & held_out)}
         return Kept(chunk.shard, len(batch), splits, counts)
 
-    def _fit(self, encoded: Encoded, counts: Counter[str]) -> tuple[Batch, Mask]:
+    def _fit(self, encoded: Encoded, counts: Counter[str]) -> tuple[TokenBatch, Mask]:
         """Drop or truncate what is too long, drop what has nothing to learn from; count each."""
         batch = encoded.batch
         long = batch.lengths > self.config.max_tokens

@@ -46,7 +46,7 @@ class Components:
     plan: Plan
     flops: metrics.FlopCount
     model: CausalLM
-    layout: parallel.Layout
+    layout: parallel.ReplicaLayout
     optimizer: AdamW
     stepper: TrainStep
     checkpoints: CheckpointManager

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from talaria.data.conversation.content import KNOWN_FIELDS, Message
 from talaria.data.conversation.drop_reasons import Unusable
-from talaria.data.conversation.row_shape import MESSAGES, Conversation, RowShape
+from talaria.data.conversation.row_shape import MESSAGES, ConvertedRow, RowShape
 from talaria.data.messages_parquet import narrowed
 from talaria.data.readers import column_types
 from talaria.data.readers.json_parse import NeedsRows
@@ -54,7 +54,7 @@ def convert_rows(rows: RowValues, shape: RowShape, types: Mapping[str, pa.DataTy
 
     Rows without a conversation are set aside, with what is wrong with them.
     """
-    found: list[Conversation] = []
+    found: list[ConvertedRow] = []
     bad: dict[int, tuple[str, str]] = {}
     notes: Counter[str] = Counter()
     for number, row in enumerate(rows.values):

@@ -65,7 +65,7 @@ PAIRS = (
 
 
 @dataclass(frozen=True)
-class Conversation:
+class ConvertedRow:
     """A row's messages, its tools as JSON text, the shape it had and what was done to it."""
 
     messages: list[Message]
@@ -129,7 +129,7 @@ class RowShape:
             return False
         return True
 
-    def conversation(self, row: Any) -> Conversation:
+    def conversation(self, row: Any) -> ConvertedRow:
         """The conversation of one row. Raises Unusable where it has none, or one that cannot be trained as it is."""
         if row == json_text.TOO_DEEP:
             raise Unusable(TOO_DEEP, f"nested deeper than {json_text.MAX_DEPTH} levels")
@@ -145,7 +145,7 @@ class RowShape:
         tools = tools_text(row.get(self.column("tools")))
         if tools:
             notes.mapped.add("tools column")
-        return Conversation(messages, tools, shape, notes)
+        return ConvertedRow(messages, tools, shape, notes)
 
     def _messages(self, row: Mapping[str, Any], notes: Notes) -> tuple[str, list[Message]]:
         there = [name for name in self.lists if row.get(name) is not None]

@@ -22,7 +22,7 @@ class NeedsRows(Exception):
 
 
 @dataclass(frozen=True)
-class Rows:
+class ParsedRows:
     """The values of a chunk, row by row. Invalid JSON ends it: `invalid` is then the last row."""
 
     values: list[Any] = field(default_factory=list)
@@ -51,7 +51,7 @@ def read_block(chunk: bytes, schema: pa.Schema | None) -> pa.Table:
     )
 
 
-def rows_of(chunk: bytes) -> Rows:
+def rows_of(chunk: bytes) -> ParsedRows:
     """Parse each value of a chunk with Python's reader: of duplicate keys the last value counts, as in the reference."""
     values: list[Any] = []
     repaired = 0
@@ -64,8 +64,8 @@ def rows_of(chunk: bytes) -> Rows:
             values.append(value)
     except ValueError as error:
         detail = "not valid UTF-8" if isinstance(error, UnicodeError) else f"not valid JSON: {error}"
-        return Rows(values, Bad(len(values), INVALID, detail), repaired)
-    return Rows(values, None, repaired)
+        return ParsedRows(values, Bad(len(values), INVALID, detail), repaired)
+    return ParsedRows(values, None, repaired)
 
 
 def _without_surrogates(value: Any) -> Any:

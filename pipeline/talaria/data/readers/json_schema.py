@@ -12,7 +12,7 @@ from talaria.common.threads import ordered
 from talaria.data.conversation.row_shape import RowShape
 from talaria.data.readers import column_types
 from talaria.data.readers.json_parse import REFUSED, read_block, rows_of
-from talaria.data.readers.json_split import Layout, read_blocks, read_chunks
+from talaria.data.readers.json_split import JsonLayout, read_blocks, read_chunks
 from talaria.data.source_files import SourceFile
 
 _TURN = {"from": pa.string(), "value": pa.string()}
@@ -40,7 +40,7 @@ def quick_schema(files: Iterable[SourceFile]) -> pa.Schema | None:
     weighted = False
     for file in files:
         with file.open() as stream:
-            layout = Layout.of(stream, file.name)
+            layout = JsonLayout.of(stream, file.name)
             if layout.key is None:
                 return None
             for block in read_blocks(stream, layout):
@@ -94,7 +94,7 @@ def infer_files(files: Sequence[SourceFile], threads: int, shape: RowShape | Non
     columns: dict[str, pa.DataType] = {}
     for file in files:
         with file.open() as stream:
-            chunks = read_chunks(stream, Layout.of(stream, file.name), exact=True)
+            chunks = read_chunks(stream, JsonLayout.of(stream, file.name), exact=True)
             for found in ordered(partial(infer_chunk, shape=shape), chunks, threads):
                 column_types.join_columns(columns, found.items())
     return {

@@ -22,7 +22,7 @@ _PRETTY = re.compile(rb"\[(\r?\n)([ \t]+)\{\r?\n(\2[ \t]+)\"")
 
 
 @dataclass(frozen=True)
-class Layout:
+class JsonLayout:
     """How a file's rows are laid out, from its first bytes."""
 
     name: str
@@ -36,7 +36,7 @@ class Layout:
     """A column's name in a pretty-printed array."""
 
     @classmethod
-    def of(cls, stream: BinaryIO, name: str, size: int = CHUNK) -> Layout:
+    def of(cls, stream: BinaryIO, name: str, size: int = CHUNK) -> JsonLayout:
         """Read the first bytes. Raises DataError where they begin no array and no object; a file without any has no rows."""
         head = stream.read(size).removeprefix(_BOM).lstrip()
         if head and not head.startswith((b"[", b"{")):
@@ -50,8 +50,8 @@ class Layout:
         return cls(name, size, head, True, separator, re.compile(rb"\n" + key_indent + rb'"([^"\\]*)":'))
 
 
-def read_chunks(stream: BinaryIO, layout: Layout, *, exact: bool) -> Iterator[bytes]:
-    """Yield chunks of whole rows of a JSON array or of JSON Lines; `stream` continues where `Layout.of` stopped.
+def read_chunks(stream: BinaryIO, layout: JsonLayout, *, exact: bool) -> Iterator[bytes]:
+    """Yield chunks of whole rows of a JSON array or of JSON Lines; `stream` continues where `JsonLayout.of` stopped.
 
     A pretty-printed array is cut after each closing brace at the indentation of the first row. A cut inside a row, possible
     only where indentation lies, leaves an unbalanced chunk that no parser takes; the caller then asks for `exact`, which
@@ -96,7 +96,7 @@ _STEP[list(b"[{")] = 1
 _STEP[list(b"]}")] = -1
 
 
-def read_blocks(stream: BinaryIO, layout: Layout) -> Iterator[bytes]:
+def read_blocks(stream: BinaryIO, layout: JsonLayout) -> Iterator[bytes]:
     """Yield the file in blocks that may cut rows, and between two blocks the line that was cut."""
     line, block = b"", layout.head
     while block:
@@ -106,7 +106,7 @@ def read_blocks(stream: BinaryIO, layout: Layout) -> Iterator[bytes]:
         block = stream.read(layout.size)
 
 
-def _lines(stream: BinaryIO, layout: Layout) -> Iterator[bytes]:
+def _lines(stream: BinaryIO, layout: JsonLayout) -> Iterator[bytes]:
     """A line that begins with a brace begins a row; so objects printed over several lines pass too."""
     rest, block = b"", layout.head
     while block:
@@ -120,7 +120,7 @@ def _lines(stream: BinaryIO, layout: Layout) -> Iterator[bytes]:
         yield rest + b"\n"
 
 
-def _pretty(stream: BinaryIO, layout: Layout, separator: bytes) -> Iterator[bytes]:
+def _pretty(stream: BinaryIO, layout: JsonLayout, separator: bytes) -> Iterator[bytes]:
     blank = separator.replace(b",", b" ")
     block = layout.head[1:]
     rest: list[bytes] = []
@@ -140,7 +140,7 @@ def _pretty(stream: BinaryIO, layout: Layout, separator: bytes) -> Iterator[byte
     yield tail[:-1].replace(separator, blank) + b"\n"
 
 
-def _array(stream: BinaryIO, layout: Layout) -> Iterator[bytes]:
+def _array(stream: BinaryIO, layout: JsonLayout) -> Iterator[bytes]:
     """Any JSON array, by strings and brackets. Rows that are no objects are passed on too: the parser tells them."""
     scan, block = _Brackets(), layout.head
     rest, base = b"", 0  # `rest` begins at byte `base` of the array

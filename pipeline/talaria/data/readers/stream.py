@@ -12,7 +12,7 @@ from talaria.data.conversation.row_shape import RowShape
 from talaria.data.readers import column_types
 from talaria.data.readers.json_parse import NeedsRows, read_table, rows_of
 from talaria.data.readers.json_schema import infer_files, quick_schema
-from talaria.data.readers.json_split import Layout, read_chunks
+from talaria.data.readers.json_split import JsonLayout, read_chunks
 from talaria.data.readers.row_chunk import RowValues
 from talaria.data.readers.tables import TableReader
 from talaria.data.source_files import SourceFile
@@ -72,7 +72,7 @@ class JsonReader:
     def chunks(self) -> Iterator[tuple[str, bytes]]:
         for file in self.files:
             with file.open() as stream:
-                for chunk in read_chunks(stream, Layout.of(stream, file.name), exact=self.exact):
+                for chunk in read_chunks(stream, JsonLayout.of(stream, file.name), exact=self.exact):
                     yield file.name, chunk
 
     def table(self, raw: bytes) -> pa.Table:

@@ -30,7 +30,7 @@ REFUSED = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OSEr
 
 
 @dataclass(frozen=True)
-class Batch:
+class TableBatch:
     file: str
     table: pa.Table
 
@@ -59,12 +59,12 @@ class TableReader:
     def name(self) -> str:
         return self.files[0].name
 
-    def chunks(self) -> Iterator[tuple[str, Batch]]:
+    def chunks(self) -> Iterator[tuple[str, TableBatch]]:
         for file in self.files:
             for table in _csv_tables(file) if file.kind == "csv" else _parquet_tables(file):
-                yield file.name, Batch(file.name, table)
+                yield file.name, TableBatch(file.name, table)
 
-    def table(self, raw: Batch) -> pa.Table:
+    def table(self, raw: TableBatch) -> pa.Table:
         arrays = []
         for name, kind in self.columns.items():
             values = raw.table.column(name).combine_chunks() if name in raw.table.column_names else None
@@ -74,7 +74,7 @@ class TableReader:
                 raise DataError(f"{raw.file}: column {name}: {error}.") from None
         return pa.Table.from_arrays(arrays, schema=column_types.written(self.columns))
 
-    def rows(self, raw: Batch, columns: Iterable[str]) -> RowValues:
+    def rows(self, raw: TableBatch, columns: Iterable[str]) -> RowValues:
         there = [name for name in columns if name in raw.table.column_names]
         values = {name: _values(raw.table.column(name)) for name in there}
         rows = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from talaria.tokenization.encoder import Batch, starts, sums
+from talaria.tokenization.encoder import TokenBatch, starts, sums
 from talaria.tokenization.reasons import INEXACT
 from talaria.tokenization.rendered.chat_template import BREAK
 from talaria.tokenization.rendered.conversation import RowError
-from talaria.tokenization.rendered.loss_spans import Span
+from talaria.tokenization.rendered.loss_spans import LossSpan
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HuggingFaceTokenizer
@@ -42,14 +42,14 @@ class Marked(NamedTuple):
     """A rendered conversation and what of it counts in the loss."""
 
     text: str
-    spans: list[Span]
+    spans: list[LossSpan]
 
 
 def pieces_of(marked: Marked, controls: re.Pattern[str], ids: dict[str, int]) -> list[Piece]:
     """The pieces of a conversation, in order."""
     pieces: list[Piece] = []
     place = 0
-    for _, start, stop in [*marked.spans, Span(0, len(marked.text), len(marked.text))]:
+    for _, start, stop in [*marked.spans, LossSpan(0, len(marked.text), len(marked.text))]:
         for part, supervised in ((marked.text[place:start], False), (marked.text[start:stop], True)):
             for at, piece in enumerate(controls.split(part)):
                 if piece:
@@ -58,7 +58,7 @@ def pieces_of(marked: Marked, controls: re.Pattern[str], ids: dict[str, int]) ->
     return pieces
 
 
-def encode_pieces(conversations: Sequence[Sequence[Piece]], rows: Sequence[int], encode: Encode) -> Batch:
+def encode_pieces(conversations: Sequence[Sequence[Piece]], rows: Sequence[int], encode: Encode) -> TokenBatch:
     """Ids and masks of these conversations; `rows` are theirs in the parquet."""
     pieces = [piece for conversation in conversations for piece in conversation]
     ids, offsets = encode([piece.text for piece in pieces if piece.control == TEXT])
@@ -69,7 +69,7 @@ def encode_pieces(conversations: Sequence[Sequence[Piece]], rows: Sequence[int],
     out[out == TEXT] = ids
     mask = np.repeat(np.array([piece.supervised for piece in pieces], np.bool_), lengths)
     ends = starts(lengths)[starts(np.array([len(conversation) for conversation in conversations], np.int64))]
-    return Batch(out, mask, ends, np.array(rows, np.int64), sums(mask, ends))
+    return TokenBatch(out, mask, ends, np.array(rows, np.int64), sums(mask, ends))
 
 
 def encode_whole(marked: Marked, tokenizer: HuggingFaceTokenizer) -> tuple[list[int], list[bool]]:
@@ -88,9 +88,9 @@ def encode_whole(marked: Marked, tokenizer: HuggingFaceTokenizer) -> tuple[list[
     return whole.ids, mask
 
 
-def join(conversations: Sequence[tuple[list[int], list[bool]]], rows: Sequence[int]) -> Batch:
+def join(conversations: Sequence[tuple[list[int], list[bool]]], rows: Sequence[int]) -> TokenBatch:
     """Ids and masks end to end."""
     ids = np.array([id for found, _ in conversations for id in found], np.int32)
     mask = np.array([counts for _, found in conversations for counts in found], np.bool_)
     ends = starts(np.array([len(found) for found, _ in conversations], np.int64))
-    return Batch(ids, mask, ends, np.array(rows, np.int64), sums(mask, ends))
+    return TokenBatch(ids, mask, ends, np.array(rows, np.int64), sums(mask, ends))

@@ -28,7 +28,7 @@ _REASONING_ENDS = re.compile(r"\s*(</[^<>]+>|\[/[A-Z]+\])\s*")
 _THINK_END = "</think>"
 
 
-class Span(NamedTuple):
+class LossSpan(NamedTuple):
     """Supervised text [start, stop) of a message."""
 
     message: int
@@ -48,7 +48,7 @@ class SpanRule:
     supervise_newline: bool = True
     train_reasoning: bool = True
 
-    def spans(self, conversation: Conversation, rendered: Rendered, counts: Counter[str]) -> list[Span]:
+    def spans(self, conversation: Conversation, rendered: Rendered, counts: Counter[str]) -> list[LossSpan]:
         """The supervised spans, in order; `counts` grows by what the template changed of the answers.
 
         Raises RowError where a span is not exact, or something of the conversation is not in the text.
@@ -56,7 +56,7 @@ class SpanRule:
         regions: dict[int, list[Region]] = {}
         for region in rendered.regions:
             regions.setdefault(region.message, []).append(region)
-        found: list[Span] = []
+        found: list[LossSpan] = []
         for number, message in enumerate(conversation.messages):
             own = regions.get(number, [])
             _check_rendered(message, number, rendered.text, own, counts)
@@ -64,10 +64,12 @@ class SpanRule:
                 found += self._of_answer(conversation, number, own, rendered)
         return found
 
-    def _of_answer(self, conversation: Conversation, number: int, own: list[Region], rendered: Rendered) -> list[Span]:
+    def _of_answer(self, conversation: Conversation, number: int, own: list[Region], rendered: Rendered) -> list[LossSpan]:
         if rendered.generated:
             spans = [
-                Span(number, *span) for span in rendered.generated if own and own[0].start <= span[0] and span[1] <= own[-1].stop
+                LossSpan(number, *span)
+                for span in rendered.generated
+                if own and own[0].start <= span[0] and span[1] <= own[-1].stop
             ]
             if not spans:
                 raise RowError(INEXACT, f"message {number}: the chat template marks nothing of this answer as generated")
@@ -81,7 +83,7 @@ class SpanRule:
             spans = [span._replace(start=max(span.start, start)) for span in spans if span.stop > start]
         return spans
 
-    def _after_prompt(self, conversation: Conversation, own: list[Region], text: str) -> Span:
+    def _after_prompt(self, conversation: Conversation, own: list[Region], text: str) -> LossSpan:
         """An answer's region without the generation prompt that begins it."""
         number, start, stop = own[0]
         asked_by = conversation.messages[number - 1]["role"] if number else "user"
@@ -90,9 +92,9 @@ class SpanRule:
             raise RowError(
                 INEXACT, f"message {number}: the chat template asks for an answer with {prompt!r} and writes this one otherwise"
             )
-        return Span(number, start + len(prompt), stop)
+        return LossSpan(number, start + len(prompt), stop)
 
-    def _by_prefixes(self, conversation: Conversation, number: int, rendered: Rendered) -> Span:
+    def _by_prefixes(self, conversation: Conversation, number: int, rendered: Rendered) -> LossSpan:
         """From the conversation cut before and after the answer."""
         try:
             before = self.template.text(conversation.messages[:number], conversation.tools, add_generation_prompt=True)
@@ -101,9 +103,9 @@ class SpanRule:
             before = after = ""
         if not (len(before) < len(after) and rendered.text.startswith(before) and rendered.text.startswith(after)):
             raise RowError(INEXACT, f"message {number}: the chat template gives no exact mask for this answer")
-        return Span(number, len(before), len(after))
+        return LossSpan(number, len(before), len(after))
 
-    def _ended(self, span: Span, text: str) -> Span:
+    def _ended(self, span: LossSpan, text: str) -> LossSpan:
         """Up to the token that ends the answer, and the white space after it where that counts."""
         said = text[span.start : span.stop].rstrip()
         if not said.endswith(self.ends):
@@ -114,7 +116,7 @@ class SpanRule:
         return span if self.supervise_newline else span._replace(stop=span.start + len(said))
 
 
-def reasoning_end(message: Mapping[str, Any], number: int, text: str, span: Span) -> int:
+def reasoning_end(message: Mapping[str, Any], number: int, text: str, span: LossSpan) -> int:
     """Where the answer goes on after its reasoning, with the tag that closes it; the span's start where it has none.
 
     Raises RowError where no closing tag follows.

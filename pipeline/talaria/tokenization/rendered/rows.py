@@ -14,8 +14,8 @@ import numpy as np
 from talaria.common.errors import DataError
 from talaria.config.schema import Tokenize
 from talaria.tokenization import reasons
-from talaria.tokenization.encoder import Batch, Encoded, EncodingMismatch, flatten
-from talaria.tokenization.parquet_chunks import Rows
+from talaria.tokenization.encoder import Encoded, EncodingMismatch, TokenBatch, flatten
+from talaria.tokenization.parquet_chunks import MessageRows
 from talaria.tokenization.rendered.chat_template import BREAK, ChatTemplate, TemplateError
 from talaria.tokenization.rendered.conversation import REASONING, Conversation, ConversationReader, RowError
 from talaria.tokenization.rendered.encoder import Marked, encode_pieces, encode_whole, join, pieces_of
@@ -62,11 +62,11 @@ class RenderedRows:
         """A pattern of the tokens that text from the data may look like."""
         return self._splitting.pattern
 
-    def sample(self, numbers: list[int], rows: Rows) -> list[int]:
+    def sample(self, numbers: list[int], rows: MessageRows) -> list[int]:
         """The rows to compare; nothing is done ahead."""
         return numbers
 
-    def encode(self, rows: Rows, first_row: int, sampled: list[int]) -> Encoded:
+    def encode(self, rows: MessageRows, first_row: int, sampled: list[int]) -> Encoded:
         """Raises DataError that names a row which cannot be encoded, unless tokenize.on_bad_row is drop."""
         counts: Counter[str] = Counter()
         marked: list[Marked] = []
@@ -123,7 +123,7 @@ class RenderedRows:
         check_tools(conversation, rendered.text)
         return Marked(rendered.text, self._rule.spans(conversation, rendered, counts))
 
-    def _compare(self, sampled: list[int], rows: Rows, batch: Batch, marked: list[Marked]) -> int:
+    def _compare(self, sampled: list[int], rows: MessageRows, batch: TokenBatch, marked: list[Marked]) -> int:
         """How many rows were compared with what transformers makes of the saved folder.
 
         Raises EncodingMismatch that names the row where an id differs.

@@ -44,7 +44,7 @@ class CheckpointError(OSError):
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCheckpoint:
     folder: Path | None
     """None: it is in this machine's memory."""
     progress: dict[str, Any]
@@ -128,7 +128,7 @@ class CheckpointManager:
     def place(self, step: int) -> Path:
         return step_folder(self.root, step)
 
-    def load(self, found: Found) -> None:
+    def load(self, found: FoundCheckpoint) -> None:
         """Read a checkpoint, from memory or the disk, into the parameters and the optimiser. Collective."""
         if found.folder:
             self.snapshot.void()
@@ -137,7 +137,7 @@ class CheckpointManager:
         self.staging.put_back()
         self.snapshot.holds(found.progress)
 
-    def newest(self, warn: Callable[[str], None]) -> Found | None:
+    def newest(self, warn: Callable[[str], None]) -> FoundCheckpoint | None:
         """The newest checkpoint that is whole and ours. Collective; `warn` hears, on rank 0, why others were passed over."""
         in_memory = self._in_memory()
         for folder in self.group.broadcast(sorted(self.root.glob("step-*"), reverse=True)):
@@ -151,12 +151,12 @@ class CheckpointManager:
                 warn(f"checkpoint {folder.name} is passed over: {faults[0]}")
         return in_memory
 
-    def _in_memory(self) -> Found | None:
+    def _in_memory(self) -> FoundCheckpoint | None:
         """The snapshot, where each rank's block holds the same step."""
         first, *others = self.group.gather(self.snapshot.found())
-        return Found(None, first) if first and all(other == first for other in others) else None
+        return FoundCheckpoint(None, first) if first and all(other == first for other in others) else None
 
-    def _inspect(self, folder: Path) -> tuple[Found | None, str | None]:
+    def _inspect(self, folder: Path) -> tuple[FoundCheckpoint | None, str | None]:
         """The checkpoint, or what is wrong with it; ranks share the reading of its files."""
         try:
             marker = json.loads((folder / MARKER).read_text())
@@ -174,7 +174,7 @@ class CheckpointManager:
                 if file_digest(folder / name) != file["sha256"]:
                     return None, f"{name} is damaged"
                 self.alive()
-            return Found(folder, dict(marker["progress"])), None
+            return FoundCheckpoint(folder, dict(marker["progress"])), None
         except FileNotFoundError as error:
             missing = Path(error.filename).name
             return None, "its saving was cut off" if missing == MARKER else f"{missing} is missing"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from talaria.train.checkpoint.host_block import HostBlock
 from talaria.train.optim.adamw import AdamW
-from talaria.train.optim.span import Span
+from talaria.train.optim.span import ParamSpan
 
 KINDS = ("param", "exp_avg", "exp_avg_sq")
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
@@ -34,7 +34,7 @@ class Part:
     index: int
     """Of the parameter."""
     dtype: torch.dtype
-    span: Span
+    span: ParamSpan
     start: int
     """Its first byte in the block."""
 

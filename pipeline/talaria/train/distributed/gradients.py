@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from talaria.train.distributed.process_group import ProcessGroup, reduce_scatter
 from talaria.train.kernels.matmul import accumulate_into
 from talaria.train.optim.adamw import local
-from talaria.train.optim.span import Span
+from talaria.train.optim.span import ParamSpan
 
 
 class Gradients(Protocol):
@@ -48,7 +48,7 @@ class ReplicatedGradients:
         self,
         units: Sequence[nn.Module],
         params: Sequence[nn.Parameter],
-        spans: Sequence[Span],
+        spans: Sequence[ParamSpan],
         dtype: torch.dtype,
         group: ProcessGroup,
     ) -> None:

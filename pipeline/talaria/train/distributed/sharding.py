@@ -23,7 +23,7 @@ from talaria.train.distributed.gradients import Gradients, ReplicatedGradients, 
 from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.distributed.weight_gather import WeightGather
 from talaria.train.optim.bf16_masters import split_halves
-from talaria.train.optim.span import Span
+from talaria.train.optim.span import ParamSpan
 
 Precision = Literal["mixed", "fp32", "bf16"]
 Sharding = Literal["auto", "replicate", "shard", "hybrid"]
@@ -37,7 +37,7 @@ them a GPU is filled to the brim, and an eighth slower (benchmarks/LOG.md)."""
 
 
 @dataclass(frozen=True)
-class Layout:
+class ReplicaLayout:
     """`replicas` groups of `shards` ranks; 1 shard: every rank has the whole model."""
 
     replicas: int
@@ -57,7 +57,7 @@ class Layout:
         return init_device_mesh(device, (self.replicas, self.shards), mesh_dim_names=("replicate", "shard"))
 
 
-def choose_layout(kind: Sharding, shard_size: int, group: ProcessGroup, state_bytes: float, memory: float) -> Layout:
+def choose_layout(kind: Sharding, shard_size: int, group: ProcessGroup, state_bytes: float, memory: float) -> ReplicaLayout:
     """auto: replicated where a rank's `memory` holds the model's whole `state_bytes`, which is fastest.
 
     Raises ConfigError when the ranks cannot be grouped as asked.
@@ -66,11 +66,11 @@ def choose_layout(kind: Sharding, shard_size: int, group: ProcessGroup, state_by
         fits = group.size == 1 or state_bytes <= _FOR_STATE * memory
         kind = "replicate" if fits else "shard" if group.size == group.local_size else "hybrid"
     if kind == "replicate":
-        return Layout(group.size, 1)
+        return ReplicaLayout(group.size, 1)
     shards = group.size if kind == "shard" else shard_size or group.local_size
     if group.size % shards:
         raise ConfigError(f"train.shard_size: {group.size} ranks cannot be split into groups of {shards}.")
-    return Layout(group.size // shards, shards)
+    return ReplicaLayout(group.size // shards, shards)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class TrainedParameters:
     named: list[tuple[str, nn.Parameter]]
     low_bits: list[Tensor | None]
     """Per parameter: the 16 bits that its bf16 form lacks of the fp32 master, or None where the parameter is the master."""
-    spans: list[Span]
+    spans: list[ParamSpan]
     """Per parameter: the stretch that this rank updates."""
     gradients: Gradients
     state: int
@@ -126,7 +126,7 @@ def device_memory(device: torch.device) -> int:
 
 
 def distribute(
-    model: nn.Module, units: Sequence[nn.Module], precision: Precision, layout: Layout, group: ProcessGroup, memory: float
+    model: nn.Module, units: Sequence[nn.Module], precision: Precision, layout: ReplicaLayout, group: ProcessGroup, memory: float
 ) -> TrainedParameters:
     """Lay the model, fp32 or under precision bf16 in bf16, out in place.
 
@@ -169,16 +169,16 @@ def distribute(
     )
 
 
-def _share(param: nn.Parameter, group: ProcessGroup) -> Span:
+def _share(param: nn.Parameter, group: ProcessGroup) -> ParamSpan:
     """Return a replicated rank's even share of a matrix; vectors, and what cannot be shared evenly, each rank updates whole."""
     whole = param.numel()
     if param.ndim < 2 or whole % group.size:
-        return Span(0, whole, whole, written_here=group.is_main)
+        return ParamSpan(0, whole, whole, written_here=group.is_main)
     share = whole // group.size
-    return Span(group.rank * share, (group.rank + 1) * share, whole)
+    return ParamSpan(group.rank * share, (group.rank + 1) * share, whole)
 
 
-def _rows(param: nn.Parameter) -> Span:
+def _rows(param: nn.Parameter) -> ParamSpan:
     """Return where a sharded parameter's local rows lie in it: fully_shard gives each rank ceil(rows / shards) in turn."""
     assert isinstance(param, DTensor)
     mesh = param.device_mesh
@@ -186,11 +186,11 @@ def _rows(param: nn.Parameter) -> Span:
     rows, width = len(param), param.numel() // max(len(param), 1)
     share = -(-rows // shards)
     start, stop = min(shard * share, rows), min((shard + 1) * share, rows)
-    return Span(start * width, stop * width, param.numel(), written_here=mesh.ndim == 1 or mesh.get_local_rank(0) == 0)
+    return ParamSpan(start * width, stop * width, param.numel(), written_here=mesh.ndim == 1 or mesh.get_local_rank(0) == 0)
 
 
 def _shard(
-    model: nn.Module, units: Sequence[nn.Module], lowered: torch.dtype | None, layout: Layout, group: ProcessGroup
+    model: nn.Module, units: Sequence[nn.Module], lowered: torch.dtype | None, layout: ReplicaLayout, group: ProcessGroup
 ) -> None:
     mesh = layout.mesh(group.device.type)
     policy = MixedPrecisionPolicy(param_dtype=lowered, reduce_dtype=torch.float32 if lowered else None, cast_forward_inputs=False)
@@ -202,7 +202,7 @@ def _shard(
         module.set_force_sum_reduction_for_comms(True)
 
 
-def _lower(param: nn.Parameter, span: Span) -> Tensor:
+def _lower(param: nn.Parameter, span: ParamSpan) -> Tensor:
     """Make a parameter bf16 in place; return what that cuts off of this rank's stretch."""
     high, cut = split_halves(param.detach())
     param.data = high

@@ -9,14 +9,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from talaria.train.distributed.process_group import all_gather
-from talaria.train.optim.span import Span
+from talaria.train.optim.span import ParamSpan
 
 
 class WeightGather:
     """`units`: modules whose weights are waited for when they run; what is in none of them is waited for when `model` runs."""
 
     def __init__(
-        self, model: nn.Module, units: Sequence[nn.Module], params: Sequence[nn.Parameter], spans: Sequence[Span]
+        self, model: nn.Module, units: Sequence[nn.Module], params: Sequence[nn.Parameter], spans: Sequence[ParamSpan]
     ) -> None:
         self.params, self.spans = params, spans
         self._under_way: dict[int, dist.Work] = {}

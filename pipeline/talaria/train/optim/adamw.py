@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from talaria.train.kernels.elementwise import fused
 from talaria.train.optim.bf16_masters import join_halves, round_stochastically, split_halves
-from talaria.train.optim.span import Span
+from talaria.train.optim.span import ParamSpan
 
 _CHUNK = 1 << 26
 """Elements updated at a time: bounds the temporaries of an update in plain PyTorch."""
@@ -49,13 +49,13 @@ class AdamW:
         settings: AdamWSettings,
         state_dtype: torch.dtype,
         *,
-        spans: Sequence[Span] | None = None,
+        spans: Sequence[ParamSpan] | None = None,
         updated: Callable[[int], None] = lambda index: None,
     ) -> None:
         self.settings, self.updated = settings, updated
         self.params = list(params)
         self.low_bits = [None if low is None else low.view(-1) for low in low_bits]
-        self.spans = list(spans or [Span(0, param.numel(), param.numel()) for param in params])
+        self.spans = list(spans or [ParamSpan(0, param.numel(), param.numel()) for param in params])
         self.decays = [param.ndim >= 2 for param in params]
         self.steps_done = 0
         self.exp_avg = [torch.zeros_like(part, dtype=state_dtype) for part in self.parts()]

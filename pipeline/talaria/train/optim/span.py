@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Span:
+class ParamSpan:
     """Elements [start, stop) of a flattened parameter of `whole` elements.
 
-    Two ranks of three share a parameter of 6: Span(0, 3, 6), Span(3, 6, 6). All may hold the whole of a small one, Span(0, 6, 6);
-    then one of them has `written_here`.
+    Two ranks share a parameter of 6: ParamSpan(0, 3, 6), ParamSpan(3, 6, 6). All may hold the whole of a small one,
+    ParamSpan(0, 6, 6); then one of them has `written_here`.
     """
 
     start: int
