@@ -21,6 +21,7 @@ TOGETHER = {"registry": "registered", "tracking": "registered", "evaluation": "r
 """Folders whose tests one worker runs, since they share a trained store and an MLflow server."""
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist 3.8 reads the groups in this hook too, before any conftest.py's
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file's tests, and those that share costly fixtures, in one worker of pytest-xdist (--dist loadgroup)."""
     root = Path(__file__).parent
