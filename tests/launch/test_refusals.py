@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,10 +15,14 @@ from safetensors.torch import load_file, save_file
 from talaria.base_model import stage as base_stage
 from talaria.base_model.families import FAMILIES, refusal
 from talaria.common.errors import DataError, UserError
+from talaria.common.files import file_digest, read_object
 from talaria.config.schema import Train
 from talaria.launch import stage as launch
 from talaria.launch.accelerate_command import Machine, command
 from talaria.launch.launcher_chatter import LauncherChatter
+from talaria.runs import identity
+from talaria.runs.folder import RunFolder
+from talaria.runs.identity import run_identity
 from talaria.store.store import Store
 from talaria.workflow.run_all import run_all
 
@@ -168,20 +173,49 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_rows(launches, no_ranks
 
 @pytest.mark.parametrize("name", ["tokens/train/data-00000-of-00001.arrow", "model/model.safetensors", "model/tokenizer.json"])
 def test_a_file_that_was_damaged_after_it_was_made(launches, no_ranks: None, name: str) -> None:
+    """By the disk: its size and time are as they were when an earlier launch noted its digest."""
     path = launches.root / name
-    if path.suffix == ".json":
-        path.write_text(path.read_text() + "\n")
-    else:
-        data = bytearray(path.read_bytes())
-        data[-3] ^= 1
-        path.write_bytes(data)
-    with pytest.raises(DataError, match=f"{path.name}: is not what manifest.json beside it says.*make the folder again"):
+    launches.output.mkdir()
+    run_identity(launches.config(), launches.root / "tokens", launches.root / "model", launches.output)
+    before, data = path.stat(), path.read_bytes()
+    damaged = data.replace(b" ", b"\t", 1) if path.suffix == ".json" else data[:-3] + bytes([data[-3] ^ 1]) + data[-2:]
+    path.write_bytes(damaged)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(DataError, match=f"{path.name}: is not what manifest.json beside it says.*talaria store verify --repair"):
         launches.start()
+
+
+def test_a_launch_reads_its_inputs_once_and_its_ranks_rely_on_that(launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr(identity, "file_digest", lambda path: [hashed.append(path), file_digest(path)][1])
+    folders = (launches.root / "tokens", launches.root / "model")
+
+    def rank(*args: Any, **how: Any) -> int:
+        seen = run_identity(launches.config(), *folders, launches.output)
+        RunFolder(launches.output).set_status("failed", kind="user", reason=seen)
+        return 2
+
+    monkeypatch.setattr(launch.supervisor, "run", rank)
+    for _ in range(2):  # a resumed training too
+        hashed.clear()
+        with pytest.raises(UserError):
+            launches.start()
+        listed = [folder / name for folder in folders for name in read_object(folder / "manifest.json")["files"]]
+        assert sorted(hashed) == sorted(listed)
 
 
 def test_a_file_that_is_missing(launches, no_ranks: None) -> None:
     (launches.root / "tokens" / "validation" / "state.json").unlink()
     with pytest.raises(DataError, match=r"state\.json: is missing"):
+        launches.start()
+
+
+def test_a_file_that_cannot_be_read(launches, no_ranks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(identity, "file_digest", broken)
+    with pytest.raises(DataError, match=r"cannot be read \(Input/output error\); make it readable, or the folder again"):
         launches.start()
 
 

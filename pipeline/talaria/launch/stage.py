@@ -36,7 +36,6 @@ from talaria.runs.identity import run_identity
 from talaria.runs.jsonl import tail
 from talaria.stages.table import STAGES, key_of
 from talaria.store.store import Output, Store
-from talaria.store.verify import refuse_damaged
 from talaria.tracking.tracker import Tracker
 
 LAST_LINES = 400
@@ -103,7 +102,7 @@ def launch(
             stop = Stop()
             stack.enter_context(supervisor.stopped_by_signals(stop))
         lock = stack.enter_context(_sole_use(output / machine.own(LOCK), config.train.stop_grace, on_line, stop))
-        identity = run_identity(config, tokens, model, output)
+        identity = run_identity(config, tokens, model, output, reread=True)
         copy = (
             checkpoint_mirror.of_store(output, identity, on_line=on_line, patience=config.train.stop_grace)
             if machine.rank == 0
@@ -113,8 +112,6 @@ def launch(
             copy.fetch()
         if _done(identity, output):
             return facts(output)
-        for folder in (tokens, model):
-            refuse_damaged(folder)
         held = stack.enter_context(in_use(tokens / MANIFEST, model / MANIFEST))  # and so does the reaper, for the ranks
         argv, env = command(config.train, tokens, model, output, machine, gpus=gpu_count(machine.python))
         locks = [lock, *held]

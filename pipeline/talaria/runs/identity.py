@@ -20,13 +20,14 @@ DIGESTS = ".digests.json"
 _DATA = (".arrow", ".safetensors", ".json", ".jinja", ".txt")
 
 
-def run_identity(config: Config, tokens: Path, base: Path, output: Path) -> str:
+def run_identity(config: Config, tokens: Path, base: Path, output: Path, *, reread: bool = False) -> str:
     """Return what tells this run from others; the same for every rank and however many there are.
 
-    Files are hashed whole, once: their digests are kept in `output`. Raises DataError where a file is not what the manifest
-    beside it says, since then it was damaged or replaced after it had been made.
+    Files are hashed whole and their digests kept in `output`, from where the next call takes them. `reread`: hash them all
+    anew, as a disk may damage a file and leave its time as it was; a launch does so once, its ranks rely on that.
+    Raises DataError where a file is not what the manifest beside it says: it was damaged or replaced after it had been made.
     """
-    digests = _Digests(output / DIGESTS)
+    digests = _Digests(output / DIGESTS, reread=reread)
     found = {name: _folder(folder, output, digests) for name, folder in (("tokens", tokens), ("base", base))}
     digests.keep()
     own_code = {"loss": module_digest("train.loss", config.train.loss)} if ":" in config.train.loss else {}
@@ -46,7 +47,8 @@ def _folder(folder: Path, output: Path, digests: _Digests) -> dict[str, str]:
         if found[name] != sha256:
             raise DataError(
                 f"{folder / name}: is not what {MANIFEST} beside it says (another sha256): it was damaged or replaced; make the "
-                "folder again: remove it and repeat the command that made it, or in a store use `talaria run --force`."
+                "folder again: remove it and repeat the command that made it, or in a store use `talaria store verify --repair`, "
+                "and the next run makes it again."
             )
     return found
 
@@ -62,13 +64,13 @@ def _listed(folder: Path) -> dict[str, str]:
 class _Digests:
     """sha256 of files by absolute path, remembered with size, time of change and inode."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, reread: bool) -> None:
         self.path = path
-        self._known: dict[str, Any] = read_object(path)
+        self._known: dict[str, Any] = {} if reread else read_object(path)
         self._changed = False
 
     def of(self, paths: Iterable[Path]) -> list[str]:
-        """Raises DataError where a file is missing."""
+        """Raises DataError where a file is missing or cannot be read."""
         with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
             return list(pool.map(self._one, paths))
 
@@ -86,6 +88,8 @@ class _Digests:
             sha256 = file_digest(path)
         except FileNotFoundError:
             raise DataError(f"{path}: is missing, though {MANIFEST} beside it lists it; make the folder again.") from None
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); make it readable, or the folder again.") from None
         self._known[str(path.absolute())] = [*sign, sha256]
         self._changed = True
         return sha256

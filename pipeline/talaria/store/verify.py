@@ -1,4 +1,4 @@
-"""Are the store's outputs what was written? Every file against the sha256 in its manifest, and what to do where it is not."""
+"""Are the store's outputs what was written? Every file against the sha256 in its manifest."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from talaria.common.errors import DataError
 from talaria.common.files import MANIFEST, file_digest
 from talaria.store.store import Store, whole_manifest
-
-CURE = "`talaria store verify --repair` sets the output aside, and the next run makes it again"
 
 
 @dataclass(frozen=True)
@@ -38,12 +35,6 @@ def damages(folder: Path) -> list[str]:
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # hashing releases the interpreter lock
         found = pool.map(lambda name: _damage(folder / name, files[name]["sha256"]), files)
         return [f"{name} {what}" for name, what in zip(files, found, strict=True) if what]
-
-
-def refuse_damaged(folder: Path) -> None:
-    """Raise DataError, with the cure, where a file is not what its manifest says."""
-    if found := damages(folder):
-        raise DataError(f"{folder}: {found[0]}; the file is damaged: {CURE}.")
 
 
 def _damage(path: Path, sha256: str) -> str | None:
