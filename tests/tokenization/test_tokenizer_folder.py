@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 from talaria.common.errors import DataError
 from talaria.config.schema import Tokenize
+from talaria.tokenization.chatml import template
 from talaria.tokenization.dataset import open_tokens
 from talaria.tokenization.rendered.probe import answer_ends
 from talaria.tokenization.rendered.prompt import end_ids, prompt_encoder
 from talaria.tokenization.stage import tokenize
 from talaria.tokenization.tokenizer import open_hugging_face
+from talaria.tokenization.tokenizer_folder import save
 
 from tests.support import qwen_tokenizer
 from tests.support.conversations import assistant, system, user, write_parquet
+from tests.support.tool_conversations import tool_rows
 from tests.tokenization.chat_templates import FAMILIES, write_tokenizer
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -116,6 +119,28 @@ def test_answers_end_where_the_template_ends_them(tmp_path: Path) -> None:
     assert len(prompt_encoder(tmp_path / "llama")([user("Hi <|eot_id|>")])) > 10
     asked = open_hugging_face(tmp_path / "phi" / "tokenizer.json").token_to_id("<|user|>")
     assert prompt_encoder(tmp_path / "phi")([user("Hi")])[0] == asked
+
+
+def test_a_prompt_holds_the_tools_and_calls_or_is_refused(small_tokenizer: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    row = tool_rows(20, parallel=False)[0]
+    messages, tools = row["messages"], row["tools"]
+    stored = [{**one, "tool_calls": json.dumps(one["tool_calls"])} if "tool_calls" in one else one for one in messages]
+    assert any("tool_calls" in one for one in messages)
+    folder = write_tokenizer(FAMILIES["llama"], tmp_path / "llama")
+    expected = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        [{"content": "", **one} for one in messages], tools=tools, add_generation_prompt=True, return_dict=False
+    )
+    assert prompt_encoder(folder)(stored, json.dumps(tools)) == expected
+    with pytest.raises(DataError, match="does not render its tool"):
+        prompt_encoder(write_tokenizer(FAMILIES["phi"], tmp_path / "phi"))([user("Hi")], json.dumps(tools))
+    plain = tmp_path / "plain"
+    save(small_tokenizer, plain, template())
+    with pytest.raises(DataError, match="does not render tools"):
+        prompt_encoder(plain)([user("Hi")], json.dumps(tools))
+    with pytest.raises(DataError, match="does not render tool_calls"):
+        prompt_encoder(plain)(stored)
 
 
 def test_qwen3s_own_class_and_files_stay(tmp_path: Path) -> None:

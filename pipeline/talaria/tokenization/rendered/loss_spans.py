@@ -53,13 +53,8 @@ class SpanRule:
 
         Raises RowError where a span is not exact, or something of the conversation is not in the text.
         """
-        regions: dict[int, list[Region]] = {}
-        for region in rendered.regions:
-            regions.setdefault(region.message, []).append(region)
         found: list[LossSpan] = []
-        for number, message in enumerate(conversation.messages):
-            own = regions.get(number, [])
-            _check_rendered(message, number, rendered.text, own, counts)
+        for number, own in enumerate(regions_of(conversation, rendered, counts)):
             if conversation.supervised[number]:
                 found += self._of_answer(conversation, number, own, rendered)
         return found
@@ -130,6 +125,19 @@ def reasoning_end(message: Mapping[str, Any], number: int, text: str, span: Loss
     if found is None:
         raise RowError(INEXACT, f"message {number}: the chat template closes its reasoning with no tag; set tokenize.reasoning")
     return found.end()
+
+
+def regions_of(conversation: Conversation, rendered: Rendered, counts: Counter[str]) -> list[list[Region]]:
+    """The regions of each message; `counts` grows by what the template changed of the answers.
+
+    Raises RowError where the template left out what a message says or calls.
+    """
+    regions: list[list[Region]] = [[] for _ in conversation.messages]
+    for region in rendered.regions:
+        regions[region.message].append(region)
+    for number, message in enumerate(conversation.messages):
+        _check_rendered(message, number, rendered.text, regions[number], counts)
+    return regions
 
 
 def check_tools(conversation: Conversation, text: str) -> None:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from talaria.common.errors import DataError
 from talaria.config.schema import Tokenize
 from talaria.tokenization import chatml as chat
+from talaria.tokenization.rendered.conversation import REASONING, TOOL_CALLS
 from talaria.tokenization.rendered.probe import answer_ends
 from talaria.tokenization.rendered.rows import RenderedRows
-from talaria.tokenization.tokenizer import Loading, open_hugging_face
+from talaria.tokenization.tokenizer import Loading, Tokenizer, open_hugging_face
 from talaria.tokenization.tokenizer_folder import OWN, template_of, template_source
 
-PromptEncoder = Callable[[Sequence[Mapping[str, Any]]], list[int]]
-"""Messages to the ids after which the model answers; text that looks like a control token stays text, as in training."""
+
+class PromptEncoder(Protocol):
+    """Messages, and the tools on offer, to the ids after which the model answers."""
+
+    def __call__(self, messages: Sequence[Mapping[str, Any]], tools: str | None = None) -> list[int]:
+        """Text that looks like a control token stays text, as in training.
+
+        messages, tools: as the messages parquet has them, with `tool_calls` and the tools as JSON text of a list.
+        Raises DataError where the chat template does not take them, or leaves tools, calls or reasoning out.
+        """
 
 
 def prompt_encoder(folder: Path) -> PromptEncoder:
@@ -23,9 +32,18 @@ def prompt_encoder(folder: Path) -> PromptEncoder:
     loading = Loading(folder, "tokenizers")
     source = template_of(folder)
     if (source is None or chat.is_chatml(source)) and loading.pieces_equal_whole(chat.END, chat.HEADER):
-        oracle = loading.oracle
-        return lambda messages: oracle.ids(chat.prompt(messages, oracle.bos_text))[0]
+        return _of_chatml(loading.oracle)
     return RenderedRows(folder, loading, Tokenize(template=OWN), source or template_source(OWN, folder)).prompt
+
+
+def _of_chatml(tokenizer: Tokenizer) -> PromptEncoder:
+    def encode(messages: Sequence[Mapping[str, Any]], tools: str | None = None) -> list[int]:
+        found = next((name for name in (TOOL_CALLS, REASONING) for message in messages if message.get(name)), None)
+        if left_out := "tools" if tools else found:
+            raise DataError(f"{tokenizer.folder}: its chat template, plain ChatML, does not render {left_out}.")
+        return tokenizer.ids(chat.prompt(messages, tokenizer.bos_text))[0]
+
+    return encode
 
 
 def end_ids(folder: Path) -> list[int]:

@@ -16,10 +16,10 @@ from talaria.config.schema import Tokenize
 from talaria.tokenization import reasons
 from talaria.tokenization.encoder import Encoded, EncodingMismatch, TokenBatch, flatten
 from talaria.tokenization.parquet_chunks import MessageRows
-from talaria.tokenization.rendered.chat_template import BREAK, ChatTemplate, TemplateError
+from talaria.tokenization.rendered.chat_template import BREAK, ChatTemplate, Rendered, TemplateError
 from talaria.tokenization.rendered.conversation import REASONING, Conversation, ConversationReader, RowError
 from talaria.tokenization.rendered.encoder import Marked, encode_pieces, encode_whole, join, pieces_of
-from talaria.tokenization.rendered.loss_spans import SpanRule, check_tools
+from talaria.tokenization.rendered.loss_spans import SpanRule, check_tools, regions_of
 from talaria.tokenization.rendered.probe import open_saved, probe
 from talaria.tokenization.tokenizer import Loading, encode_with
 
@@ -95,11 +95,12 @@ class RenderedRows:
         messages = flatten(rows.messages, first_row, str(self.parquet), lenient=np.ones(len(unusable), np.bool_))
         return Encoded(messages, batch, unusable, counts)
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: str | None = None) -> list[int]:
         """Ids of what a model gets to answer these messages. Raises DataError where the template does not take them."""
         try:
-            conversation = self._reader.conversation([dict(message) for message in messages])
-            text = self.template.text(conversation.messages, add_generation_prompt=True)
+            conversation = self._reader.conversation([dict(message) for message in messages], tools)
+            regions_of(conversation, self._render(conversation), Counter())
+            text = self.template.text(conversation.messages, conversation.tools, add_generation_prompt=True)
         except (RowError, TemplateError) as error:
             raise DataError(f"{self.template.where}: {error}.") from None
         if not self._in_pieces:
@@ -113,6 +114,11 @@ class RenderedRows:
             raise conversation
         if not conversation.messages:
             return Marked("", [])
+        rendered = self._render(conversation)
+        return Marked(rendered.text, self._rule.spans(conversation, rendered, counts))
+
+    def _render(self, conversation: Conversation) -> Rendered:
+        """The rendered conversation. Raises RowError where the template does not take it, or knows no reasoning or tools."""
         if not self.probed.renders_reasoning and any(REASONING in message for message in conversation.messages):
             sentence = "has reasoning_content, which the chat template never renders; set tokenize.reasoning to drop"
             raise RowError(reasons.NOT_RENDERED, sentence)
@@ -121,7 +127,7 @@ class RenderedRows:
         except TemplateError as error:
             raise RowError(reasons.TEMPLATE_ERROR, f"the chat template raises an error: {error}") from None
         check_tools(conversation, rendered.text)
-        return Marked(rendered.text, self._rule.spans(conversation, rendered, counts))
+        return rendered
 
     def _compare(self, sampled: list[int], rows: MessageRows, batch: TokenBatch, marked: list[Marked]) -> int:
         """How many rows were compared with what transformers makes of the saved folder.
