@@ -17,8 +17,13 @@ __all__ = ["airflow_db", "bucket", "dags", "mlflow_server", "shared_store", "sta
 hypothesis.settings.register_profile("talaria", deadline=None)  # a busy machine is slow, and that decides nothing
 hypothesis.settings.load_profile("talaria")
 
-TOGETHER = {"registry": "registered", "tracking": "registered", "evaluation": "registered"}
-"""Folders whose tests one worker runs, since they share a trained store and an MLflow server."""
+TOGETHER = {
+    "registry": "registered",  # a trained store and an MLflow server
+    "tracking": "registered",
+    "evaluation": "registered",
+    "plugins/monitor": "monitor",  # an Airflow api-server
+}
+"""Folders whose tests one worker runs, since they share what is costly to start."""
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist 3.8 reads the groups in this hook too, before any conftest.py's
@@ -27,7 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     root = Path(__file__).parent
     for item in items:
         path = item.path.relative_to(root)
-        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(path.parts[0], str(path))))
+        together = (group for folder, group in TOGETHER.items() if path.is_relative_to(folder))
+        item.add_marker(pytest.mark.xdist_group(next(together, str(path))))
 
 
 @pytest.fixture(scope="session")

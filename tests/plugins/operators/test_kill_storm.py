@@ -29,7 +29,7 @@ from tests.support import process_trees, tiny_pipeline
 
 GRACE = 60
 SETTINGS = {"num_processes": 2, "save_every": 10, "keep_epochs": True, "stop_grace": GRACE}
-EPOCHS = {"squall": 12, "storm": 40}
+EPOCHS = {"squall": 5, "storm": 40}
 DAG_FILE = """
 import json, os
 from datetime import timedelta
