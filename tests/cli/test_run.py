@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tests.support import working_folder
 
@@ -33,3 +34,23 @@ def test_it_finishes_in_a_folder_whose_files_are_named_like_modules(tmp_path: Pa
     assert facts["train"]["steps"] == 2
     assert facts["register"]["model"] == "tiny"
     assert facts["promote"]["version"] == facts["register"]["candidate"]
+
+    # What `talaria plan` says of the same run now: all is there. Of a longer one: what it takes, by the speed of this one.
+    plan = plan_of(tmp_path, *words)
+    assert set(plan["stages"].values()) == {"reused"}
+    assert (plan["training"]["hours"], plan["training"]["cost"], plan["problems"]) == (0.0, None, [])
+    longer = plan_of(tmp_path, *words, "--set", "train.max_steps=5")
+    assert [name for name, state in longer["stages"].items() if state == "runs"] == ["train", "evaluate"]
+    told = longer["training"]
+    (trained,) = (tmp_path / ".talaria" / "store" / "train").iterdir()
+    assert told["conversations"] == facts["tokenize"]["conversations"]["train"]
+    assert told["speed_from"] == f"training {trained.name[:8]} on 1 ranks on CPU"
+    assert told["hours"] == told["trained_tokens"] / told["tokens_per_second"] / 3600 > 0
+    assert told["gpu_hours"] == 0
+
+
+def plan_of(folder: Path, *words: str) -> dict[str, Any]:
+    done = subprocess.run([TALARIA, "plan", TINY, *words, "--json"], cwd=folder, env=ONE_THREAD, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    plan: dict[str, Any] = json.loads(done.stdout)
+    return plan

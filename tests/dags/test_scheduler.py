@@ -209,17 +209,16 @@ def test_a_revision_is_trained_once_and_promoted_by_a_person(stack: Stack, hub: 
     assert reason in json.dumps(stack.api.log(DAG, second, "configure", 1))
     assert until(lambda: stack.api.run(DAG, second)["note"]).startswith(f"Skipped: {reason}")
 
-    # A new revision starts a run; rejected, it leaves the champion alone, and the version says who rejected it.
-    hub.files = {"rows.json": json.dumps(list(generate(400, 1))).encode()}
-    hub.commit = "f" * 40
-    third = runs.next(2)
-    assert runs.answer(third, "Reject") == "success", failure(stack.api, DAG, third)
+    # Somebody trains longer, on the same data; rejected, it leaves the champion alone, and the version says who rejected it.
+    body = {"logical_date": None, "dag_run_id": "longer", "conf": {"train.max_steps": 12}}
+    stack.api.call("POST", f"/api/v2/dags/{DAG}/dagRuns", json=body)
+    assert runs.answer("longer", "Reject") == "success", failure(stack.api, DAG, "longer")
     told = f"Version {best + 1} is not promoted. It was rejected by admin."
-    assert stack.api.xcom(DAG, third, "registry.promote")["reason"] == told
+    assert stack.api.xcom(DAG, "longer", "registry.promote")["reason"] == told
     assert champions_version() == best
     rejected = connect(stack.ports.mlflow_url).get_model_version("small", str(best + 1))
     assert rejected.tags["talaria.rejected_by"] == "admin"
-    assert f"{DAG} {third}: {told}" in channel.told
+    assert f"{DAG} longer: {told}" in channel.told
 
     # The watcher has not fired again for what it has seen.
     assert len(runs.all()) == 3

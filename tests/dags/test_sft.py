@@ -174,6 +174,25 @@ def test_a_misspelt_parameter_is_refused(dags: dict[str, Any], capsys: pytest.Ca
     assert "unknown parameter sets; a run takes config, force, set" in refusal(run(dags, sets={}), capsys)
 
 
+def test_a_pool_that_does_not_exist_is_told_in_the_runs_note(dags: dict[str, Any]) -> None:
+    """Airflow's scheduler calls the listener when a run starts; tasks without a pool's slot never do."""
+    from airflow.models.pool import Pool
+    from airflow.utils.session import create_session
+    from talaria_airflow.listeners import run_notes
+
+    of_this = run(dags, misspelt=1)
+    with create_session() as session:
+        started = session.merge(of_this)
+        run_notes.on_dag_run_running(started, "started")
+        assert started.note.startswith("There is no pool with slots called gpu; create it")
+        started.note = None
+        session.add(Pool(pool="gpu", slots=1, include_deferred=False))
+        session.flush()
+        run_notes.on_dag_run_running(started, "started")
+        assert started.note is None
+        session.rollback()
+
+
 @pytest.mark.parametrize("name", ["no-such", "../pyproject", "/etc/passwd", "tiny.yaml"])
 def test_only_names_of_the_configuration_folder_are_taken(name: str) -> None:
     from talaria.config.folder import config_file

@@ -149,7 +149,7 @@ def test_talaria_run_refuses_before_it_makes_anything(inputs: dict[str, Path], t
     change, sentence = UNUSABLE[case]
     change(model)
     store = Store(tmp_path / "store")
-    with pytest.raises(DataError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         run_all(tiny_pipeline.config(base={"source": "local", "path": str(model)}), store, on_line=pytest.fail)
     assert not any((tmp_path / "store").glob("download/*"))
 

@@ -48,6 +48,25 @@ def run(
 
 
 @app.command()
+def plan(config: ConfigFile, set_: Overrides = [], store: StoreDir = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """Say what `talaria run` would reuse, make, take and cost; exits 2 where it is certain to fail."""
+    from talaria.common.printable import printable
+    from talaria.store.store import Store
+    from talaria.tracking.mlflow_client import tracking_uri
+    from talaria.workflow.forecast.forecast import forecast, refuse
+    from talaria.workflow.forecast.lines import lines
+
+    settings = load(config, set_)
+    facts = forecast(settings, Store(store), uri=tracking_uri(store))
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        for line in lines(facts):
+            print(printable(line))
+    refuse(facts)
+
+
+@app.command()
 def stage(
     name: Annotated[str, typer.Argument(help="A stage of pipeline/talaria/stages/table.py.")],
     config: ConfigFile,

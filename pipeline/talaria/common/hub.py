@@ -36,6 +36,17 @@ def snapshot(repo: str, revision: str, patterns: Sequence[str], kind: Kind = "mo
     return Path(folder), commit
 
 
+def file_sizes(repo: str, revision: str, kind: Kind = "model") -> dict[str, int]:
+    """Return the path and bytes of every file of a repository. Raises Unavailable offline, where only single files are known."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    commit = commit_of(repo, revision, kind)
+    with explained(repo, revision, kind):
+        entries = list(HfApi(token=token()).list_repo_tree(repo, recursive=True, revision=commit, repo_type=kind))
+    return {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
+
+
 def token() -> str | Literal[False]:
     return os.environ.get("HF_TOKEN") or False
 

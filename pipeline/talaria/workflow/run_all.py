@@ -22,22 +22,23 @@ def run_all(
 ) -> dict[str, Any]:
     """Run every stage, then register and promote. Return the facts of each.
 
+    Raises UserError, before anything is made, with a sentence for each thing that is certain to fail.
     `on_line` gets progress lines; `train` replaces the function of the stage `train`, to show its progress.
     """
-    from talaria.base_model.stage import require_trainable_base
     from talaria.registry.promotion import promote
     from talaria.registry.register import register
     from talaria.tracking.mlflow_client import tracking_uri
+    from talaria.workflow.forecast.forecast import forecast, refuse
 
     if config.renamed:
         on_line(config.renamed)
-    require_trainable_base(config)
+    uri = tracking_uri(store.root)
+    refuse(forecast(config, store, uri=uri, force=force))
     outputs: dict[str, Output] = {}
     for name in STAGES:
         function = train if name == "train" else None
         outputs[name] = output = run_stage(name, config, store, outputs, force=force, function=function)
         on_line(f"{name:9} {'reused' if output.reused else f'{output.seconds:.1f} s'}  {output.path}")
-    uri = tracking_uri(store.root)
     registered = register(config, {name: output.path for name, output in outputs.items()}, uri=uri)
     on_line(f"register  {'reused' if registered['reused'] else 'done'}  {registered['model']} version {registered['candidate']}")
     promoted = promote(registered["model"], registered["candidate"], margin=config.promote.margin, uri=uri)

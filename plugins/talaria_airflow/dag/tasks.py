@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow.sdk import Asset, Context, get_current_context
+from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowSkipException
 from talaria.common.errors import ConfigError
 from talaria.config import load as settings
@@ -35,35 +36,38 @@ def configure(context: Context, name: str | None) -> dict[str, Any]:
     """Return the validated configuration of this run, as JSON, for every later task.
 
     `name`: the DAG's only configuration; None: the run's parameter `config` names it.
-    Raises ConfigError, the command line's sentence, for a setting that does not validate, and AirflowSkipException when a
-    scheduled run has nothing to do or no money left.
+    Raises ConfigError, the command line's sentence, for a setting that does not validate, UserError for what is certain to fail,
+    and AirflowSkipException when a scheduled run has nothing to do or no money left.
     """
     run, params = context["dag_run"], context["params"]
     if unknown := sorted(set(run.conf or {}) - set(context["dag"].params)):
         raise ConfigError(f"unknown parameter {unknown[0]}; a run takes config, force, set and the settings by their names.")
     given = {**_triggering_revision(context), **form.overrides(params)}
     config = settings.load(config_file(name or params["config"]), given)
-    if config.convert.function:
-        _refuse_foreign_code("convert.function", config.convert.function)
-    if ":" in config.train.loss:
-        _refuse_foreign_code("train.loss", config.train.loss)
     if run.run_type != "manual" and not params["force"] and (reason := _reason_to_skip(config)):
         log.info("This run is skipped: %s", reason)
         note(context, f"Skipped: {reason}")
         raise AirflowSkipException(reason)
+    _plan(config, force=bool(params["force"]))
     return config.model_dump(mode="json")
+
+
+def _plan(config: Config, *, force: bool) -> None:
+    """Log what the run will reuse, make, take and cost. Raises UserError with everything that is certain to fail."""
+    from talaria.tracking.mlflow_client import tracking_uri
+    from talaria.workflow.forecast.forecast import forecast, refuse
+    from talaria.workflow.forecast.lines import lines
+
+    one_machine = "LocalExecutor" in conf.get("core", "executor", fallback="")
+    facts = forecast(config, store(), uri=tracking_uri(store().root), trains_here=one_machine, force=force)
+    for line in lines(facts):
+        log.info("%s", line)
+    refuse(facts)
 
 
 def note(context: Context, sentence: str) -> None:
     """Have a sentence as the run's note when the run has ended (listeners/run_notes.py)."""
     context["ti"].xcom_push(key=NOTE, value=sentence)
-
-
-def _refuse_foreign_code(setting: str, function: str) -> None:
-    """Before anything runs. Raises ConfigError where the deployment does not allow code of one's own, or there is none."""
-    from talaria.common.user_code import load_function
-
-    load_function(setting, function)
 
 
 def _triggering_revision(context: Context) -> dict[str, str]:

@@ -12,6 +12,12 @@ from airflow.listeners import hookimpl
 
 NOTE = "talaria_note"
 """Key of the XCom. The latest one of a run counts."""
+_NO_POOL = "There is no pool with slots called"
+
+
+@hookimpl
+def on_dag_run_running(dag_run: Any, msg: str) -> None:
+    _tell_missing_pools(dag_run)
 
 
 @hookimpl
@@ -24,6 +30,21 @@ def on_dag_run_failed(dag_run: Any, msg: str) -> None:
     _copy_note(dag_run)
 
 
+def _tell_missing_pools(dag_run: Any) -> None:
+    """Note a pool that the run's tasks wait for in vain: Airflow says so in the scheduler's log only."""
+    from airflow.models.pool import Pool
+    from sqlalchemy import select
+    from sqlalchemy.orm import object_session
+
+    session = object_session(dag_run)
+    if session is None or dag_run.note:
+        return
+    usable = set(session.scalars(select(Pool.pool).where(Pool.slots != 0)))
+    wanted = {task.pool for task in dag_run.get_task_instances(session=session)}
+    if without := sorted(wanted - usable):
+        dag_run.note = f"{_NO_POOL} {', '.join(without)}; create it (airflow pools set NAME 1 ...), or its tasks never start."
+
+
 def _copy_note(dag_run: Any) -> None:
     """Set the note of a run that has none, within the session in which the scheduler ends the run."""
     from airflow.models.xcom import XComModel
@@ -31,7 +52,7 @@ def _copy_note(dag_run: Any) -> None:
     from sqlalchemy.orm import object_session
 
     session = object_session(dag_run)
-    if session is None or dag_run.note:  # a person's own note stays
+    if session is None or (dag_run.note and not dag_run.note.startswith(_NO_POOL)):  # a person's own note stays
         return
     of_run = (XComModel.dag_id == dag_run.dag_id, XComModel.run_id == dag_run.run_id, XComModel.key == NOTE)
     if note := session.scalar(select(XComModel.value).where(*of_run).order_by(XComModel.timestamp.desc())):

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from talaria.base_model.model_size import FROZEN_BYTES, STATE_BYTES
 from talaria.common.errors import ConfigError
 from talaria.train.distributed.gradients import Gradients, ReplicatedGradients, ShardedGradients
 from talaria.train.distributed.process_group import ProcessGroup
@@ -112,9 +113,8 @@ class TrainedParameters:
 
 def state_bytes(model: nn.Module, precision: Precision, sharing: int = 1) -> int:
     """Return the bytes of weights, gradients and optimiser state on each of `sharing` ranks that share the last alone."""
-    held, shared = {"mixed": (6, 10), "fp32": (8, 8), "bf16": (4, 4)}[precision]
-    trained = held + shared / sharing
-    frozen = 4 if precision == "fp32" else 2
+    held, shared = STATE_BYTES[precision]
+    trained, frozen = held + shared / sharing, FROZEN_BYTES[precision]
     return int(sum(param.numel() * (trained if param.requires_grad else frozen) for param in model.parameters()))
 
 
