@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from talaria.common.errors import ConfigError
 from talaria.common.printable import printable
-from talaria.config.schema import Config, Section
+from talaria.config.schema import Config
+from talaria.config.section import Section
 from talaria.config.yaml_reader import read_yaml
 
 _SHOWN = reprlib.Repr()

@@ -13,65 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from talaria.common.printable import printable
+from talaria.config.evaluation_settings import Evaluate, Promote
 from talaria.config.names import check_experiment, check_model, model_name
-
-
-class _NotInKey:
-    """Marker for settings that leave a stage's output unchanged."""
-
-
-class _InKeyUnlessDefault:
-    """Marker for settings that came later: a configuration that leaves them alone keeps the key it had, and so its outputs."""
-
-
-NotInKey = _NotInKey()
-InKeyUnlessDefault = _InKeyUnlessDefault()
-
-
-LARGEST_INT = 2**53 - 1
-"""Up to here JSON, the trigger form's JavaScript and Arrow hold a whole number exactly."""
-YEAR_SECONDS = 366 * 86400
-
-
-Int = Annotated[int, Field(le=LARGEST_INT)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, str_max_length=4096, hide_input_in_errors=True
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Raise ValueError for true and false where Python would count them as 1 and 0."""
-        kind = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and kind is not bool:
-            raise ValueError(f"should not be true or false, got {str(value).lower()}")
-        return value
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _can_be_shown_and_opened(cls, value: Any) -> Any:
-        """Raise ValueError for text that no log can show, and for a path that no file system can hold."""
-        if isinstance(value, str | Path) and printable(str(value)) != str(value):
-            raise ValueError("should be text without control characters")
-        if isinstance(value, Path) and (len(str(value)) > 4095 or any(len(part.encode()) > 255 for part in value.parts)):
-            raise ValueError("should be a path that a file system can hold: at most 255 bytes a name, 4,095 in all")
-        return value
-
-    def key_fields(self) -> dict[str, Any]:
-        """The settings that decide the output, as JSON values."""
-        left_out = {
-            name
-            for name, field in type(self).model_fields.items()
-            if NotInKey in field.metadata
-            or (InKeyUnlessDefault in field.metadata and getattr(self, name) == field.get_default(call_default_factory=True))
-        }
-        return self.model_dump(mode="json", exclude=left_out)
+from talaria.config.section import YEAR_SECONDS, InKeyUnlessDefault, Int, NotInKey, Section
 
 
 class Download(Section):
@@ -329,12 +275,6 @@ class Train(Section):
         return self
 
 
-class Evaluate(Section):
-    prompts: int = Field(64, ge=0, le=1_000_000, description="Held-out prompts to answer; exact match is reported.")
-    max_new_tokens: int = Field(128, ge=1, le=1_000_000, description="Longest answer, in tokens.")
-    batch_tokens: Annotated[int, NotInKey] = Field(9216, ge=8, le=1_000_000_000, description="Largest held-out batch, in tokens.")
-
-
 class Registry(Section):
     model: Annotated[str, AfterValidator(check_model)] | None = Field(
         None, description="Registered model's name; absent: the configuration's name. Dots become dashes, which MLflow requires."
@@ -345,11 +285,6 @@ class Registry(Section):
         description="Where a new experiment keeps its files: on the store's disk (no copy of the weights), or with the server.",
     )
     gpu_hour_price: float | None = Field(None, ge=0, description="Price of one GPU for an hour, in your currency.")
-
-
-class Promote(Section):
-    margin: float = Field(0.0, ge=0, description="Held-out loss must be lower than base's and champion's by more than this.")
-    approval: bool = Field(False, description="Ask a person before the champion alias moves (Airflow only).")
 
 
 class Schedule(Section):

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talaria.common.errors import DataError
+from talaria.config.evaluation_settings import Evaluate as Settings
 from talaria.config.schema import Config
-from talaria.config.schema import Evaluate as Settings
 from talaria.runs.folder import MODEL, exported, step_of
 from talaria.tokenization.dataset import VALIDATION, Tokens, open_tokens
 

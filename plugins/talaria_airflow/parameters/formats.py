@@ -16,7 +16,7 @@ OF_THE_DAG = ("schedule.", "alerts.")
 
 def register() -> None:
     """Add the formats to those that jsonschema knows in this process."""
-    from jsonschema import FormatChecker  # type: ignore[import-untyped]
+    from jsonschema import FormatChecker
 
     FormatChecker.checkers[CONFIGURATION] = (_is_configuration, ())
     FormatChecker.checkers[SETTINGS] = (_are_settings, ())
