@@ -1,8 +1,9 @@
-"""Launches of a stub trainer (stub/pipeline/train), beneath the real `accelerate launch`."""
+"""Launches of a stub trainer (stub/talaria/train), beneath the real `accelerate launch` or a quick one."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from talaria.store.store import Store
 from tests.support import process_trees, tiny_pipeline, working_folder
 
 STUB = Path(__file__).parent / "stub"
+QUICK = Path(__file__).parent / "quick_launcher"
 
 
 @dataclass
@@ -30,6 +32,8 @@ class Launches:
     mark: str = field(default_factory=process_trees.new_mark)
     lines: list[str] = field(default_factory=list)
     restarts: int = 0
+    quick: bool = False
+    """Whether the launcher is the quick one: where accelerate's own ways play no part."""
 
     @property
     def output(self) -> Path:
@@ -41,7 +45,8 @@ class Launches:
         )
 
     def machine(self, rank: int = 0, rendezvous: str | None = None, **stub: Any) -> Machine:
-        env = {"PYTHONPATH": str(STUB), "STUB": json.dumps(stub), process_trees.MARK: self.mark}
+        path = os.pathsep.join(map(str, [QUICK, STUB] if self.quick else [STUB]))
+        env = {"PYTHONPATH": path, "STUB": json.dumps(stub), process_trees.MARK: self.mark}
         return Machine(rank, rendezvous, env=env)
 
     def start(self, ranks: int = 1, grace: float = 60.0, stop: Stop | None = None, on_line: Any = None, **stub: Any) -> Any:
@@ -86,3 +91,8 @@ def launches(tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.Monkey
     launches = Launches(tmp_path)
     yield launches
     process_trees.kill_marked(launches.mark)
+
+
+@pytest.fixture
+def quick_launcher(launches: Launches) -> None:
+    launches.quick = True

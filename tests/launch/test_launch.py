@@ -31,6 +31,9 @@ from talaria.store.store import Store
 
 from tests.support import process_trees
 
+quick = pytest.mark.usefixtures("quick_launcher")
+"""For tests in which accelerate's own ways play no part."""
+
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_finished_training_gives_its_facts_and_its_lines(launches, ranks: int) -> None:
@@ -48,6 +51,7 @@ def test_a_finished_training_gives_its_facts_and_its_lines(launches, ranks: int)
     assert process_trees.marked(launches.mark) == {}
 
 
+@quick
 def test_what_the_user_has_to_change_is_said_in_the_trainers_sentence(launches) -> None:
     with pytest.raises(UserError, match=r"^tokens/data\.arrow row 3: is empty\.$"):
         launches.start(at={2: "user"})
@@ -58,6 +62,7 @@ def test_a_crash_names_its_cause_and_the_next_start_goes_on(launches) -> None:
         launches.start(ranks=2, at={2: "raise"})
     assert launches.status()["state"] == "failed"
     assert launches.status()["kind"] == "crash"
+    launches.quick = True
     assert launches.start()["steps"] == 3
 
 
@@ -69,6 +74,7 @@ def test_a_killed_rank_ends_the_launch(launches, ranks: int) -> None:
     assert launches.status()["state"] == "failed"
 
 
+@quick
 def test_ranks_that_die_are_started_again_until_no_new_step_comes(launches) -> None:
     launches.restarts = 1
     assert launches.start(ranks=2, at={2: "kill"})["steps"] == 3
@@ -76,6 +82,7 @@ def test_ranks_that_die_are_started_again_until_no_new_step_comes(launches) -> N
     assert "rank 0 of 2 from step 1" in launches.lines
 
 
+@quick
 def test_what_the_program_did_wrong_is_not_tried_again(launches) -> None:
     launches.restarts = 3
     with pytest.raises(TrainingCrashed, match="the loss is not finite"):
@@ -119,11 +126,13 @@ def test_told_to_stop_the_ranks_save_and_the_next_start_goes_on_from_there(launc
     assert launches.status()["state"] == "preempted"
     assert not any("Traceback" in line for line in launches.lines)  # the launcher went with its ranks, without a fuss
     saved = launches.status()["step"]
+    launches.quick = True
     launches.start(ranks=ranks, steps=saved + 2)
     assert f"rank 0 of {ranks} from step {saved}" in launches.lines
     assert launches.steps() == list(range(1, saved + 3))
 
 
+@quick
 def test_deaf_ranks_are_gone_when_the_grace_period_is_over(launches) -> None:
     stop = Stop()
     with pytest.raises(Preempted):
@@ -139,6 +148,7 @@ def test_deaf_ranks_are_gone_when_the_grace_period_is_over(launches) -> None:
     assert launches.status()["reason"] == "stopped before it could save"
 
 
+@quick
 def test_told_to_stop_before_anything_runs(launches) -> None:
     stop = Stop()
     stop.request()
@@ -147,6 +157,7 @@ def test_told_to_stop_before_anything_runs(launches) -> None:
     assert process_trees.marked(launches.mark) == {}
 
 
+@quick
 def test_an_exception_of_the_listener_stops_the_ranks_first(launches) -> None:
     """A task's timeout, or a log that nobody reads any more: nothing runs on when the launch returns."""
 
@@ -160,6 +171,7 @@ def test_an_exception_of_the_listener_stops_the_ranks_first(launches) -> None:
     assert launches.status()["state"] == "preempted"
 
 
+@quick
 def test_when_reaper_and_ranks_lose_each_other_the_launch_still_clears_up(launches) -> None:
     def shoot(line: str) -> None:
         if "step 2" in line:
@@ -201,6 +213,7 @@ def drive(launches, **stub: object) -> subprocess.Popen[str]:
     raise AssertionError(driver.communicate()[1])
 
 
+@quick
 def test_when_the_launching_process_is_killed_the_next_start_waits_for_the_save_and_goes_on(launches) -> None:
     driver = drive(launches, save_seconds=1)
     driver.kill()
@@ -214,6 +227,7 @@ def test_when_the_launching_process_is_killed_the_next_start_waits_for_the_save_
     assert kinds == ["start", "resume"]
 
 
+@quick
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_command_line_lets_the_ranks_save(launches, number: signal.Signals) -> None:
     driver = drive(launches)
@@ -224,6 +238,7 @@ def test_a_signal_to_the_command_line_lets_the_ranks_save(launches, number: sign
     assert process_trees.marked(launches.mark) == {}
 
 
+@quick
 def test_a_second_interrupt_does_not_wait_for_the_save(launches) -> None:
     driver = drive(launches, save_seconds=300)
     driver.send_signal(signal.SIGINT)
@@ -233,12 +248,14 @@ def test_a_second_interrupt_does_not_wait_for_the_save(launches) -> None:
     assert process_trees.marked(launches.mark) == {}
 
 
+@quick
 def test_a_folder_in_use_is_refused_after_the_grace_period(launches, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("talaria.launch.stage.SLACK", 0.2)
     with locked(launches.output / "lock"), pytest.raises(TrainingCrashed, match=f"is in use: .*process {os.getpid()}"):
         launches.start(grace=0.1)
 
 
+@quick
 def test_waiting_for_the_lock_ends_when_told_to_stop(launches) -> None:
     stop = Stop()
     with locked(launches.output / "lock"), pytest.raises(Preempted):
@@ -252,6 +269,7 @@ def test_inputs_that_are_none_are_refused_at_once(launches) -> None:
     assert not launches.output.exists()
 
 
+@quick
 def test_secrets_of_airflow_do_not_reach_the_ranks(launches, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "postgresql://user:secret@host/db")
     monkeypatch.setenv("NCCL_DEBUG", "INFO")

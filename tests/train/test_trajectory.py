@@ -17,8 +17,9 @@ from talaria.train.warm_up import _size, new_sizes
 
 from tests.train import ranks
 
-STEPS = 30
-LAYOUTS = [(1, "replicate"), (2, "replicate"), (2, "shard"), (4, "replicate"), (4, "shard"), (4, "hybrid")]
+STEPS = 13
+"""The first epoch ends within step 11."""
+LAYOUTS = [(1, "replicate"), (2, "replicate"), (2, "shard"), (3, "replicate"), (3, "shard"), (4, "hybrid")]
 
 
 @pytest.fixture(scope="module")
