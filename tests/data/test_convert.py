@@ -13,6 +13,7 @@ import zstandard
 from talaria.common.errors import DataError, UserError
 from talaria.config.schema import Convert
 from talaria.data.convert import convert
+from talaria.data.readers import json_split
 from talaria.data.synthetic.generator import generate, write_sample
 
 from tests.data.reference import our_rows, reference_rows
@@ -194,13 +195,15 @@ BAD_ROWS: list[tuple[Any, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize("indent", [4, None])
+@pytest.mark.parametrize("layout", ["pretty", "compact", "lines"])
 @pytest.mark.parametrize(("bad", "reason", "detail"), BAD_ROWS)
 def test_a_bad_row_stops_the_run_and_leaves_nothing_or_is_dropped_and_counted(
-    tmp_path: Path, bad: Any, reason: str, detail: str, indent: int | None
+    tmp_path: Path, bad: Any, reason: str, detail: str, layout: str
 ) -> None:
     rows = [*ODD_ROWS, bad, {"conversations": TURNS, "id": "last"}, bad]
-    source = write_json(tmp_path / "rows.json", rows, indent=indent)
+    source = write_json(tmp_path / "rows.json", rows, indent=4 if layout == "pretty" else None)
+    if layout == "lines":
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     output = tmp_path / "out" / "rows.parquet"
     with pytest.raises(DataError) as caught:
         convert(source, output, Convert())
@@ -214,27 +217,34 @@ def test_a_bad_row_stops_the_run_and_leaves_nothing_or_is_dropped_and_counted(
     assert our_rows(output)[-1]["id"] == "last"
 
 
-def test_the_row_of_an_error_counts_over_chunks(tmp_path: Path) -> None:
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
+    """So that a file of a few thousand rows has several; returns their bytes."""
+    monkeypatch.setattr(json_split, "CHUNK", 1 << 18)
+    return 1 << 18
+
+
+def test_the_row_of_an_error_counts_over_chunks(tmp_path: Path, small_chunks: int) -> None:
     """The file is longer than a chunk, so that the row is in a later one."""
     source = tmp_path / "long.json"
-    write_sample(source, 30_000, seed=1)
+    write_sample(source, 3_000, seed=1)
     text = source.read_text().rsplit('"gpt"', 1)
     rows = json.loads("".join([text[0], '"bot"', text[1]]))
     bad = max(row for row, value in enumerate(rows) if any(turn["from"] == "bot" for turn in value["conversations"]))
     source.write_text('"bot"'.join(text))
-    assert source.stat().st_size > 8 << 20
+    assert source.stat().st_size > 3 * small_chunks
     with pytest.raises(DataError, match=rf"row {bad} \(counted from 0\): turn \d+ has the unknown role 'bot'"):
         convert(source, tmp_path / "out.parquet", Convert())
     facts = convert(source, tmp_path / "out.parquet", Convert(on_bad_row="drop"))
-    assert facts["rows"] == 29_999
-    assert our_rows(tmp_path / "out.parquet")[bad:] == [] or bad < 29_999
+    assert facts["rows"] == 2_999
+    assert our_rows(tmp_path / "out.parquet")[bad:] == [] or bad < 2_999
 
 
-def test_each_row_of_a_long_file_is_there_in_order(tmp_path: Path) -> None:
+def test_each_row_of_a_long_file_is_there_in_order(tmp_path: Path, small_chunks: int) -> None:
     source = tmp_path / "long.json"
-    write_sample(source, 30_000, seed=2)
+    write_sample(source, 3_000, seed=2)
     ours, _ = converted(source)
-    expected = [turn["value"] for row in generate(30_000, 2) for turn in row["conversations"]]
+    expected = [turn["value"] for row in generate(3_000, 2) for turn in row["conversations"]]
     assert [message["content"] for row in ours for message in row["messages"]] == expected
 
 
@@ -339,12 +349,13 @@ def test_drop_duplicates_keeps_the_first_of_equal_messages(tmp_path: Path) -> No
     assert len(converted(source)[0]) == 6
 
 
-def test_duplicates_are_found_over_chunks_and_differ_in_further_fields(tmp_path: Path) -> None:
+def test_duplicates_are_found_over_chunks_and_differ_in_further_fields(tmp_path: Path, small_chunks: int) -> None:
     source = tmp_path / "long.json"
-    write_sample(source, 30_000, seed=5)
-    rows = {json.dumps([[turn["from"], turn["value"]] for turn in row["conversations"]]) for row in generate(30_000, 5)}
+    write_sample(source, 5_000, seed=5)
+    rows = {json.dumps([[turn["from"], turn["value"]] for turn in row["conversations"]]) for row in generate(5_000, 5)}
     ours, facts = converted(source, drop_duplicates=True)
-    assert len(ours) == len(rows) == 30_000 - facts["dropped"]["duplicate"]
+    assert len(ours) == len(rows) == 5_000 - facts["dropped"]["duplicate"] < 5_000
+    assert source.stat().st_size > 3 * small_chunks
     off = [MESSAGES[0], MESSAGES[1] | {"train": False}]
     on = [MESSAGES[0], MESSAGES[1] | {"train": True}]
     kept, _ = converted(write_json(tmp_path / "rows.json", [{"messages": m} for m in (on, off, on)]), drop_duplicates=True)

@@ -31,9 +31,13 @@ def local(path: Path, **settings: Any) -> Download:
     return Download(source="local", path=path, **settings)
 
 
+def fetched(settings: Download, output: Path) -> dict[str, Any]:
+    return download(Config(name="x", download=settings), output)
+
+
 def test_a_file_is_copied_and_its_digest_recorded(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_bytes(ROWS)
-    facts = download(local(tmp_path / "rows.json", sha256=digest(ROWS).upper()), tmp_path / "out")
+    facts = fetched(local(tmp_path / "rows.json", sha256=digest(ROWS).upper()), tmp_path / "out")
     assert (tmp_path / "out" / "data" / "rows.json").read_bytes() == ROWS
     assert facts["files"] == {"rows.json": {"bytes": len(ROWS), "sha256": digest(ROWS)}}
 
@@ -43,16 +47,16 @@ def test_a_folders_data_files_are_copied_and_nothing_else(tmp_path: Path) -> Non
     (folder / "deep").mkdir(parents=True)
     for name in ("a.json", "deep/b.jsonl", "README.md", "dataset_info.json", ".hidden.json"):
         (folder / name).write_bytes(b'{"conversations": []}')
-    facts = download(local(folder), tmp_path / "all")
+    facts = fetched(local(folder), tmp_path / "all")
     assert list(facts["files"]) == ["a.json", "deep/b.jsonl"]
-    assert list(download(local(folder, files="*.jsonl"), tmp_path / "some")["files"]) == ["deep/b.jsonl"]
+    assert list(fetched(local(folder, files="*.jsonl"), tmp_path / "some")["files"]) == ["deep/b.jsonl"]
     with pytest.raises(DataError, match=r"no data file that matches '\*\.parquet'.*found \.hidden\.json, README\.md"):
-        download(local(folder, files="*.parquet"), tmp_path / "none")
+        fetched(local(folder, files="*.parquet"), tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
 def test_the_generator_writes_the_sample(tmp_path: Path) -> None:
-    facts = download(Download(source="sample", rows=400), tmp_path / "out")
+    facts = fetched(Download(source="sample", rows=400), tmp_path / "out")
     assert facts["files"]["sample.json"]["sha256"] == digest(ROWS)
 
 
@@ -73,7 +77,7 @@ def test_what_is_not_as_expected_is_refused(tmp_path: Path, settings: dict[str, 
     (folder / "notes.txt").write_text("Dear diary")
     path = folder / settings.pop("path", "rows.json")
     with pytest.raises(DataError, match=message):
-        download(local(path, **settings), tmp_path / "out")
+        fetched(local(path, **settings), tmp_path / "out")
     assert sorted(found.name for found in tmp_path.iterdir()) == ["folder"]
 
 
@@ -94,7 +98,7 @@ def test_an_output_that_is_something_else_is_not_replaced(tmp_path: Path) -> Non
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="did not make"):
-        download(Download(source="sample", rows=10), tmp_path / "out")
+        fetched(Download(source="sample", rows=10), tmp_path / "out")
     assert (tmp_path / "out" / "thesis.txt").read_text() == "precious"
 
 

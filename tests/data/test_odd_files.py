@@ -60,7 +60,7 @@ def test_a_side_column_of_any_values_is_kept(
     tmp_path: Path, values: list[Any], expected: list[Any], chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether its rows are read together or a chunk each."""
-    monkeypatch.setattr(json_split.JsonLayout.of.__func__, "__defaults__", (chunk,))
+    monkeypatch.setattr(json_split, "CHUNK", chunk)
     rows = [{"x": value, "messages": MESSAGES} for value in values]
     ours, facts = converted(lines(tmp_path / "a.jsonl", *rows))
     assert [row["x"] for row in ours] == expected
@@ -330,7 +330,7 @@ SPLITS: list[tuple[list[str], list[int]]] = [
 
 @pytest.mark.parametrize(("names", "taken"), SPLITS)
 def test_validation_and_test_files_are_not_trained_unasked(tmp_path: Path, names: list[str], taken: list[int]) -> None:
-    from talaria.config.schema import Download
+    from talaria.config.schema import Config, Download
     from talaria.data.download import download
 
     folder = tmp_path / "folder"
@@ -339,9 +339,10 @@ def test_validation_and_test_files_are_not_trained_unasked(tmp_path: Path, names
     ours, facts = converted(folder)
     assert [row["n"] for row in ours] == taken
     assert facts.get("left_out", []) == [name for number, name in enumerate(names) if number not in taken]
-    kept = download(Download(source="local", path=folder), tmp_path / "raw")["files"]
+    kept = download(Config(name="x", download=Download(source="local", path=folder)), tmp_path / "raw")["files"]
     assert sorted(kept) == [names[number] for number in taken]
-    every = download(Download(source="local", path=folder, files="**/*"), tmp_path / "raw")["files"]  # asked for
+    asked = Config(name="x", download=Download(source="local", path=folder, files="**/*"))
+    every = download(asked, tmp_path / "raw")["files"]
     assert sorted(every) == sorted(names)
 
 

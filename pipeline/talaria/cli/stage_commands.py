@@ -83,12 +83,16 @@ def stage(
     from talaria.stages.run import run_stage
     from talaria.stages.table import STAGES
     from talaria.store.store import Output, Store
+    from talaria.workflow import convert_parts
 
     if name not in STAGES:
         raise UserError(f"unknown stage {name!r}; the stages are {', '.join(STAGES)}.")
     upstream = {key: Output.from_json(value) for key, value in json.loads(inputs).items()}
     try:
-        output = run_stage(name, load(config, set_), Store(store), upstream, force=force)
+        if name == "convert":
+            output = convert_parts.join(load(config, set_), Store(store), upstream, force=force)
+        else:
+            output = run_stage(name, load(config, set_), Store(store), upstream, force=force)
     except Unavailable as error:
         say(f"talaria: {error}")
         raise typer.Exit(os.EX_TEMPFAIL) from None
@@ -103,7 +107,7 @@ def download(config: ConfigFile, output: OutputPath, set_: Overrides = [], as_js
     """Fetch the data set into a folder."""
     from talaria.data.download import download as work
 
-    finish(work(load(config, set_).download, output), as_json)
+    finish(work(load(config, set_), output), as_json)
 
 
 @app.command()
@@ -116,15 +120,20 @@ def convert(
 ) -> None:
     """Turn chat data of any shape into a messages parquet."""
     from talaria.data.convert import convert as work
+    from talaria.data.convert import convert_sources
 
+    chosen = load(config, set_)
     with progress("convert", "rows") as rows:
-        facts = work(source, output, load(config, set_).convert, rows)
+        if chosen.sources:
+            facts = convert_sources(source, output, chosen.sources, rows)
+        else:
+            facts = work(source, output, chosen.convert, rows)
     finish(facts, as_json)
 
 
 @app.command()
 def check(
-    source: Annotated[Path, typer.Argument(metavar="DATA", help="Data file, or a folder of them.")],
+    source: Annotated[Path, typer.Argument(metavar="DATA", help="Data file, a folder of them, or a configuration (.yaml).")],
     config: MaybeConfig = None,
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Tokenizer folder or hub name, to render with.")] = None,
     set_: Overrides = [],
@@ -134,7 +143,8 @@ def check(
     from talaria.common.printable import printable
     from talaria.workflow import check_data
 
-    facts = check_data.check(source, load(config, set_), tokenizer)
+    named = config is None and source.suffix in (".yaml", ".yml")  # the configuration says where the data is
+    facts = check_data.check(None if named else source, load(source if named else config, set_), tokenizer)
     if as_json:
         print(json.dumps(facts))
     else:

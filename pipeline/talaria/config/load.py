@@ -115,7 +115,8 @@ def sentence(error: ValidationError) -> str:
     if first["type"] == "path_type":
         reason = "should be a path"
     if first["type"] == "value_error":  # a sentence of ours, which quotes what it needs
-        return f"{dotted}: {reason}{also}." if reason.startswith("should") else f"{reason}{also}."
+        of_source = first["loc"][:1] == ("sources",) and len(first["loc"]) > 1
+        return f"{dotted}: {reason}{also}." if of_source or reason.startswith("should") else f"{reason}{also}."
     return f"{dotted}: {reason}, got {_SHOWN.repr(first['input'])}{also}."
 
 

@@ -8,6 +8,7 @@ part in the store's key (see store/store.py). Files and overrides are read in lo
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -57,6 +58,16 @@ class Convert(Section):
     drop_duplicates: bool = Field(False, description="Drop rows whose messages equal an earlier row's. Off, as in the reference.")
     drop_empty_answers: bool = Field(False, description="Drop rows with an empty assistant message. Off, as in the reference.")
     rows: Int | None = Field(None, ge=1, description="Take only the first N rows.")
+    shards: Annotated[int, NotInKey] = Field(
+        1, ge=1, le=10_000, description="Number of parts (files, ranges of bytes) that Airflow converts in parallel tasks."
+    )
+
+    @model_validator(mode="after")
+    def _parts_need_no_other_rows(self) -> Convert:
+        whole = {"rows": self.rows, "function": self.function, "drop_duplicates": self.drop_duplicates}
+        if self.shards > 1 and (name := next((name for name, value in whole.items() if value), None)):
+            raise ValueError(f"convert.shards has no place beside convert.{name}, which needs all rows in one process")
+        return self
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Convert:
@@ -68,6 +79,17 @@ class Convert(Section):
             if unknown:
                 raise ValueError(f"{setting} knows {', '.join(known)}, not {unknown[0]!r}")
         return self
+
+
+class Source(Section):
+    """One of the sources of a mixture: where its rows come from, how they are read, and how many are trained and held out."""
+
+    download: Download = Field(description="Where the rows come from: the settings of the section download.")
+    convert: Convert = Field(Convert(), description="How they are read: the settings of the section convert.")
+    max_rows: Int | None = Field(None, ge=1, description="Most rows of it to train on, chosen by a hash of their content.")
+    repeat: float = Field(1.0, gt=0, le=1000, description="Copies of each chosen row: 2 all twice, 0.5 half of them, 2.5 both.")
+    held_out: float = Field(0.0, ge=0, le=1, description="Share held out, chosen by a hash of the content; 1: the whole source.")
+    seed: Int = Field(0, ge=0, description="Another seed chooses other rows where max_rows or repeat leaves some out.")
 
 
 class ModelShape(Section):
@@ -314,6 +336,10 @@ class Schedule(Section):
         return self
 
 
+_SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""Also a folder's name, and the end of a metric's."""
+
+
 class Alerts(Section):
     """Who hears of failures, questions, decisions and of a training in trouble (Airflow only)."""
 
@@ -335,6 +361,9 @@ class Config(Section):
     )
     download: Download = Download()
     convert: Convert = Convert()
+    sources: dict[str, Source] = Field(
+        {}, description="Several sources instead of download and convert: name -> settings; see docs/data.md."
+    )
     base: Base = Base()
     tokenize: Tokenize = Tokenize()
     train: Train = Train()
@@ -356,6 +385,53 @@ class Config(Section):
             raise ValueError("schedule.on_new_revision needs download.source: hub")
         return self
 
+    @model_validator(mode="after")
+    def _sources_say_it_alone(self) -> Config:
+        if not self.sources:
+            return self
+        if odd := next((name for name in self.sources if not _SOURCE_NAME.fullmatch(name)), None):
+            raise ValueError(f"sources: a name has letters, digits, - and _ (at most 64), not {odd!r}")
+        for section, given in (("download", self.download != Download()), ("convert", self.convert != Convert())):
+            if given:
+                raise ValueError(f"{section} has no place beside sources: give each source its own, as sources.NAME.{section}")
+        if self.tokenize.validation_fraction:
+            raise ValueError("tokenize.validation_fraction has no place beside sources: set sources.NAME.held_out")
+        if self.schedule.on_new_revision:
+            raise ValueError("schedule.on_new_revision watches one data set: with sources, set schedule.cron")
+        if any(source.convert.shards > 1 for source in self.sources.values()):
+            raise ValueError("sources: convert.shards has no place in a source: a mixture is converted in one process")
+        if all(source.held_out == 1 for source in self.sources.values()):
+            raise ValueError("sources: each is held out whole, and nothing is left to train on")
+        return self
+
+    @property
+    def downloads(self) -> list[Download]:
+        """Where the data comes from, source by source."""
+        return [source.download for source in self.sources.values()] or [self.download]
+
+    @property
+    def data_origin(self) -> str:
+        """What people call the data; of many sources the first ones, for MLflow's names are short."""
+        names = list(dict.fromkeys(download.origin for download in self.downloads))
+        shown = names[:4]
+        return ", ".join(shown) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether conversations are held out, so that losses can be measured on them."""
+        return bool(self.tokenize.validation_fraction) or any(source.held_out for source in self.sources.values())
+
+    def key_fields_of(self, section: str) -> Any:
+        """The settings of a section that decide what a stage makes; of download and convert in order of the sources."""
+        if not self.sources or section not in ("download", "convert"):
+            return getattr(self, section).key_fields()
+        if section == "download":
+            return [[name, source.download.key_fields()] for name, source in self.sources.items()]
+        return [
+            [name, source.model_dump(mode="json", exclude={"download", "convert"}) | {"convert": source.convert.key_fields()}]
+            for name, source in self.sources.items()
+        ]
+
     @property
     def registered_name(self) -> str:
         """Name of the registered model, as MLflow takes it."""
@@ -370,8 +446,9 @@ class Config(Section):
         return f"The registered model of {written!r} is called {self.registered_name!r}: MLflow takes no dots in a model's name."
 
     def flat(self) -> dict[str, Any]:
-        """Every setting under its dotted name, as it is logged to MLflow."""
-        return dict(_flatten(self.model_dump(mode="json")))
+        """Every setting under its dotted name, as it is logged to MLflow; of sources, what differs from the defaults."""
+        sources = {name: source.model_dump(mode="json", exclude_defaults=True) for name, source in self.sources.items()}
+        return dict(_flatten(self.model_dump(mode="json") | {"sources": sources}))
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

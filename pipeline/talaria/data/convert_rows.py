@@ -6,10 +6,10 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,12 +56,10 @@ def write_messages(files: Sequence[SourceFile], target: Path, config: Convert, o
     for stream in streams(files, threads(), shape):
         for step in message_steps(stream, shape):
             try:
-                facts, used = write(step, target, config, on_rows)
+                made = write(step, target, config, on_rows)
             except NeedsRows:
                 continue
-            if used is not None:
-                keep_fields(target, used, keep_tools=by_row.TOOLS in stream.columns)
-            return facts | {"columns": pq.read_schema(target).names}
+            return finish(made, stream, target)
     raise AssertionError("the last way to read takes care of everything")
 
 
@@ -69,7 +67,8 @@ def copy_rows(files: Sequence[SourceFile], target: Path, config: Convert) -> Fac
     """Write the rows of the files to `target` as they are, for a function of the user's to look at."""
     for stream in streams(files, threads(), None):
         try:
-            return write(Step(stream, written(stream.columns), partial(_as_they_are, stream), False), target, config, None)[0]
+            step = Step(stream, written(stream.columns), partial(_as_they_are, stream), False)
+            return counted(write(step, target, config, None), stream)
         except NeedsRows:
             continue
     raise AssertionError("the last way to read takes care of everything")
@@ -126,39 +125,79 @@ def _as_they_are(stream: Stream, raw: Any) -> Chunk:
     return rows.chunk({place: (NOT_AN_OBJECT, f"not an object but {kind_of(row)}") for place, row in odd.items()})
 
 
-def write(step: Step, target: Path, config: Convert, on_rows: OnRows | None) -> tuple[Facts, set[str] | None]:
-    """Write all chunks to `target`. Returns the counts (rows_in = rows + dropped), and which fields of the messages are used
-    where they are written with all that a message may have."""
-    dropped: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
-    notes: Counter[str] = Counter()
-    used: set[str] | None = set() if by_row.TOOLS in step.schema.names and step.makes_messages else None
-    examples: dict[str, str] = {}
-    rows = repaired = 0
+class Example(NamedTuple):
+    """A row that was dropped; it counts from 0 in its file."""
+
+    file: str
+    row: int
+    detail: str
+
+
+@dataclass
+class Made:
+    """What was written, and what became of every row."""
+
+    rows: int = 0
+    repaired: int = 0
+    dropped: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(REASONS, 0)))
+    notes: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, Example] = field(default_factory=dict)
+    """Of each reason the first row."""
+    sizes: Counter[str] = field(default_factory=Counter)
+    """Rows of each file."""
+    used: set[str] | None = None
+    """The fields of messages that have a value, where all that a message may have are written; else None."""
+
+
+def counted(made: Made, stream: Stream) -> Facts:
+    """The counts as facts: rows_in = rows + dropped. Raises DataError where no row is left."""
+    sentences = {
+        reason: f"{file}: row {row} (counted from 0): {detail}." for reason, (file, row, detail) in made.examples.items()
+    }
+    if not made.rows:
+        found = {reason: count for reason, count in made.dropped.items() if count}
+        first = f"; the first: {next(iter(sentences.values()))}" if sentences else "."
+        raise DataError(f"{stream.name}: no row is left to write; dropped: {found or 'none'}{first}")
+    counts = {
+        "rows_in": made.rows + made.dropped.total(),
+        "rows": made.rows,
+        "dropped": dict(made.dropped),
+        "repaired": made.repaired,
+    }
+    return counts | by_name(made.notes) | ({"examples": sentences} if sentences else {})
+
+
+def finish(made: Made, stream: Stream, target: Path) -> Facts:
+    """Take what no message uses out of the messages written to `target`. Returns the facts; raises DataError as `counted`."""
+    facts = counted(made, stream)
+    if made.used is not None:
+        keep_fields(target, made.used, keep_tools=by_row.TOOLS in stream.columns)
+    return facts | {"columns": pq.read_schema(target).names}
+
+
+def write(step: Step, target: Path, config: Convert, on_rows: OnRows | None) -> Made:
+    """Write all chunks to `target`. Raises DataError at a row that stops the run."""
+    made = Made(used=set() if by_row.TOOLS in step.schema.names and step.makes_messages else None)
     with (
         pq.ParquetWriter(target, step.schema, compression=codecs(step.schema)) as writer,
         ThreadPoolExecutor(1, thread_name_prefix="write") as writing,
     ):
         pending: Future[None] | None = None
-        for chunk in finished(step, config, examples):
-            dropped.update(bad.reason for bad in chunk.bad)
-            notes.update(chunk.notes)
-            rows += len(chunk.table)
-            repaired += chunk.repaired
-            if used is not None:
-                used |= used_fields(chunk.table)
+        for chunk in finished(step, config, made):
+            made.dropped.update(bad.reason for bad in chunk.bad)
+            made.notes.update(chunk.notes)
+            made.rows += len(chunk.table)
+            made.repaired += chunk.repaired
+            if made.used is not None:
+                made.used |= used_fields(chunk.table)
             if on_rows:
-                on_rows(rows + dropped.total(), None)
+                on_rows(made.rows + made.dropped.total(), None)
             if pending:
                 pending.result()
             pending = writing.submit(write_chunk, writer, chunk.table.cast(step.schema))
         if pending:
             pending.result()
-    if not rows:
-        found = {reason: count for reason, count in dropped.items() if count}
-        first = f"; the first: {next(iter(examples.values()))}" if examples else "."
-        raise DataError(f"{step.stream.name}: no row is left to write; dropped: {found or 'none'}{first}")
-    counts = {"rows_in": rows + dropped.total(), "rows": rows, "dropped": dict(dropped), "repaired": repaired}
-    return counts | by_name(notes) | ({"examples": examples} if examples else {}), used
+    return made
 
 
 def by_name(notes: Counter[str]) -> Facts:
@@ -176,10 +215,10 @@ def write_chunk(writer: pq.ParquetWriter, table: pa.Table) -> None:
         writer.write_table(table)
 
 
-def finished(step: Step, config: Convert, examples: dict[str, str]) -> Iterator[Chunk]:
+def finished(step: Step, config: Convert, made: Made) -> Iterator[Chunk]:
     """The chunks in order. Raises DataError at the first bad row, unless bad rows are dropped.
 
-    Of each reason to drop one, `examples` gets the sentence about the first row.
+    `made` gets the rows of each file, and of each reason to drop one the first row.
     """
 
     def work(item: tuple[str, Any]) -> tuple[str, Chunk]:
@@ -188,21 +227,19 @@ def finished(step: Step, config: Convert, examples: dict[str, str]) -> Iterator[
         return file, drop_empty_answers(chunk) if config.drop_empty_answers and step.makes_messages else chunk
 
     seen: set[bytes] = set()
-    left, row, current = config.rows, 0, ""
+    left = config.rows
     for file, chunk in ordered(work, step.stream.chunks(), threads()):
-        row = row if file == current else 0
-        current = file
         if left is not None:
             chunk = chunk.head(left)
             left -= chunk.size
-        refuse(chunk, file, row, config, examples)
-        row += chunk.size
+        refuse(chunk, file, made.sizes[file], config, made.examples)
+        made.sizes[file] += chunk.size
         yield drop_duplicates(chunk, seen) if config.drop_duplicates and step.makes_messages else chunk
         if left == 0:
             return
 
 
-def refuse(chunk: Chunk, file: str, first_row: int, config: Convert, examples: dict[str, str]) -> None:
+def refuse(chunk: Chunk, file: str, first_row: int, config: Convert, examples: dict[str, Example]) -> None:
     """Raise DataError for the first bad row that the settings do not drop."""
     fatal = ALWAYS_FATAL if config.on_bad_row == "drop" else FATAL
     for bad in chunk.bad:
@@ -211,4 +248,4 @@ def refuse(chunk: Chunk, file: str, first_row: int, config: Convert, examples: d
             hint = "" if bad.reason in ALWAYS_FATAL else "; fix the row or set convert.on_bad_row to drop"
             raise DataError(f"{sentence}{hint}.")
         if bad.reason in FATAL:
-            examples.setdefault(bad.reason, f"{sentence}.")
+            examples.setdefault(bad.reason, Example(file, first_row + bad.row, bad.detail))

@@ -22,7 +22,13 @@ Facts = dict[str, Any]
 
 def fingerprint(config: Config) -> Any:
     """What outside the store decides the output: the commit that the revision stands for, or the digests of local files."""
-    settings = config.download
+    if config.sources:
+        return {name: pin(source.download) for name, source in config.sources.items()}
+    return pin(config.download)
+
+
+def pin(settings: Download) -> Any:
+    """What a source is now, wherever it comes from."""
     if settings.source == "hub":
         from talaria.common.hub import commit_of
 
@@ -33,28 +39,32 @@ def fingerprint(config: Config) -> Any:
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> Facts:
-    return fill(config.download, out_dir)
+    if not config.sources:
+        return fill(config.download, out_dir, out_dir / "data")
+    found = {name: fill(source.download, out_dir, out_dir / "data" / name) for name, source in config.sources.items()}
+    files = {f"{name}/{file}": about for name, facts in found.items() for file, about in facts["files"].items()}
+    return {"source": "mixture", "sources": found, "files": files, "bytes": sum(facts["bytes"] for facts in found.values())}
 
 
-def download(config: Download, output: Path) -> Facts:
+def download(config: Config, output: Path) -> Facts:
     """The stage on an explicit path: the whole folder appears at `output`, or nothing.
 
     Raises UserError, one sentence that says what to do, where the source cannot be had or is not what it should be.
     """
     with replacing(output, made_by="download") as work:
-        facts = fill(config, work.path)
-        work.describe({"settings": {"download": config.key_fields()}, "facts": facts})
+        facts = run(config, {}, work.path)
+        work.describe({"settings": {"download": config.key_fields_of("download")}, "facts": facts})
     return facts
 
 
-def fill(config: Download, out_dir: Path) -> Facts:
-    data = out_dir / "data"
+def fill(config: Download, out_dir: Path, data: Path) -> Facts:
+    """Put one source's files into `data`, a folder in the output `out_dir`."""
     data.mkdir(parents=True, exist_ok=True)
     origin: Facts = {"source": config.source}
     if config.source == "hub":
         from talaria.data.hub_download import fetch
 
-        origin |= {"repo": config.repo, "revision": config.revision, "commit": fetch(config, data)}
+        origin |= {"repo": config.repo, "revision": config.revision, "commit": fetch(config, data, out_dir)}
     elif config.source == "local":
         copy(config, data)
         origin |= {"path": str(config.path)}

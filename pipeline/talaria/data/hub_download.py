@@ -30,8 +30,10 @@ class HubFile:
     """sha256 of the content (a file in large-file storage), or git's sha1 of the blob (any other)."""
 
 
-def fetch(config: Download, data: Path) -> str:
-    """Put the repository's data files under `data`, each checked. Returns the commit.
+def fetch(config: Download, data: Path, out_dir: Path) -> str:
+    """Put the repository's data files under `data`, each checked; what is not whole yet stands beside `out_dir`.
+
+    Returns the commit.
 
     Files in the hub library's cache are used, so a machine without a network can run after `hf download`.
     """
@@ -49,7 +51,7 @@ def fetch(config: Download, data: Path) -> str:
             shutil.copyfile(cached, target)
             if digest_like(file.digest, target) == file.digest:
                 continue
-        partial = data.parent.with_name(f".download-{file.digest}") / "partial"
+        partial = out_dir.with_name(f".download-{file.digest}") / "partial"
         with locked(partial) as stream:
             transfer(config.repo, commit, file, partial, stream)
             verify(config.repo, file, partial)

@@ -34,6 +34,8 @@ class SourceFile:
     kind: Kind
     packing: str | None = None
     """As Arrow names the compression: zstd, gzip."""
+    ends_inside = False
+    """Whether rows follow after the last byte: of a stretch of a file (readers/file_ranges.py)."""
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:

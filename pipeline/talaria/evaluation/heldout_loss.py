@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class HeldOut:
     loss: float
+    by_source: Mapping[str, float]
+    """Of a mixture."""
     supervised_tokens: int
     conversations: int
 
@@ -48,6 +51,6 @@ def heldout_loss(model: CausalLM, tokens: Tokens, max_tokens: int) -> HeldOut:
     longest = int(tokens.lengths.max(initial=0))
     require_fixed_positions(model, longest)
     validation = Validation.of(tokens, max_tokens=max(max_tokens, longest), ranks=1, quadratic=0.0)
-    loss = validation.loss(model, alone, stopping=lambda: False, alive=lambda doing=None: None)
-    assert loss is not None  # nobody told it to stop
-    return HeldOut(loss, validation.targets, len(tokens))
+    found = validation.loss(model, alone, stopping=lambda: False, alive=lambda doing=None: None)
+    assert found is not None  # nobody told it to stop
+    return HeldOut(found.loss, found.by_source, validation.targets, len(tokens))

@@ -1,7 +1,8 @@
 """The evaluate stage: held-out loss and answers of the tuned model beside its base's, and the loss of every kept model.
 
 `report.json`: heldout (conversations, supervised_tokens, digest; null without a held-out split), tuned and base (loss,
-exact_match, stopped; null where there is nothing to measure on), exports (step, loss), prompts, device, dtype, seconds.
+exact_match, stopped, of a mixture by_source; null where there is nothing to measure on), exports (step, loss), prompts, device,
+dtype, seconds.
 `samples.jsonl`: a line per prompt: row, prompt, reference, base, tuned, base_match, tuned_match, tuned_stopped.
 """
 
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
     import torch
 
     from talaria.evaluation.greedy_answers import Answer, Prompt
+    from talaria.evaluation.heldout_loss import HeldOut
 
 REPORT, SAMPLES = "report.json", "samples.jsonl"
 _CACHED = 4
 """Tokens in a batch of answers for each one in a batch of losses: a cached token has keys and values, but no logits."""
-NO_SPLIT = "No held-out conversations: set tokenize.validation_fraction above 0 to measure the model."
+NO_SPLIT = "No held-out conversations: set tokenize.validation_fraction above 0 (sources.NAME.held_out) to measure the model."
 
 
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
@@ -63,13 +65,13 @@ def measure(
     exam = Exam.of(split, settings, model) if split else None
     tuned = exam.take(model, device) if exam else None
     before = exam.take(base, device) if exam and base else None
-    known = {weights_of(model): tuned.loss} if tuned else {}  # the last export is the final model under another name
+    known = {weights_of(model): tuned.found} if tuned else {}  # the last export is the final model under another name
     losses = {export: known.get(weights_of(export)) or exam.loss_of(export, device) for export in exports} if exam else {}
     report = {
         "heldout": exam.described(heldout_digest(tokens)) if exam else None,
         "tuned": tuned.summary if tuned else None,
         "base": before.summary if before else None,
-        "exports": [{"step": step_of(export), "loss": loss} for export, loss in losses.items()],
+        "exports": [{"step": step_of(export), "loss": found.loss, **_by_source(found)} for export, found in losses.items()],
         "prompts": len(exam.prompts) if exam else 0,
         "max_new_tokens": settings.max_new_tokens,
         "device": _device_name(device),
@@ -92,6 +94,8 @@ def flat(report: Mapping[str, Any]) -> dict[str, Any]:
         "exact_match": tuned.get("exact_match"),
         "base_exact_match": base.get("exact_match"),
         "stopped": tuned.get("stopped"),
+        **{f"heldout_loss/{name}": loss for name, loss in tuned.get("by_source", {}).items()},
+        **{f"base_heldout_loss/{name}": loss for name, loss in base.get("by_source", {}).items()},
         "heldout_conversations": (report["heldout"] or {}).get("conversations"),
         "prompts": report["prompts"],
         "note": report["note"],
@@ -106,15 +110,16 @@ def weights_of(folder: Path) -> frozenset[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Result:
-    loss: float
+    found: HeldOut
     answers: list[Answer]
     texts: list[str]
     matches: list[bool]
 
     @property
-    def summary(self) -> dict[str, float | None]:
+    def summary(self) -> dict[str, Any]:
         return {
-            "loss": self.loss,
+            "loss": self.found.loss,
+            **_by_source(self.found),
             "exact_match": _share(self.matches),
             "stopped": _share([answer.stopped for answer in self.answers]),
         }
@@ -147,7 +152,7 @@ class Exam:
     def take(self, folder: Path, device: torch.device) -> Result:
         from talaria.evaluation.greedy_answers import answer_all, open_for_answers
 
-        loss = self.loss_of(folder, device)
+        found = self.loss_of(folder, device)
         hf = open_for_answers(folder, device)
         answers = answer_all(
             hf,
@@ -161,15 +166,15 @@ class Exam:
         texts = [self.decode(answer.ids) for answer in answers]
         references = [self.decode(prompt.reference) for prompt in self.prompts]
         _free(hf)
-        return Result(loss, answers, texts, [text.strip() == ref.strip() for text, ref in zip(texts, references, strict=True)])
+        return Result(found, answers, texts, [text.strip() == ref.strip() for text, ref in zip(texts, references, strict=True)])
 
-    def loss_of(self, folder: Path, device: torch.device) -> float:
+    def loss_of(self, folder: Path, device: torch.device) -> HeldOut:
         from talaria.evaluation.heldout_loss import heldout_loss, open_model
 
         model = open_model(folder, device)
-        loss = heldout_loss(model, self.tokens, self.settings.batch_tokens).loss
+        found = heldout_loss(model, self.tokens, self.settings.batch_tokens)
         _free(model)
-        return loss
+        return found
 
     def described(self, digest: str | None) -> dict[str, Any]:
         supervised = int(self.tokens.supervised.sum())
@@ -189,6 +194,11 @@ class Exam:
             }
             for place, prompt in enumerate(self.prompts)
         ]
+
+
+def _by_source(found: HeldOut) -> dict[str, Any]:
+    """The losses of a mixture's sources; nothing for data of a single one."""
+    return {"by_source": dict(found.by_source)} if found.by_source else {}
 
 
 def _share(flags: Sequence[bool]) -> float | None:

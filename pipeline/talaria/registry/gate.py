@@ -33,7 +33,7 @@ def decide(losses: Losses, margin: float, champion: int | None, unmeasured: str 
     """Decide whether to promote. `champion`: its version, if any; `unmeasured`: why its loss is unknown, if it is."""
     rivals = [("the base model", losses.base)] + ([(f"the champion (version {champion})", losses.champion)] if champion else [])
     if losses.candidate is None or not math.isfinite(losses.candidate):
-        return Decision(False, "It has no held-out loss; set tokenize.validation_fraction above 0.")
+        return Decision(False, "It has no held-out loss; set tokenize.validation_fraction (or sources.NAME.held_out) above 0.")
     beaten = []
     for name, loss in rivals:
         if loss is None:

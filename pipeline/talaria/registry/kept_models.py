@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class KeptModel:
     """Held-out loss; None if it was not measured."""
     files: Mapping[str, str]
     """File name in the folder -> sha256."""
+    by_source: Mapping[str, float] = field(default_factory=dict)
+    """Held-out loss of each source of a mixture."""
 
     @property
     def digest(self) -> str:
@@ -57,12 +59,19 @@ def kept_models(train: Path, report: Mapping[str, Any], manifest: Mapping[str, A
     if status.get("state") != "done" or not (train / MODEL / "config.json").is_file():
         raise DataError(f"{train}: training has not finished (state {status.get('state')}); run it again to continue.")
     final = int(status["step"])
-    losses = {int(export["step"]): export["loss"] for export in report.get("exports", [])}
-    losses[final] = (report.get("tuned") or {}).get("loss")
+    measured = {int(export["step"]): export for export in report.get("exports", [])}
+    measured[final] = report.get("tuned") or {}
     folders = {step_of(folder): folder for folder in exported(train)}
     folders[final] = train / MODEL
     return [
-        KeptModel(folder, step, FINAL if step == final else KEPT, losses.get(step), _recorded(folder, train, manifest))
+        KeptModel(
+            folder,
+            step,
+            FINAL if step == final else KEPT,
+            measured.get(step, {}).get("loss"),
+            _recorded(folder, train, manifest),
+            measured.get(step, {}).get("by_source", {}),
+        )
         for step, folder in sorted(folders.items())
     ]
 

@@ -113,7 +113,7 @@ class _Registration:
     def _ensure_model(self) -> None:
         from mlflow.exceptions import MlflowException
 
-        about = f"{self.config.name}: {self.config.base.origin} fine-tuned on {self.config.download.origin} by Talaria."
+        about = f"{self.config.name}: {self.config.base.origin} fine-tuned on {self.config.data_origin} by Talaria."
         try:
             self.client.create_registered_model(self.name, {"talaria.config": self.config.name}, scrub(about))
         except MlflowException as error:
@@ -205,6 +205,7 @@ class _Registration:
             total_steps=int(status["step"]),
             role=kept.role,
             loss=kept.loss,
+            by_source=kept.by_source,
             report=self.report,
             tags=tags,
             data={stage: self.known.get(stage, {}).get("facts", {}) for stage in ("convert", "tokenize")},
@@ -218,6 +219,8 @@ def metrics_of(kept: KeptModel, report: Mapping[str, Any]) -> dict[str, float]:
     """Return the evaluation's numbers for one version under their MLflow names."""
     tuned, base = report.get("tuned") or {}, report.get("base") or {}
     values = {"eval_loss": kept.loss, "eval_base_loss": base.get("loss")}
+    values |= {f"eval_loss/{name}": loss for name, loss in kept.by_source.items()}
+    values |= {f"eval_base_loss/{name}": loss for name, loss in base.get("by_source", {}).items()}
     if kept.role == FINAL:
         values |= {
             "eval_exact_match": tuned.get("exact_match"),

@@ -44,6 +44,7 @@ def page(report: Facts) -> str:
             f'<div class="grid">{_histograms(report["distributions"])}</div>',
             "<h2>Dropped rows</h2>",
             _drops(report["dropped"]),
+            "<h2>Mixture</h2>" + _mixture(report["mixture"]) if "mixture" in report else "",
             "<h2>Sources</h2>" + _sources(report["sources"]) if report["sources"] else "",
             "<h2>Longest rows</h2>",
             _rows(report["longest"]),
@@ -69,6 +70,8 @@ def _origin(origin: Facts) -> str:
         text = str(origin.get("path"))
     elif origin.get("source") == "sample":
         text = f"bundled sample, {origin['rows']:,} rows, seed {origin['seed']}"
+    elif origin.get("source") == "mixture":
+        return "<br>".join(f"{escape(name)}: {_origin(one)}" for name, one in origin["sources"].items())
     else:
         return ""
     files = origin.get("files", {})
@@ -146,7 +149,7 @@ def histogram(found: Facts, width: int = 480, height: int = 150) -> str:
     )
 
 
-_NUMBERS = {"Rows", "Row", "Tokens", "Characters"}
+_NUMBERS = {"Rows", "Row", "Tokens", "Characters", "Rows read", "Chosen", "To train", "Held out", "Dropped", "Supervised"}
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -165,6 +168,22 @@ def _drops(dropped: Sequence[Facts]) -> str:
         return '<p class="soft">None.</p>' if dropped else '<p class="soft">Not known: the folders have no manifest.</p>'
     rows = [[_cell(e["stage"]), _cell(e["reason"]), _cell(e["meaning"]), _cell(e["rows"])] for e in found]
     return _table(("Stage", "Reason", "Meaning", "Rows"), rows)
+
+
+def _mixture(sources: Sequence[Facts]) -> str:
+    """A row a source: rows to train are those chosen with their copies; tokens are of what is trained."""
+    head = ("Source", "Rows read", "Dropped", "Chosen", "To train", "Held out", "Tokens", "Supervised")
+    rows = [
+        [
+            _cell(entry["source"]),
+            _cell(entry["rows_in"]),
+            _cell(sum(entry["dropped"].values())),
+            *(_cell(entry[name]) for name in ("chosen", "train", "held_out")),
+            *(_cell(entry[name].get("train", 0)) for name in ("tokens", "supervised_tokens")),
+        ]
+        for entry in sources
+    ]
+    return _table(head, rows)
 
 
 def _sources(sources: Sequence[Facts]) -> str:

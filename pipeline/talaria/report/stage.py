@@ -23,7 +23,7 @@ from talaria.common.files import MANIFEST
 from talaria.common.output_folder import replacing
 from talaria.common.threads import ordered
 from talaria.config.schema import Config
-from talaria.data.conversation.drop_reasons import REASONS
+from talaria.data.conversation.drop_reasons import OF_MIXTURES, REASONS
 from talaria.data.conversation.row_filters import digests
 from talaria.data.messages_parquet import MESSAGES, open_parquet
 from talaria.report.oddities import ODDITIES, flatten
@@ -65,7 +65,10 @@ def report(data: Path, tokens: Path, output: Path) -> Facts:
 def fill(data: Path, tokens: Path, out_dir: Path, *, name: str, download: Path | None = None) -> Facts:
     """Write both files and return the main numbers."""
     measured = measure(data if data.is_file() else data / MESSAGES, tokens)
-    measured |= {"name": name, "origin": facts_of(download), "dropped": drops(facts_of(data), facts_of(tokens))}
+    converted = facts_of(data)
+    measured["duplicates"] -= converted.get("repeated", 0)  # the copies that a mixture has of a row
+    measured |= {"mixture": mixture(converted, tokens)} if "sources" in converted else {}
+    measured |= {"name": name, "origin": facts_of(download), "dropped": drops(converted, facts_of(tokens))}
     (out_dir / "report.json").write_text(json.dumps(measured, indent=1, ensure_ascii=False), encoding="utf-8")
     (out_dir / "report.html").write_text(page(measured), encoding="utf-8")
     return {key: measured[key] for key in ("rows", "conversations", "tokens", "supervised_tokens", "duplicates")}
@@ -80,9 +83,25 @@ def facts_of(folder: Path | None) -> Facts:
     return facts
 
 
+def mixture(convert: Facts, tokens: Path) -> list[Facts]:
+    """Return what became of the rows of each source, from convert's counts to the tokens of each split."""
+    found = []
+    parts = {split: part.by_source for split, part in open_tokens(tokens).items() if part is not None}
+    for name, counts in convert["sources"].items():
+        mine = {split: by_source[name] for split, by_source in parts.items() if name in by_source}
+        numbers = {name: counts[name] for name in ("rows_in", "chosen", "train", "held_out", "dropped")}
+        sizes = {
+            "tokens": {split: int(part.lengths.sum()) for split, part in mine.items()},
+            "supervised_tokens": {split: int(part.supervised.sum()) for split, part in mine.items()},
+            "conversations": {split: len(part) for split, part in mine.items()},
+        }
+        found.append({"source": name, **numbers, **sizes})
+    return found
+
+
 def drops(convert: Facts, tokenize: Facts) -> list[Facts]:
     """Return the number of dropped rows by stage and reason."""
-    reasons = REASONS | DROPS | BAD_ROWS
+    reasons = REASONS | OF_MIXTURES | DROPS | BAD_ROWS
     return [
         {"stage": stage, "reason": reason, "meaning": reasons.get(reason, reason), "rows": rows}
         for stage, facts in (("convert", convert), ("tokenize", tokenize))

@@ -56,11 +56,13 @@ class Facts:
     curve: Curve
     cost: Mapping[str, float]
     ranks: int | None
+    by_source: Mapping[str, float] = field(default_factory=dict)
+    """Held-out loss of this version on each source of a mixture."""
 
     @classmethod
     def of_export(cls, config: Config, step: int) -> Facts:
         """Return what is known of a model when training writes it."""
-        tags = {"talaria.base": config.base.origin, "talaria.data.name": config.download.origin}
+        tags = {"talaria.base": config.base.origin, "talaria.data.name": config.data_origin}
         return cls(config, step, step, "kept", None, {}, tags, {}, Curve(), {}, None)
 
 
@@ -70,8 +72,8 @@ def readme(facts: Facts) -> str:
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["talaria", "sft"]}
     if config.base.source == "hub":
         front["base_model"] = config.base.repo
-    if config.download.source == "hub":
-        front["datasets"] = [config.download.repo]
+    if repos := [download.repo for download in config.downloads if download.source == "hub"]:
+        front["datasets"] = list(dict.fromkeys(repos))
     whole = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n{card(facts)}\n## Every setting\n\n```yaml\n{whole}```\n"
 
@@ -87,9 +89,15 @@ def _head(facts: Facts) -> str:
     base, data = facts.tags.get("talaria.base", "?"), facts.tags.get("talaria.data.name", "?")
     at = "" if facts.step == facts.total_steps else f" (kept at step {facts.step} of {facts.total_steps})"
     how = "LoRA adapters, merged" if facts.config.train.lora.rank else "all parameters"
-    return (
-        f"# {facts.config.name}\n\n{base}, fine-tuned ({how}) on {data}{at}. Prompts are ChatML; answers end with `<|im_end|>`."
-    )
+    return f"# {facts.config.name}\n\n{base}, fine-tuned ({how}) on {data}{at}. {_prompts(facts.config.tokenize.template)}"
+
+
+def _prompts(template: str) -> str:
+    """How a prompt has to look, as tokenize.template says."""
+    if template == "chatml":
+        return "Prompts are ChatML; answers end with `<|im_end|>`."
+    whose = "the base tokenizer's own" if template == "own" else f"trained from {template}"
+    return f"Prompts are made by the chat template saved beside the weights, {whose}."
 
 
 def _quality(facts: Facts) -> str:
@@ -97,6 +105,8 @@ def _quality(facts: Facts) -> str:
     if not heldout:
         return f"## Quality\n\n{facts.report.get('note') or 'Not evaluated.'}"
     rows = [("held-out loss (token mean)", _number(base.get("loss")), _number(facts.loss))]
+    before = base.get("by_source", {})
+    rows += [(f"held-out loss, {name}", _number(before.get(name)), _number(loss)) for name, loss in facts.by_source.items()]
     if facts.role == "final":
         count = facts.report.get("prompts", 0)
         rows += [
@@ -113,6 +123,9 @@ def _data(facts: Facts) -> str:
     if revision := facts.tags.get("talaria.data.revision"):
         lines.append(f"- revision `{revision}`")
     lines += [f"- {name}: {_counts(tokens[name])}" for name in ("conversations", "tokens", "supervised_tokens") if name in tokens]
+    for name, counts in (convert.get("sources") or {}).items():
+        rows = f"{counts['train']:,} rows to train ({counts['chosen']:,} chosen), {counts['held_out']:,} held out"
+        lines.append(f"- {name}: {rows}")
     dropped = {**_positive(convert.get("dropped")), **_positive(tokens.get("dropped"))}
     lines.append(f"- dropped: {_counts(dropped) if dropped else 'none'}")
     if tokens.get("truncated"):

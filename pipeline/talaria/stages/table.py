@@ -72,7 +72,7 @@ def inputs_of(stage: Stage, config: Config) -> tuple[str, ...]:
 
 def key_of(stage: Stage, config: Config, input_keys: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
     """Return the key of a stage's output, and the values it is computed from (stored in the manifest)."""
-    settings = {section: getattr(config, section).key_fields() for section in stage.reads}
+    settings = {section: config.key_fields_of(section) for section in stage.reads}
     outside = resolve(stage.fingerprint)(config) if stage.fingerprint else None
     inputs = {name: input_keys[name] for name in inputs_of(stage, config)}
     described = {"settings": settings, "inputs": inputs, "outside": outside}

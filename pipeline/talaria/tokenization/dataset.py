@@ -5,6 +5,7 @@ for the trainer.
       dataset_dict.json
       train/  data-00000-of-00011.arrow ...  state.json  dataset_info.json
       validation/ ...
+      sources.json                  of a mixture
       tokenizer/
       manifest.json
 
@@ -14,6 +15,7 @@ object per token.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,8 +30,11 @@ import pyarrow as pa
 from talaria.common.arrow import to_numpy
 from talaria.common.errors import DataError
 from talaria.common.files import digest, file_digest
+from talaria.data.mixture_layout import MixtureLayout
 
 TRAIN, VALIDATION = "train", "validation"
+SOURCES = "sources.json"
+"""Of a mixture: which rows come from which source (talaria.data.mixture_layout)."""
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -65,8 +70,9 @@ class _Stretch:
 class Tokens:
     """The conversations of one split, by index, memory-mapped."""
 
-    def __init__(self, stretches: Sequence[_Stretch]) -> None:
+    def __init__(self, stretches: Sequence[_Stretch], layout: MixtureLayout | None = None) -> None:
         self._stretches = stretches
+        self.layout = layout
         counts = [len(stretch.rows) for stretch in stretches]
         self._stretch = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         self._start = _join([stretch.offsets[:-1] for stretch in stretches], np.int32)
@@ -77,6 +83,20 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def subset(self, indices: npt.NDArray[np.int64]) -> Tokens:
+        """The conversations of `indices` alone, in that order, of the same shards."""
+        part = copy.copy(self)
+        part._stretch, part._start = self._stretch[indices], self._start[indices]
+        part.lengths, part.rows = self.lengths[indices], self.rows[indices]
+        part.supervised, part.targets = self.supervised[indices], self.targets[indices]
+        part.layout = None
+        return part
+
+    @cached_property
+    def by_source(self) -> dict[str, Tokens]:
+        """The conversations of each source of a mixture; empty for data of a single one."""
+        return {name: self.subset(places) for name, places in self.layout.by_source(self.rows)} if self.layout else {}
 
     @cached_property
     def supervised(self) -> Int32:
@@ -116,19 +136,23 @@ def open_tokens(folder: str | Path) -> dict[str, Tokens | None]:
     Raises DataError where the folder is not one.
     """
     folder = Path(folder)
+    layout = None
+    if (folder / SOURCES).is_file():
+        layout = MixtureLayout.of_json(json.loads((folder / SOURCES).read_text(encoding="utf-8")))
     if (folder / "dataset_dict.json").is_file():
-        held_out = open_split(folder / VALIDATION)
-        return {TRAIN: open_split(folder / TRAIN), VALIDATION: held_out if len(held_out) else None}
-    return {TRAIN: open_split(folder), VALIDATION: None}
+        held_out = open_split(folder / VALIDATION, layout)
+        return {TRAIN: open_split(folder / TRAIN, layout), VALIDATION: held_out if len(held_out) else None}
+    return {TRAIN: open_split(folder, layout), VALIDATION: None}
 
 
-def open_split(folder: Path) -> Tokens:
+def open_split(folder: Path, layout: MixtureLayout | None = None) -> Tokens:
     """Memory-map the shards that state.json names."""
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{folder}: not a tokens folder (no state.json); make one with `talaria tokenize`.") from None
-    return Tokens([stretch for entry in state["_data_files"] for stretch in _map(folder / entry["filename"])])
+    stretches = [stretch for entry in state["_data_files"] for stretch in _map(folder / entry["filename"])]
+    return Tokens(stretches, layout)
 
 
 def _map(path: Path) -> list[_Stretch]:

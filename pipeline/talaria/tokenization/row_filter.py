@@ -85,8 +85,11 @@ class Selector:
     Holds no state, so that threads can share it.
     """
 
-    def __init__(self, parquet: Path, folder: Path, config: Tokenize) -> None:
+    def __init__(self, parquet: Path, folder: Path, config: Tokenize, held_out_rows: int | None = None) -> None:
+        """`held_out_rows`: of a mixture, whose first rows these are."""
         self.config = config
+        self.held_out_rows = held_out_rows
+        self.splits = [TRAIN, VALIDATION] if config.validation_fraction or held_out_rows else [TRAIN]
         self.encoder = row_encoder(parquet, folder, config)
 
     def sample(self, unsampled: Iterator[tuple[RowRange, MessageRows]]) -> Any:
@@ -104,10 +107,13 @@ class Selector:
             + ignored_fields(rows.messages, encoded.messages, self.encoder.source)
             + encoded.counts
         )
-        held_out = held_out_rows(encoded.messages, self.config.validation_fraction)
         batch, keep = self._fit(encoded, counts)
-        if not self.config.validation_fraction:
+        if len(self.splits) == 1:
             return Kept(chunk.shard, len(batch), {TRAIN: batch.select(keep)}, counts)
+        if self.held_out_rows is None:
+            held_out = held_out_rows(encoded.messages, self.config.validation_fraction)
+        else:
+            held_out = np.arange(chunk.start, chunk.stop) < self.held_out_rows
         splits = {TRAIN: batch.select(keep & ~held_out), VALIDATION: batch.select(keep & held_out)}
         return Kept(chunk.shard, len(batch), splits, counts)
 

@@ -21,9 +21,10 @@ from talaria.common.files import link_or_copy
 from talaria.common.threads import ordered
 from talaria.config.schema import Config, Tokenize
 from talaria.data.messages_parquet import open_parquet
+from talaria.data.mixture_layout import MixtureLayout
 from talaria.tokenization import reasons
 from talaria.tokenization.arrow_writer import Shard, ShardWriter, shard_name, write_empty, write_index
-from talaria.tokenization.dataset import TRAIN, VALIDATION
+from talaria.tokenization.dataset import SOURCES, TRAIN
 from talaria.tokenization.parquet_chunks import chunks_of, read
 from talaria.tokenization.row_filter import Selector
 from talaria.tokenization.tokenizer_folder import CHATML, OWN, find, save
@@ -84,10 +85,10 @@ def tokenize_range(
     part_dir.mkdir(parents=True, exist_ok=True)
     file = open_parquet(parquet)
     rows = file.metadata.num_rows
-    selector = Selector(parquet, tokenizer, config)
+    layout = layout_of(parquet, config)
+    selector = Selector(parquet, tokenizer, config, layout.held_out if layout else None)
     chunks = chunks_of(rows, config.shard_rows, part, parts)
     to_do, done = sum(chunk.stop - chunk.start for chunk in chunks), 0
-    splits = (TRAIN, VALIDATION) if config.validation_fraction else (TRAIN,)
     counts: Counter[str] = Counter()
     written: list[Shard] = []
     writers: list[ShardWriter] = []
@@ -98,7 +99,7 @@ def tokenize_range(
         for kept in ordered(selector, zip(sampled, read(file, chunks), strict=True), workers):
             if not writers or writers[0].number != kept.shard:
                 written += close(writers)
-                writers = [ShardWriter(part_dir, split, kept.shard) for split in splits]
+                writers = [ShardWriter(part_dir, split, kept.shard) for split in selector.splits]
             for writer in writers:
                 writer.write(kept.splits[writer.split])
             counts += kept.counts
@@ -110,6 +111,8 @@ def tokenize_range(
     facts = {
         "rows": to_do,
         "counts": dict(counts),
+        "splits": selector.splits,
+        "mixture": layout.as_json() if layout else None,
         "encoding": selector.encoder.facts,
         "chat_template": selector.encoder.source,
         "shards": [shard.as_json() for shard in written],
@@ -130,7 +133,8 @@ def merge(part_dirs: Sequence[Path], tokenizer: Path, out_dir: Path, config: Tok
     parts = [json.loads((part / PART).read_text(encoding="utf-8")) | {"folder": part} for part in part_dirs]
     found = [(Shard(**shard), part["folder"]) for part in parts for shard in part["shards"]]
     found.sort(key=lambda pair: pair[0].number)
-    splits = {TRAIN: out_dir / TRAIN, VALIDATION: out_dir / VALIDATION} if config.validation_fraction else {TRAIN: out_dir}
+    several = len(parts[0]["splits"]) > 1
+    splits = {split: out_dir / split if several else out_dir for split in parts[0]["splits"]}
     by_split = {split: [(shard, folder) for shard, folder in found if shard.split == split] for split in splits}
     facts = summary(parts, {split: [shard for shard, _ in pairs] for split, pairs in by_split.items()})
     if not by_split[TRAIN]:
@@ -142,10 +146,22 @@ def merge(part_dirs: Sequence[Path], tokenizer: Path, out_dir: Path, config: Tok
         if not by_split[split]:
             write_empty(folder / shard_name(0, 1))
         write_index(folder, [shard for shard, _ in by_split[split]])
-    if config.validation_fraction:
+    if several:
         (out_dir / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}), encoding="utf-8")
+    if parts[0]["mixture"]:
+        (out_dir / SOURCES).write_text(json.dumps(parts[0]["mixture"]), encoding="utf-8")
     save(tokenizer, out_dir / "tokenizer", parts[0]["chat_template"])
     return facts
+
+
+def layout_of(parquet: Path, config: Tokenize) -> MixtureLayout | None:
+    """Return a mixture's layout. Raises DataError where the settings hold rows out of it a second time."""
+    layout = MixtureLayout.of_parquet(parquet)
+    if layout and config.validation_fraction:
+        raise DataError(
+            f"{parquet}: a mixture says itself what is held out; set sources.NAME.held_out, not tokenize.validation_fraction."
+        )
+    return layout
 
 
 def summary(parts: Sequence[Facts], by_split: Mapping[str, Sequence[Shard]]) -> Facts:

@@ -49,8 +49,8 @@ def run_tags(config: Config, known: Manifests, context: Mapping[str, str] | None
     values = {
         "talaria.config": config.name,
         "talaria.train_key": train_key(config, known),
-        "talaria.data.source": config.download.source,
-        "talaria.data.name": config.download.origin,
+        "talaria.data.source": "mixture" if config.sources else config.download.source,
+        "talaria.data.name": config.data_origin,
         "talaria.data.revision": _data_revision(config, known),
         "talaria.data.digest": data_digest(known),
         "talaria.base": config.base.origin,
@@ -75,14 +75,14 @@ def dataset_inputs(config: Config, known: Manifests, tokens: str | Path) -> list
     heldout = heldout_digest(tokens)
     inputs = []
     if training:
-        inputs.append(_dataset(config, known, config.download.origin, training, "training"))
+        inputs.append(_dataset(config, known, config.data_origin, training, "training"))
     if heldout:
         inputs.append(_dataset(config, known, heldout_name(config), heldout, "heldout"))
     return inputs
 
 
 def heldout_name(config: Config) -> str:
-    return f"{scrub(config.download.origin)} (held out)"
+    return f"{scrub(config.data_origin)} (held out)"
 
 
 def short_digest(value: str) -> str:
@@ -110,6 +110,8 @@ def _source(config: Config, known: Manifests) -> Any:
     from mlflow.data.dataset_source_registry import resolve_dataset_source
     from mlflow.data.huggingface_dataset_source import HuggingFaceDatasetSource
 
+    if config.sources:
+        return CodeDatasetSource({name: scrub(source.download.origin) for name, source in config.sources.items()})
     download = config.download
     if download.source == "hub":
         return HuggingFaceDatasetSource(path=download.repo, revision=_data_revision(config, known), data_files=download.files)
@@ -119,6 +121,10 @@ def _source(config: Config, known: Manifests) -> Any:
 
 
 def _data_revision(config: Config, known: Manifests) -> str | None:
+    if config.sources:
+        outside = known.get("download", {}).get("outside") or {}
+        pins = {name: outside.get(name) or {} for name in config.sources}
+        return ", ".join(f"{name} {pin['commit']}" for name, pin in pins.items() if "commit" in pin) or None
     return (_commit(known, "download") or config.download.revision) if config.download.source == "hub" else None
 
 

@@ -20,7 +20,7 @@ from talaria.common.files import digest, read_object, write_atomically
 from talaria.common.redact import scrub
 from talaria.config.schema import Config
 from talaria.runs.columns import Journal
-from talaria.runs.folder import EVALS, METRICS, MLFLOW, SYSTEM, RunFolder
+from talaria.runs.folder import EVALS, METRICS, MLFLOW, OF_SOURCE, SYSTEM, RunFolder
 from talaria.store.manifest import manifests, store_of
 from talaria.tracking import lineage
 from talaria.tracking.mlflow_client import ARTIFACTS, connect, experiment_id, plain_errors, public_uri, run_url
@@ -40,11 +40,14 @@ class _Source:
     marker: str
     """The metric that every line has: its last step says how far the run has come."""
     renamed: Mapping[str, str] | None = None
-    """Field -> metric, and only these; None: every number under its own name."""
+    """Field -> metric, and only these and the losses by source; None: every number under its own name."""
 
     def metrics(self, journal: Journal) -> dict[str, str]:
         named = {name: name for name in journal.names() if name not in ("step", "time")}
-        return named if self.renamed is None else {name: self.renamed[name] for name in named if name in self.renamed}
+        if self.renamed is None:
+            return named
+        by_source = {name: f"heldout_{name}" for name in named if name.startswith(OF_SOURCE)}
+        return {name: self.renamed[name] for name in named if name in self.renamed} | by_source
 
 
 SOURCES = (

@@ -199,7 +199,10 @@ def _held_out(tokens: Tokens | None, train: Train, ranks: int, quadratic: float)
     if tokens is None:
         for name, wanted in (("keep_best", train.keep_best), ("patience", train.patience), ("eval_every", train.eval_every)):
             if wanted:
-                raise ConfigError(f"train.{name} needs held-out conversations: set tokenize.validation_fraction above 0.")
+                raise ConfigError(
+                    f"train.{name} needs held-out conversations: "
+                    "set tokenize.validation_fraction (or sources.NAME.held_out) above 0."
+                )
         return None
     # Without gradients there is room for a held-out conversation longer than those that are trained.
     limit = max(train.max_tokens_per_device, int(tokens.lengths.max()))

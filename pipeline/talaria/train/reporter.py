@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from talaria.runs.folder import RunFolder
+from talaria.runs.folder import OF_SOURCE, RunFolder
 from talaria.train.batching.dataloader import Prepared
 from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.telemetry import flops as metrics
@@ -15,6 +15,7 @@ from talaria.train.telemetry.console import show_progress
 from talaria.train.telemetry.loss_spikes import SpikeDetector
 from talaria.train.telemetry.mirrors import Mirrors
 from talaria.train.train_step import StepResult
+from talaria.train.validation import HeldOutLoss
 
 _STATUS_SECONDS = 5.0
 
@@ -61,12 +62,14 @@ class Reporter:
             self._status_at = time.monotonic()
             self.status("running", step=plan.index + 1)
 
-    def evaluation(self, step: int, epoch: float, loss: float, targets: int, seconds: float) -> None:
+    def evaluation(self, step: int, epoch: float, found: HeldOutLoss, targets: int, seconds: float) -> None:
         if self.group.is_main:
-            record = {"step": step, "epoch": epoch, "loss": loss, "supervised_tokens": targets}
+            record = {"step": step, "epoch": epoch, "loss": found.loss, "supervised_tokens": targets}
+            record |= {f"{OF_SOURCE}{name}": loss for name, loss in found.by_source.items()}
             self.mirrors.log(record, "held_out")
             self.folder.evaluation({**record, "seconds": round(seconds, 4), "time": time.time()})
-            self.note(f"held-out loss {loss:.4f} at step {step}")
+            parts = ", ".join(f"{name} {loss:.4f}" for name, loss in found.by_source.items())
+            self.note(f"held-out loss {found.loss:.4f} at step {step}" + (f" ({parts})" if parts else ""))
 
     def event(self, kind: str, message: str, step: int, **more: Any) -> None:
         if self.group.is_main:

@@ -156,11 +156,12 @@ class Trainer:
 
     def _evaluate(self, held_out: Validation) -> bool:
         start, step, former = time.perf_counter(), self.state.step, self.state
-        loss = held_out.loss(self.components.model, self.group, self._stopping, self.alive)
-        if loss is None:
+        found = held_out.loss(self.components.model, self.group, self._stopping, self.alive)
+        if found is None:
             return False
+        loss = found.loss
         seen = min(step * self.train.global_batch, self.components.plan.stream) / len(self.components.tokens)
-        self.report.evaluation(step, seen, loss, held_out.targets, time.perf_counter() - start)
+        self.report.evaluation(step, seen, found, held_out.targets, time.perf_counter() - start)
         if former.best_loss is not None and loss >= former.best_loss:
             self.state = replace(former, evaluated=step, without_gain=former.without_gain + 1)
             return True

@@ -13,25 +13,56 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from talaria.common.errors import UserError
-from talaria.config.schema import Config
+from talaria.common.errors import DataError, UserError
+from talaria.config.schema import Config, Download
 from talaria.data.conversation.content import ASSISTANT, SWITCHES
 from talaria.data.conversation.drop_reasons import REASONS
 from talaria.data.convert_rows import write_messages
 from talaria.data.messages_parquet import MESSAGES
-from talaria.data.source_files import search
+from talaria.data.mixture import folders_of
+from talaria.data.source_files import SourceFiles, search
 from talaria.data.source_sample import sample_files
 
 Facts = dict[str, Any]
 
 
-def check(source: Path, config: Config, tokenizer: str | None = None) -> Facts:
-    """Look at the first rows of each file of `source`, a file or a folder.
+def check(source: Path | None, config: Config, tokenizer: str | None = None) -> Facts:
+    """Look at the first rows of each file of `source`, a file or a folder; None: at what the configuration names here.
 
-    Returns counts of the sample by name, one conversation, and `stops`: the sentence that would end a run, or None. Raises
-    UserError where not even a sample can be read.
+    Returns counts of the sample by name, one conversation, and `stops`: the sentence that would end a run, or None; of several
+    sources these under `sources`. Raises UserError where not even a sample can be read.
     """
-    found = search(source)
+    if not config.sources:
+        return look(search(source) if source else _named(config.download, "download"), config, tokenizer)
+    if source:
+        folders = folders_of(source, config.sources)
+        files = {name: search(folder, all_splits=True) for name, folder in folders.items()}
+    else:
+        files = {name: _named(one.download, f"sources.{name}.download") for name, one in config.sources.items()}
+    found: Facts = {"sources": {}, "stops": None}
+    for name, one in config.sources.items():
+        alone = config.model_copy(update={"sources": {}, "download": one.download, "convert": one.convert})
+        try:
+            facts = look(files[name], alone, tokenizer)
+        except UserError as error:
+            raise type(error)(f"sources.{name}: {error}") from None
+        found["sources"][name] = facts
+        found["stops"] = found["stops"] or (facts["stops"] and f"sources.{name}: {facts['stops']}")
+    return found
+
+
+def _named(download: Download, setting: str) -> SourceFiles:
+    """The files that the settings name, where they are on this machine. Raises DataError where they have to be fetched first."""
+    if download.source != "local" or download.path is None:
+        raise DataError(
+            f"{setting}: {download.origin} is not on this machine; fetch it with `talaria download CONFIG --output raw`, "
+            "then `talaria check raw CONFIG`."
+        )
+    return search(download.path.expanduser(), download.files)
+
+
+def look(found: SourceFiles, config: Config, tokenizer: str | None) -> Facts:
+    """Look at the files of one source."""
     with TemporaryDirectory(prefix="talaria-check-") as folder:
         work = Path(folder)
         samples = sample_files(found.files, work)
@@ -98,6 +129,11 @@ def _tokens(parquet: Path, tokenizer: str, folder: Path, config: Config, stops: 
 
 def lines(facts: Facts) -> Iterator[str]:
     """The facts as lines for a person."""
+    if "sources" in facts:
+        for name, one in facts["sources"].items():
+            yield f"source {name}:"
+            yield from lines(one)
+        return
     yield f"looked at {facts['rows']:,} rows of {facts['looked_at']:,} of {facts['files']:,} files"
     for title in ("left_out", "shapes", "mapped", "not_carried", "messages", "answers"):
         if facts.get(title):

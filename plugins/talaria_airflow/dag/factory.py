@@ -128,7 +128,10 @@ def _data(config: Any) -> dict[str, Any]:
     """Wire the stages that need no accelerator. Returns stage -> its task's output."""
     with TaskGroup("data"):
         download = _stage("download", config, {})
-        convert = _stage("convert", config, {"download": download}, outlets=[MESSAGES])
+        convert = _stage(
+            "convert", config, {"download": download}, outlets=[MESSAGES], trigger_rule="none_failed_min_one_success"
+        )
+        _convert_parts(config, {"download": download}) >> convert
         base = _stage("base", config, {"convert": convert})
 
         @task
@@ -149,6 +152,29 @@ def _data(config: Any) -> dict[str, Any]:
         ranges >> (tokens := tokenize(config, texts))
         report = _stage("report", config, {"download": download, "convert": convert, "tokenize": tokens})
     return {"download": download, "convert": convert, "base": base, "tokenize": tokens, "report": report}
+
+
+def _convert_parts(config: Any, raw: Mapping[str, Any]) -> Any:
+    """Wire what convert.shards adds before the stage `convert`, which joins the parts. Returns the last of its tasks."""
+
+    @task
+    def convert_parts(config: Any, upstream: Any) -> Any:
+        """Parts to convert side by side (convert.shards); none where one process does it all."""
+        return dag_tasks.parts_to_convert(config, upstream)
+
+    @task
+    def find_columns(part: Any, config: Any, upstream: Any) -> None:
+        dag_tasks.find_columns(config, upstream, part)
+
+    @task
+    def convert_part(part: Any, config: Any, upstream: Any) -> None:
+        dag_tasks.convert_part(config, upstream, part)
+
+    parts = convert_parts(config, raw)
+    columns = find_columns.partial(config=config, upstream=raw).expand(part=parts)
+    converted = convert_part.partial(config=config, upstream=raw).expand(part=parts)
+    columns >> converted
+    return converted
 
 
 def _registry(config: Any, made: Mapping[str, Any], gpu: Mapping[str, Any], channels: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from talaria.config.folder import config_file
 from talaria.config.schema import Config
 from talaria.stages.table import planned_keys
 from talaria.store.store import Output, Store
-from talaria.workflow import tokenize_parts
+from talaria.workflow import convert_parts, tokenize_parts
 
 from talaria_airflow.listeners.run_notes import NOTE
 from talaria_airflow.operators.approval import ANSWER_DAYS, REJECT
@@ -96,6 +96,19 @@ def _reason_to_skip(config: Config) -> str | None:
         f"The trainings of {config.registered_name} in the last {BUDGET_DAYS} days cost {spent.cost:.2f}, "
         f"and schedule.monthly_budget is {budget:.2f}. A run that somebody triggers is not held back."
     )
+
+
+def parts_to_convert(config: Json, upstream: Json) -> list[int]:
+    """Files and ranges of bytes to convert, each two mapped tasks."""
+    return convert_parts.parts_to_do(parse(config), store(), outputs(upstream), force=forced())
+
+
+def find_columns(config: Json, upstream: Json, part: int) -> None:
+    convert_parts.find_columns(parse(config), store(), outputs(upstream), part)
+
+
+def convert_part(config: Json, upstream: Json, part: int) -> None:
+    convert_parts.convert_part(parse(config), store(), outputs(upstream), part)
 
 
 def parts_to_do(config: Json, upstream: Json) -> list[int]:

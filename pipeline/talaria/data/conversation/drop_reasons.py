@@ -27,6 +27,12 @@ REASONS = {
     EMPTY_ANSWER: "an assistant message is blank (convert.drop_empty_answers)",
 }
 """Why a row is dropped -> what that means."""
+NOT_CHOSEN, IN_HELD_OUT = "not_chosen", "in_held_out"
+OF_MIXTURES = {
+    NOT_CHOSEN: "left out by sources.NAME.max_rows, or by repeat below 1",
+    IN_HELD_OUT: "says the same as a held-out row of a source",
+}
+"""Why a sound row of a source is left out of a mixture."""
 ALWAYS_FATAL = {INVALID}
 FATAL = ALWAYS_FATAL | REASONS.keys() - {DUPLICATE, EMPTY_ANSWER}
 """What stops a run under `convert.on_bad_row: error`."""

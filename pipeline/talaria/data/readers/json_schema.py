@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from talaria.common.threads import ordered
 from talaria.data.conversation.row_shape import RowShape
@@ -54,8 +54,8 @@ def quick_schema(files: Iterable[SourceFile]) -> pa.Schema | None:
     return pa.schema(list(types.items()))
 
 
-_LONG_NUMBER = re.compile(rb"\d{19}")
-"""Perhaps a whole number beyond 64 bits, which Arrow's reader takes for a float: two ids become one."""
+_BEYOND_INT64 = 2.0**63
+"""Perhaps a whole number of more than 64 bits, which Arrow's reader takes for a float: two ids become one."""
 
 
 def infer_chunk(chunk: bytes, shape: RowShape | None) -> dict[str, pa.DataType]:
@@ -64,10 +64,11 @@ def infer_chunk(chunk: bytes, shape: RowShape | None) -> dict[str, pa.DataType]:
     Row by row, rows that `shape` makes no conversation of do not count: they are not written either.
     """
     try:
-        schema = read_block(chunk, None).schema
+        table = read_block(chunk, None)
     except REFUSED:
         return _infer_rows(chunk, shape)
-    long_number = any(_has_float(column.type) for column in schema) and _LONG_NUMBER.search(chunk)
+    schema = table.schema
+    long_number = any(_has_huge_float(part) for column in table.columns for part in column.chunks)
     odd_turns = shape and not all(_is_turns(column.type) for column in schema if column.name in shape.lists)
     if long_number or odd_turns:
         return _infer_rows(chunk, shape)
@@ -91,24 +92,37 @@ def _is_turns(kind: pa.DataType) -> bool:
 
 def infer_files(files: Sequence[SourceFile], threads: int, shape: RowShape | None) -> dict[str, pa.DataType]:
     """Return the columns of all rows of all files in order of appearance, reading them once; JSON where types do not agree."""
+    return settled(found_columns(files, threads, shape))
+
+
+def found_columns(files: Sequence[SourceFile], threads: int, shape: RowShape | None) -> dict[str, pa.DataType]:
+    """Return the columns as they are found; those of several parts are joined before they are settled."""
     columns: dict[str, pa.DataType] = {}
     for file in files:
         with file.open() as stream:
-            chunks = read_chunks(stream, JsonLayout.of(stream, file.name), exact=True)
+            chunks = read_chunks(stream, JsonLayout.of(stream, file.name, ends_inside=file.ends_inside), exact=True)
             for found in ordered(partial(infer_chunk, shape=shape), chunks, threads):
                 column_types.join_columns(columns, found.items())
+    return columns
+
+
+def settled(columns: Mapping[str, pa.DataType]) -> dict[str, pa.DataType]:
+    """Return the columns as they are written: with declared types where those fit."""
     return {
         name: column_types.storable(kind if kind == column_types.JSON else _settle(kind, DECLARED.get(name)))
         for name, kind in columns.items()
     }
 
 
-def _has_float(kind: pa.DataType) -> bool:
-    if pa.types.is_list(kind):
-        return _has_float(kind.value_type)
-    if pa.types.is_struct(kind):
-        return any(_has_float(inner.type) for inner in kind)
-    return bool(pa.types.is_floating(kind))
+def _has_huge_float(values: pa.Array) -> bool:
+    if pa.types.is_list(values.type):
+        return _has_huge_float(values.flatten())
+    if pa.types.is_struct(values.type):
+        return any(_has_huge_float(pc.struct_field(values, number)) for number in range(values.type.num_fields))
+    if not pa.types.is_floating(values.type):
+        return False
+    largest = pc.max(pc.abs(values)).as_py()
+    return largest is not None and largest >= _BEYOND_INT64
 
 
 def _settle(kind: pa.DataType, declared: pa.DataType | None) -> pa.DataType:

@@ -34,17 +34,20 @@ class JsonLayout:
     """What stands between two rows of a pretty-printed array: line break, closing brace, comma, line break."""
     key: re.Pattern[bytes] | None = None
     """A column's name in a pretty-printed array."""
+    ends_inside: bool = False
+    """Whether the last byte begins a row that is another stretch's."""
 
     @classmethod
-    def of(cls, stream: BinaryIO, name: str, size: int = CHUNK) -> JsonLayout:
+    def of(cls, stream: BinaryIO, name: str, size: int | None = None, *, ends_inside: bool = False) -> JsonLayout:
         """Read the first bytes. Raises DataError where they begin no array and no object; a file without any has no rows."""
+        size = size or CHUNK
         head = stream.read(size).removeprefix(_BOM).lstrip()
         if head and not head.startswith((b"[", b"{")):
             found = head[:20].decode("utf-8", "replace")
             raise DataError(f"{name}: begins with {found!r}; expected a JSON array of rows, or one row (an object) a line.")
         pretty = _PRETTY.match(head)
         if not pretty:
-            return cls(name, size, head, head.startswith(b"["))
+            return cls(name, size, head, head.startswith(b"["), ends_inside=ends_inside)
         newline, indent, key_indent = pretty.groups()
         separator = newline + indent + b"}," + newline
         return cls(name, size, head, True, separator, re.compile(rb"\n" + key_indent + rb'"([^"\\]*)":'))
@@ -116,7 +119,7 @@ def _lines(stream: BinaryIO, layout: JsonLayout) -> Iterator[bytes]:
             yield rest[:cut]
             rest = rest[cut:]
         block = stream.read(layout.size)
-    if rest.strip():
+    if rest.strip() and not layout.ends_inside:
         yield rest + b"\n"
 
 

@@ -72,7 +72,9 @@ class JsonReader:
     def chunks(self) -> Iterator[tuple[str, bytes]]:
         for file in self.files:
             with file.open() as stream:
-                for chunk in read_chunks(stream, JsonLayout.of(stream, file.name), exact=self.exact):
+                for chunk in read_chunks(
+                    stream, JsonLayout.of(stream, file.name, ends_inside=file.ends_inside), exact=self.exact
+                ):
                     yield file.name, chunk
 
     def table(self, raw: bytes) -> pa.Table:

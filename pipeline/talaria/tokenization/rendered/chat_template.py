@@ -164,18 +164,17 @@ def without_marks(marked: str) -> Rendered:
     text: list[str] = []
     regions: list[Region] = []
     generated: list[tuple[int, int]] = []
-    place = at = start = opened = message = 0
+    at = start = opened = message = 0
     running: str | None = None  # the loop over messages
 
     def close() -> None:
         if running is not None and at > start:
             regions.append(Region(message, start, at))
 
-    for found in _MARKS.finditer(marked):
-        text.append(marked[place : found.start()])
-        at += found.start() - place
-        place = found.end()
-        begun, number, ended, block = found.groups()
+    split = iter(_MARKS.split(marked))  # text, then the four groups of a mark and the text behind it, and so on
+    text.append(next(split))
+    at = len(text[0])
+    for begun, number, ended, block, behind in zip(*[split] * 5, strict=True):
         if block == OPEN:
             opened = at
         elif block == CLOSE:
@@ -186,5 +185,6 @@ def without_marks(marked: str) -> Rendered:
         elif ended is not None and ended == running:
             close()
             running = None
-    text.append(marked[place:])
+        text.append(behind)
+        at += len(behind)
     return Rendered("".join(text), tuple(regions), tuple(generated))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
 TEXT = -1
 
 
-class Piece(NamedTuple):
-    """Text that is encoded by itself, or a control token."""
+class Pieces(NamedTuple):
+    """A conversation in pieces, in order: text that is encoded by itself, or a control token."""
 
-    text: str
-    control: int
-    """Its id, TEXT for text."""
-    supervised: bool
+    texts: list[str]
+    controls: list[int]
+    """The id of each that is a control token, TEXT for text."""
+    supervised: list[bool]
 
 
 class Marked(NamedTuple):
@@ -45,30 +46,36 @@ class Marked(NamedTuple):
     spans: list[LossSpan]
 
 
-def pieces_of(marked: Marked, controls: re.Pattern[str], ids: dict[str, int]) -> list[Piece]:
-    """The pieces of a conversation, in order."""
-    pieces: list[Piece] = []
+def pieces_of(marked: Marked, controls: re.Pattern[str], ids: dict[str, int]) -> Pieces:
+    """The pieces of a conversation."""
+    pieces = Pieces([], [], [])
     place = 0
     for _, start, stop in [*marked.spans, LossSpan(0, len(marked.text), len(marked.text))]:
         for part, supervised in ((marked.text[place:start], False), (marked.text[start:stop], True)):
-            for at, piece in enumerate(controls.split(part)):
-                if piece:
-                    pieces.append(Piece(piece.replace(BREAK, ""), ids[piece] if at % 2 else TEXT, supervised))
+            split = controls.split(part)
+            found = [(piece, ids[piece] if at % 2 else TEXT) for at, piece in enumerate(split) if piece]
+            pieces.texts.extend([piece for piece, _ in found])
+            pieces.controls.extend([control for _, control in found])
+            pieces.supervised.extend([supervised] * len(found))
         place = stop
+    if BREAK in marked.text:
+        pieces.texts[:] = [text.replace(BREAK, "") for text in pieces.texts]
     return pieces
 
 
-def encode_pieces(conversations: Sequence[Sequence[Piece]], rows: Sequence[int], encode: Encode) -> TokenBatch:
+def encode_pieces(conversations: Sequence[Pieces], rows: Sequence[int], encode: Encode) -> TokenBatch:
     """Ids and masks of these conversations; `rows` are theirs in the parquet."""
-    pieces = [piece for conversation in conversations for piece in conversation]
-    ids, offsets = encode([piece.text for piece in pieces if piece.control == TEXT])
-    control = np.array([piece.control for piece in pieces], np.int32)
-    lengths = np.ones(len(pieces), np.int64)
+    texts = chain.from_iterable(conversation.texts for conversation in conversations)
+    controls = list(chain.from_iterable(conversation.controls for conversation in conversations))
+    ids, offsets = encode([text for text, control in zip(texts, controls, strict=True) if control == TEXT])
+    control = np.array(controls, np.int32)
+    lengths = np.ones(len(controls), np.int64)
     lengths[control == TEXT] = np.diff(offsets)
     out = np.repeat(control, lengths)
     out[out == TEXT] = ids
-    mask = np.repeat(np.array([piece.supervised for piece in pieces], np.bool_), lengths)
-    ends = starts(lengths)[starts(np.array([len(conversation) for conversation in conversations], np.int64))]
+    supervised = list(chain.from_iterable(conversation.supervised for conversation in conversations))
+    mask = np.repeat(np.array(supervised, np.bool_), lengths)
+    ends = starts(lengths)[starts(np.array([len(conversation.texts) for conversation in conversations], np.int64))]
     return TokenBatch(out, mask, ends, np.array(rows, np.int64), sums(mask, ends))
 
 

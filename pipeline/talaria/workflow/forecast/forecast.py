@@ -110,10 +110,13 @@ def _state(store: Store, stage: str, key: str) -> str:
 def _require_settings_that_fit(config: Config) -> None:
     """Raise what the trainer would raise after the data has been made."""
     train = config.train
-    if not config.tokenize.validation_fraction:
+    if not config.holds_out:
         for name, wanted in (("keep_best", train.keep_best), ("patience", train.patience), ("eval_every", train.eval_every)):
             if wanted:
-                raise DataError(f"train.{name} needs held-out conversations: set tokenize.validation_fraction above 0.")
+                raise DataError(
+                    f"train.{name} needs held-out conversations: "
+                    "set tokenize.validation_fraction (or sources.NAME.held_out) above 0."
+                )
 
 
 def _mlflow(config: Config, store: Store, uri: str) -> Facts:

@@ -55,9 +55,9 @@ def _data(config: Config, store: Store, keys: Mapping[str, str]) -> Facts:
     for stage, _, manifest in store.outputs():
         if stage == "tokenize" and manifest.get("inputs", {}).get("convert") == keys.get("convert", ""):
             return _counted(manifest["facts"], "of the same conversations, tokenised with other settings")
-    rows = config.download.rows if config.download.source == "sample" else None
+    rows = config.download.rows if config.download.source == "sample" and not config.sources else None
     if made := store.here("convert", keys["convert"]) if "convert" in keys else None:
-        rows = made.facts.get("rows")
+        rows = sum(one["train"] for one in made.facts["sources"].values()) if config.sources else made.facts.get("rows")
     if rows is not None:
         return {
             "conversations": min(rows, config.convert.rows or rows),
