@@ -2,7 +2,8 @@
 
     python benchmarks/scaling.py --tokens-per-second 22160 [--json FILE]
 
-Two GPUs were measured (benchmarks/train.py --gpus 2, docs/performance.md); nothing here was measured on more. What goes in:
+Two and four GPUs were measured, and docs/performance.md has them beside this: at 32 conversations a GPU it is twelve points too
+optimistic. What goes in:
 
 - compute: a micro-batch takes FLOPs / (MFU x peak), the FLOPs of docs/training.md (6 x matmul parameters x tokens + causal
   attention inside conversations), the MFU from the one-GPU speed given on the command line;

@@ -133,6 +133,17 @@ def test_told_to_stop_the_ranks_save_and_the_next_start_goes_on_from_there(launc
 
 
 @quick
+@pytest.mark.parametrize("left", [0, 20])
+def test_a_torn_status_is_no_obstacle(launches, left: int) -> None:
+    with pytest.raises(Preempted):
+        launches.start(stop=(stop := Stop()), on_line=lambda line: "step 2" in line and stop.request(), steps=1000)
+    saved = launches.status()["step"]
+    os.truncate(launches.output / "status.json", left)
+    assert launches.start(steps=saved + 1)["steps"] == saved + 1
+    assert f"rank 0 of 1 from step {saved}" in launches.lines
+
+
+@quick
 def test_deaf_ranks_are_gone_when_the_grace_period_is_over(launches) -> None:
     stop = Stop()
     with pytest.raises(Preempted):

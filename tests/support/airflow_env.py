@@ -25,7 +25,7 @@ def _isolate() -> Path:
     home = Path(tempfile.mkdtemp(prefix="talaria-airflow-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     for name in list(os.environ):
-        if name.startswith(("AIRFLOW_", "TALARIA_", "MLFLOW_")) and name != "TALARIA_TEST_DATA":
+        if name.startswith(("AIRFLOW_", "TALARIA_", "MLFLOW_")) and not name.startswith("TALARIA_TEST_"):
             del os.environ[name]
     os.environ |= {
         "AIRFLOW_HOME": str(home),

@@ -161,7 +161,7 @@ class Tokenize(Section):
 class Lora(Section):
     rank: int = Field(0, ge=0, le=100_000, description="0: full-parameter training.")
     alpha: float = Field(32.0, gt=0, description="The adapter's output is scaled by alpha / rank.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter; the same on any number of ranks.")
     targets: str | list[str] = Field(
         "all-linear",
         description="Modules that get an adapter, as peft names them: all-linear, the ends of their names ([q_proj, v_proj]), or "

@@ -8,14 +8,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from talaria.train.batching.dataloader import Prepared
 from talaria.train.distributed import replicas
 from talaria.train.distributed.gradients import Gradients
 from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.distributed.replicas import ReplicasDiffer
-from talaria.train.model.causal_lm import sum_loss
+from talaria.train.model.causal_lm import CausalLM, sum_loss
 from talaria.train.optim.adamw import AdamW
 from talaria.train.optim.lr_schedule import LRSchedule
 from talaria.train.telemetry.flops import row_checksum
@@ -46,7 +46,7 @@ class StepResult:
 class TrainStep:
     def __init__(
         self,
-        model: nn.Module,
+        model: CausalLM,
         optimizer: AdamW,
         gradients: Gradients,
         schedule: LRSchedule,
@@ -69,7 +69,8 @@ class TrainStep:
         """Raises, on every rank and with the parameters untouched, NotFinite if loss or gradient norm is no finite number, and
         ReplicasDiffer if ranks that should hold the same weights do not."""
         plan = prepared.plan
-        seed_dropout(self.seed, plan.index, self.group.rank)
+        self.model.step = plan.index
+        seed_own_loss(self.seed, plan.index, self.group.rank)
         losses = self._accumulate(prepared, alive)
         parts = self.gradients.reduce()
         squares = self.gradients.squared_norm(parts)
@@ -124,6 +125,6 @@ class TrainStep:
         )
 
 
-def seed_dropout(seed: int, step: int, rank: int) -> None:
-    """Random numbers of a step depend on (seed, step, rank) alone, so a resumed run draws the same ones."""
+def seed_own_loss(seed: int, step: int, rank: int) -> None:
+    """What a user's own loss draws depends on (seed, step, rank) alone, so a run resumed on the same ranks draws it again."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1)))

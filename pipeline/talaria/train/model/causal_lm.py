@@ -20,6 +20,7 @@ from talaria.train.kernels.decoder_layer import Saved, Stream, TokenLayout
 from talaria.train.kernels.matmul import total_of
 from talaria.train.kernels.torch_internals import embedding_gradient
 from talaria.train.model.activation_memory import USABLE, ActivationMemory, head_width
+from talaria.train.model.adapter_dropout import token_keys
 from talaria.train.model.lora import LoraOptions
 from talaria.train.model.loss import CHUNK, linear_cross_entropy, nll_, token_loss
 from talaria.train.model.transformers_internals import recompute
@@ -56,6 +57,9 @@ class CausalLM(nn.Module):
         self.fp8 = options.fp8
         # Granite divides its logits; a factor on what the head takes is the same.
         self.logit_scale = 1.0 / getattr(self.core.config, "logits_scaling", 1.0)
+        self.step = 0
+        """Of the optimiser, counted from 0: what adapters drop depends on it."""
+        self._dropout = token_keys(hf)
         self.transient_bytes = 0
         """Bytes that a step allocates beside what it begins with and its activations."""
         self._budget_bytes: int | None = None
@@ -81,6 +85,8 @@ class CausalLM(nn.Module):
 
         To be differentiated as it is where gradients go straight into totals.
         """
+        if self.training and self._dropout:
+            self._dropout.set(batch, self.step)
         hidden, loss = self.hidden(batch, batch.positions), self.train_loss if self.training else nll_
         return linear_cross_entropy(hidden, self.core.lm_head.weight, batch.targets, batch.weights, scale=scale, loss=loss)
 

@@ -1,7 +1,8 @@
 """LoRA adapters (Hu et al., 2021) by peft: which modules get one, how it is drawn, what it adds to a weight.
 
 peft's draw takes whatever the process's generator gives next, so that ranks would each train another adapter. Here it depends on
-the seed and the parameter's name alone. The layout of peft's modules (`lora_A`, `lora_B`, `scaling`) is known in this file only.
+the seed and the parameter's name alone, as dropout does on what adapter_dropout.py says. The layout of peft's modules (`lora_A`,
+`lora_B`, `scaling`) is known in these two files only.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from talaria.common.errors import ConfigError
+from talaria.train.model import adapter_dropout
 
 _ADAPTER = "default"
 
@@ -43,6 +45,8 @@ def add_adapters(hf: Any, lora: LoraOptions) -> nn.Module:
     )
     wrapped: nn.Module = peft.get_peft_model(hf, settings)
     draw(wrapped, lora.seed)
+    if lora.dropout:
+        adapter_dropout.install(wrapped, lora.dropout, lora.seed)
     return wrapped
 
 
