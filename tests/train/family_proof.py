@@ -48,6 +48,19 @@ TINY: dict[str, dict[str, Any]] = {
     "smollm3": {"no_rope_layers": [1, 1, 0]},
 }
 """What is the family's own, at a size at which it shows: conversations are longer than the windows."""
+OWN = {
+    "gemma3_text": "sliding windows in most layers, two rotary embeddings, norms on both sides of a block, scaled embedding",
+    "granite": "factors on embedding, residual, attention and logits",
+    "llama": "",
+    "mistral": "sliding window",
+    "olmo3": "sliding windows in most layers, norms after a block, norms of whole queries and keys",
+    "phi3": "fused projections, partial rotary embedding of the kind longrope",
+    "qwen2": "biases",
+    "qwen3": "norms of query and key heads",
+    "qwen3_moe": "experts",
+    "smollm3": "layers without rotary embedding",
+}
+"""The same in words, for docs/models.md."""
 
 
 @dataclass(frozen=True)
@@ -120,12 +133,12 @@ def main() -> None:
     root = Path(tempfile.mkdtemp(prefix="talaria-families-"))
     outputs = tiny_pipeline.prepare(Store(root / "store"), tiny_pipeline.config())
     inputs = {name: output.path for name, output in outputs.items()}
-    print("| model_type | losses | gradient norms | final weights | packed = solo |")
-    print("| --- | --- | --- | --- | --- |")
+    print("| model_type | its own | losses | gradient norms | final weights | packed, solo |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for family in FAMILIES:
         proof = prove(family, inputs, root / family)
-        shown = (f"{value:.0e}" for value in (proof.loss, proof.norm, proof.weights, proof.packed))
-        print(f"| `{family}` | {' | '.join(shown)} |")
+        shown = (f"{value:.1e}" for value in (proof.loss, proof.norm, proof.weights, proof.packed))
+        print(f"| `{family}` | {' | '.join([OWN[family], *shown])} |", flush=True)
     shutil.rmtree(root)
 
 

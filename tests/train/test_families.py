@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from talaria.base_model.families import FAMILIES
 
-from tests.train.family_proof import BOUND, TINY, prove
+from tests.train.family_proof import BOUND, OWN, TINY, prove
 
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 
@@ -21,7 +21,10 @@ def test_a_family_follows_the_plain_loop(folders: dict[str, Path], tmp_path: Pat
 
 
 def test_the_page_lists_the_families_that_are_proven() -> None:
-    assert set(TINY) == set(FAMILIES)
+    assert set(TINY) == set(OWN) == set(FAMILIES)
     table = DOCS.read_text().partition("| model_type |")[2].partition("\n\n")[0]
-    listed = {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")}
-    assert listed == set(FAMILIES)
+    listed = {line.split("`")[1]: line.split("|")[2:-1] for line in table.splitlines() if line.startswith("| `")}
+    assert listed.keys() == set(FAMILIES)
+    for family, (own, *measured) in listed.items():
+        assert own.strip() == OWN[family]
+        assert all(float(number) < BOUND for number in measured)
