@@ -32,7 +32,7 @@ from talaria.tokenization.tokenizer_folder import CHATML, OWN, find, save
 MESSAGES = "messages.parquet"
 PART = "part.json"
 AHEAD = 24
-"""Chunks that the oracle may be ahead of the encoder: what it samples while a large vocabulary is loaded."""
+"""Chunks that the oracle samples while a large vocabulary is loaded; of the later ones each is sampled where it is encoded."""
 Facts = dict[str, Any]
 OnRows = Callable[[int, int], None]
 """Called with the rows done and the rows to do."""
@@ -92,8 +92,12 @@ def tokenize_range(
     counts: Counter[str] = Counter()
     written: list[Shard] = []
     writers: list[ShardWriter] = []
-    unsampled = read(open_parquet(parquet), chunks)  # a second time: to hold the chunks until they are encoded takes as long
-    sampled = ordered(selector.sample, itertools.repeat(unsampled, len(chunks)), 1, AHEAD)
+    ahead = chunks[:AHEAD]  # read a second time: to hold them until they are encoded takes as long
+    unsampled = read(open_parquet(parquet), ahead)
+    sampled = itertools.chain(
+        ordered(selector.sample, itertools.repeat(unsampled, len(ahead)), 1, AHEAD),
+        itertools.repeat(None, len(chunks) - len(ahead)),
+    )
     workers = config.workers or len(os.sched_getaffinity(0))
     try:
         for kept in ordered(selector, zip(sampled, read(file, chunks), strict=True), workers):

@@ -41,7 +41,7 @@ def quick_sandbox(environment: jinja2.Environment) -> jinja2.Environment:
                 return getattr(obj, attribute)
             if kind is LoopContext and attribute in _OF_LOOP:
                 return getattr(obj, attribute)
-            if kind is Namespace and not attribute.startswith("_"):
+            if issubclass(kind, Namespace) and not attribute.startswith("_"):
                 value = getattr(obj, attribute, self)
                 if type(value) in _PLAIN:
                     return value
