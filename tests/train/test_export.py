@@ -123,6 +123,22 @@ def test_lora_trains_the_adapter_only_and_merges(
         assert all(".lora_" in name for name in load_file(file)), "a checkpoint holds what is trained"
 
 
+def test_an_adapter_merges_into_a_bf16_base_with_one_rounding(
+    job: Callable[..., TrainJob], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    base = tmp_path / "bf16"
+    AutoModelForCausalLM.from_pretrained(folders["base"], dtype=torch.bfloat16).save_pretrained(base)
+    adapted = job(base=base, precision="mixed", lora={"rank": 4, "targets": ["q_proj"]}, max_steps=3)
+    ranks.run(adapted)
+    exact = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(exact, adapted.output / "model" / "adapter").merge_and_unload().state_dict()
+    for name, tensor in load_file(adapted.output / "model" / "model.safetensors").items():
+        assert tensor.dtype == torch.bfloat16
+        assert ((tensor.float() - merged[name]).abs() <= 2**-8 * merged[name].abs()).all(), name
+
+
 def test_large_models_are_stored_in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(export, "_SHARD_BYTES", 100)
     tensors = {f"w{index}": torch.full((10,), float(index)) for index in range(6)}

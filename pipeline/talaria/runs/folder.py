@@ -20,7 +20,7 @@ from talaria.store.store import LOCK_OF_RUN
 State = Literal["running", "done", "preempted", "failed"]
 METRICS, EVALS, EVENTS, SYSTEM = "metrics.jsonl", "evals.jsonl", "events.jsonl", "system.jsonl"
 OF_SOURCE = "loss/"
-"""In EVALS, followed by the name of a mixture's source: the held-out loss of its conversations."""
+"""Followed by the name of a mixture's source: the loss of its conversations in a step, or of those held out."""
 STATUS, CONFIG, MLFLOW, LOG, LOCK = "status.json", "config.json", "mlflow.json", "train.log", LOCK_OF_RUN
 MODEL, EXPORTS, CHECKPOINTS = "model", "exports", "checkpoints"
 """Folders: the final model, models kept on the way (`exports/step-NNNNNNNN`), and what a training resumes from."""

@@ -26,6 +26,7 @@ from talaria.train.model.lora import LoraOptions
 from talaria.train.optim.adamw import AdamW, AdamWSettings
 from talaria.train.optim.lr_schedule import LRSchedule
 from talaria.train.telemetry import flops as metrics
+from talaria.train.telemetry.source_losses import Sources
 from talaria.train.telemetry.watchdog import Alive
 from talaria.train.train_state import TrainJob
 from talaria.train.train_step import TrainStep
@@ -52,6 +53,7 @@ class Components:
     checkpoints: CheckpointManager
     exporter: Exporter
     warnings: list[str]
+    sources: Sources | None
     """What can be trained, but hardly is what was meant."""
 
 
@@ -100,6 +102,7 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
         spans=trained.spans,
         updated=trained.updated,
     )
+    sources = Sources.of(tokens, per_sample=train.reduction == "sample")
     staging = Staging([name for name, _ in trained.named], optimizer, group.device, host_memory(train), group.rank)
     return Components(
         tokens=tokens,
@@ -120,12 +123,14 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
             reduction=train.reduction,
             seed=train.seed,
             compare_every=train.compare_every if layout.replicas > 1 and not layout.sharded else 0,
+            sources=sources,
         ),
         checkpoints=CheckpointManager(
             job.output / CHECKPOINTS, group, staging, identity=identity, keep=train.keep_last, alive=alive
         ),
         exporter=Exporter(model, optimizer, trained, job, group),
         warnings=_senseless(train, schedule, plan),
+        sources=sources,
     )
 
 

@@ -48,6 +48,7 @@ class Reporter:
             "tokens_per_second": round(plan.tokens / seconds, 1),
             "mfu": round(flops / (seconds * self._peak * self.group.size), 5) if self._peak else None,
             "memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            **{f"{OF_SOURCE}{name}": loss for name, loss in outcome.by_source.items()},
             "rows_checksum": f"{outcome.rows:x}",
             "time": time.time(),
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from talaria.train.batching.dataloader import Prepared
+from talaria.train.batching.packing import MicroBatch
 from talaria.train.distributed import replicas
 from talaria.train.distributed.gradients import Gradients
 from talaria.train.distributed.process_group import ProcessGroup
@@ -19,6 +20,7 @@ from talaria.train.model.causal_lm import CausalLM, sum_loss
 from talaria.train.optim.adamw import AdamW
 from talaria.train.optim.lr_schedule import LRSchedule
 from talaria.train.telemetry.flops import row_checksum
+from talaria.train.telemetry.source_losses import Sources
 from talaria.train.telemetry.watchdog import Alive, NotFinite
 
 
@@ -41,6 +43,8 @@ class StepResult:
     """Checksum of the rows that were trained."""
     due: Due
     """What a rank asks for, agreed by all."""
+    by_source: Mapping[str, float]
+    """The loss of each source that the step trained; empty for data of a single one."""
 
 
 class TrainStep:
@@ -57,11 +61,15 @@ class TrainStep:
         reduction: Literal["token", "sample"],
         seed: int,
         compare_every: int,
+        sources: Sources | None,
     ) -> None:
         self.model, self.optimizer, self.gradients = model, optimizer, gradients
         self.fence = fence
         """Called before an update: what still reads the state (a checkpoint's copy) is waited for."""
         self.schedule, self.group, self.clip, self.reduction, self.seed = schedule, group, clip, reduction, seed
+        self.sources = sources
+        self._of_sources: list[Tensor] = []
+        """float64[sources] of each micro-batch: their shares of the step's loss."""
         self.compare_every = compare_every
         """Steps between comparisons of the ranks' weights; 0: they do not all hold the same."""
 
@@ -71,6 +79,7 @@ class TrainStep:
         plan = prepared.plan
         self.model.step = plan.index
         seed_own_loss(self.seed, plan.index, self.group.rank)
+        self._of_sources.clear()
         losses = self._accumulate(prepared, alive)
         parts = self.gradients.reduce()
         squares = self.gradients.squared_norm(parts)
@@ -78,8 +87,10 @@ class TrainStep:
         compared = replicas.weights_digest(self.optimizer.params) if self._compares(plan.index) else None
         mine = [float(losses.sum()), squares, float(row_checksum(np.concatenate(rows))), *map(float, due())]
         digest = [] if compared is None else replicas.for_sum(compared)
-        loss, squares, checksum, *others = self.group.sum([*mine, *digest])
-        asked, digests = others[: len(Due._fields)], others[len(Due._fields) :]
+        shares = torch.stack(self._of_sources).sum(0).tolist() if self._of_sources else []
+        loss, squares, checksum, *others = self.group.sum([*mine, *shares, *digest])
+        asked, others = others[: len(Due._fields)], others[len(Due._fields) :]
+        shares, digests = others[: len(shares)], others[len(shares) :]
         if digests and not replicas.all_equal(digests, self.group.size):
             raise ReplicasDiffer(plan.index + 1, self.group.gather(compared))
         norm = squares**0.5
@@ -89,7 +100,8 @@ class TrainStep:
         self.fence()
         self.optimizer.step(parts, lr, min(1.0, self.clip / (norm + 1e-6)))
         self.gradients.clear()
-        return StepResult(loss, norm, lr, int(checksum), Due(*map(bool, asked)))
+        by_source = self.sources.means(shares, plan.indices) if self.sources else {}
+        return StepResult(loss, norm, lr, int(checksum), Due(*map(bool, asked)), by_source)
 
     def _compares(self, index: int) -> bool:
         return self.compare_every > 0 and (index + 1) % self.compare_every == 0
@@ -105,7 +117,17 @@ class TrainStep:
             loss = sum_loss(self.model, batch, 1 / denominator)
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach().double())
+            if self.sources:
+                self._of_sources.append(self._sums_of_sources(batch))
         return torch.stack(losses)
+
+    def _sums_of_sources(self, batch: MicroBatch) -> Tensor:
+        """float64[sources]; a rank that has nothing to do in a round has none."""
+        assert self.sources
+        each = self.model.target_losses
+        if each is None or batch.sources is None:
+            return torch.zeros(len(self.sources.names), dtype=torch.float64, device=batch.input_ids.device)
+        return self.sources.sums(each, batch.sources)
 
     def _not_finite(self, prepared: Prepared, losses: Tensor, loss: float, norm: float) -> NotFinite:
         bad = [

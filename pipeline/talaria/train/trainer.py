@@ -122,6 +122,7 @@ class Trainer:
             start=self.state.step,
             depth=self.train.prefetch,
             per_sample=self.train.reduction == "sample",
+            sources=components.sources.of_conversation if components.sources else None,
         )
         if self._warms_up():
             rounds = warm_up(components.model, components.stepper.gradients, loader, self.state.step, self.alive)

@@ -62,9 +62,11 @@ class Loader:
         start: int = 0,
         depth: int = 2,
         per_sample: bool = False,
+        sources: Ints | None = None,
     ) -> None:
+        """sources: int64[n], each conversation's source in a mixture."""
         self.tokens, self.plan, self.rank, self.device, self.start = tokens, plan, rank, device, start
-        self.per_sample = per_sample
+        self.per_sample, self.sources = per_sample, sources
         self.wait_seconds = 0.0
         """Seconds that the last step waited for its batches."""
         self._ready: queue.Queue[Prepared | BaseException | None] = queue.Queue(maxsize=depth)
@@ -123,7 +125,8 @@ class Loader:
         if not len(indices):
             return filler()
         ids, mask, offsets = self.tokens.gather(indices)
-        return pack(ids, mask, np.diff(offsets), self.tokens.rows[indices], per_sample=self.per_sample)
+        sources = None if self.sources is None else self.sources[indices]
+        return pack(ids, mask, np.diff(offsets), self.tokens.rows[indices], per_sample=self.per_sample, sources=sources)
 
 
 def filler() -> MicroBatch:

@@ -37,6 +37,8 @@ class MicroBatch:
     """float32[S], or None where each target weighs 1"""
     rows: npt.NDArray[np.int64]
     """int64[n], rows of the parquet; stays on the host"""
+    sources: Tensor | None = None
+    """int64[S], each target's source in a mixture; None for data of a single one"""
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> MicroBatch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -57,6 +59,7 @@ class MicroBatch:
             "positions": self.positions,
             "targets": self.targets,
             "weights": self.weights,
+            "sources": self.sources,
         }
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
@@ -68,10 +71,11 @@ def pack(
     rows: npt.NDArray[np.int64],
     *,
     per_sample: bool = False,
+    sources: npt.NDArray[np.int64] | None = None,
 ) -> MicroBatch:
     """Build a micro-batch on the host from conversations that are already concatenated.
 
-    input_ids, supervised: [T]; lengths, rows: [n], with sum(lengths) == T.
+    input_ids, supervised: [T]; lengths, rows, sources: [n], with sum(lengths) == T.
     `per_sample` gives each conversation the same weight in the sum: its targets weigh 1 / (their number).
     """
     lengths = np.asarray(lengths, dtype=np.int64)
@@ -82,8 +86,8 @@ def pack(
     is_target[edges[:-1][lengths > 0]] = False
     target_at = np.flatnonzero(is_target)
     weights = None
+    owner = np.searchsorted(edges, target_at, side="right") - 1 if per_sample or sources is not None else target_at
     if per_sample:
-        owner = np.searchsorted(edges, target_at, side="right") - 1
         weights = torch.from_numpy((1.0 / np.bincount(owner, minlength=len(lengths))[owner]).astype(np.float32))
     ids = input_ids.astype(np.int64)
     return MicroBatch(
@@ -95,4 +99,5 @@ def pack(
         targets=torch.from_numpy(ids[target_at]),
         weights=weights,
         rows=np.asarray(rows, dtype=np.int64),
+        sources=None if sources is None else torch.from_numpy(sources[owner]),
     )

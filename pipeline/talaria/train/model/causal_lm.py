@@ -60,6 +60,8 @@ class CausalLM(nn.Module):
         self.step = 0
         """Of the optimiser, counted from 0: what adapters drop depends on it."""
         self._dropout = token_keys(hf)
+        self.target_losses: Tensor | None = None
+        """fp32[S], what the last micro-batch's loss is the sum of; kept where targets come from several sources."""
         self.transient_bytes = 0
         """Bytes that a step allocates beside what it begins with and its activations."""
         self._budget_bytes: int | None = None
@@ -88,7 +90,9 @@ class CausalLM(nn.Module):
         if self.training and self._dropout:
             self._dropout.set(batch, self.step)
         hidden, loss = self.hidden(batch, batch.positions), self.train_loss if self.training else nll_
-        return linear_cross_entropy(hidden, self.core.lm_head.weight, batch.targets, batch.weights, scale=scale, loss=loss)
+        self.target_losses = None if batch.sources is None else torch.empty(len(batch.targets), device=hidden.device)
+        head, each = self.core.lm_head.weight, self.target_losses
+        return linear_cross_entropy(hidden, head, batch.targets, batch.weights, scale=scale, loss=loss, each=each)
 
     def logits(self, batch: MicroBatch) -> Tensor:
         """Return [T, V], the logits of every packed token. Reference for tests: training never makes them."""

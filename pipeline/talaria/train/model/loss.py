@@ -79,17 +79,19 @@ def linear_cross_entropy(
     scale: float = 1.0,
     chunk: int = CHUNK,
     loss: TokenLoss = nll_,
+    each: Tensor | None = None,
 ) -> Tensor:
     """scale * the sum over rows of weights * loss(hidden @ weight.T, targets), an fp32 scalar; 0 for no rows.
 
-    hidden: [S, H]; weight: [V, H]; targets: int64[S]; weights: float32[S] or None for ones.
+    hidden: [S, H]; weight: [V, H]; targets: int64[S]; weights: float32[S] or None for ones; each: float32[S], which
+    takes what is summed, or None.
     Where `weight` has a running total of gradients (matmul.py), the result must be differentiated as it is: its
     gradient is added to the total here, before a factor that came later could be known.
     """
     differentiate = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     if weights is not None or scale != 1.0:
         weights = torch.full(targets.shape, scale, device=hidden.device) if weights is None else weights * scale
-    total: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, weights, chunk, differentiate, loss)  # type: ignore[no-untyped-call]
+    total: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, weights, chunk, differentiate, loss, each)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -104,12 +106,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk: int,
         differentiate: bool,
         loss: TokenLoss,
+        each: Tensor | None,
     ) -> Tensor:
         for_hidden, for_weight = (differentiate and needed for needed in ctx.needs_input_grad[:2])
         d_hidden = torch.empty_like(hidden) if for_hidden else None
         total = total_of(weight) if for_weight else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if for_weight and total is None else total
-        nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device) if each is None else each
         for rows in _chunks(len(hidden), chunk):
             logits = hidden[rows] @ weight.t()
             nll[rows] = loss(logits, targets[rows], None if weights is None else weights[rows], differentiate)
@@ -130,7 +133,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (
             None if d_hidden is None else d_hidden * grad.to(d_hidden.dtype),
             None if d_weight is None else (d_weight * grad).to(ctx.weight_dtype),
-            *[None] * 5,
+            *[None] * 6,
         )
 
 
