@@ -63,7 +63,7 @@ def test_a_missing_secret_is_an_error(name: str) -> None:
 
 def test_nothing_is_published_beyond_loopback_unless_asked(document: dict[str, Any]) -> None:
     published = {name: service["ports"] for name, service in document["services"].items() if "ports" in service}
-    assert set(published) == {"api-server", "mlflow", "flower"}
+    assert set(published) == {"api-server", "mlflow", "flower", "serve"}
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
     assert not any(service.get("network_mode") or service.get("privileged") for service in document["services"].values())
     asked = load_compose(FILE, compose_env.fresh_secrets() | {"TALARIA_BIND": "10.0.0.5"})

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from talaria.config import schema as config
 from talaria.devstack import compose_env
+from talaria.serving.api.server import STOP_SECONDS
 
 from tests.stack.compose import load_compose
 from tests.stack.engine import REPOSITORY
@@ -28,13 +29,22 @@ def values() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def mlflow() -> dict[str, Any]:
+def objects() -> dict[tuple[str, str], Any]:
     documents = yaml.safe_load_all((REPOSITORY / "deploy/kubernetes.yaml").read_text())
-    objects = {(document["kind"], document["metadata"]["name"]): document for document in documents}
+    return {(document["kind"], document["metadata"]["name"]): document for document in documents}
+
+
+def container(objects: dict[tuple[str, str], Any], name: str) -> dict[str, Any]:
+    """The pod of a Deployment, and its container, as one."""
+    pod = objects["Deployment", name]["spec"]["template"]["spec"]
+    return {**pod, **pod["containers"][0], "pod": pod["securityContext"]}
+
+
+@pytest.fixture(scope="module")
+def mlflow(objects: dict[tuple[str, str], Any]) -> dict[str, Any]:
     assert {name for kind, name in objects if kind == "PersistentVolumeClaim"} == {"talaria", "airflow-logs"}
     assert objects["Service", "mlflow"]["spec"]["ports"] == [{"port": 5000}]
-    pod = objects["Deployment", "mlflow"]["spec"]["template"]["spec"]
-    return {**pod, **pod["containers"][0], "pod": pod["securityContext"]}
+    return container(objects, "mlflow")
 
 
 def test_every_part_runs_the_command_that_compose_gives_it(values: dict[str, Any], services: dict[str, Any]) -> None:
@@ -62,7 +72,7 @@ def test_the_settings_come_from_compose_alone(values: dict[str, Any], services: 
     assert set(values["enableBuiltInSecretEnvVars"]) - {"AIRFLOW_CONN_AIRFLOW_DB"} <= set(environment)
     only_init = set(services["init"]["environment"]) - set(environment)
     assert {entry["name"] for entry in values["migrateDatabaseJob"]["env"]} == only_init
-    for name in ("talaria", "talaria-users", "talaria-mlflow"):
+    for name in ("talaria", "talaria-users", "talaria-mlflow", "talaria-serve"):
         assert f"create secret generic {name} " in DOCS
 
 
@@ -97,6 +107,27 @@ def test_mlflow_is_the_service_of_compose(mlflow: dict[str, Any], values: dict[s
     assert mlflow["securityContext"]["readOnlyRootFilesystem"] is service["read_only"]
     assert "talaria:/var/lib/talaria" in service["volumes"]
     assert {entry["mountPath"] for entry in mlflow["volumeMounts"]} == {"/var/lib/talaria", "/tmp"}
+
+
+def test_the_served_champion_is_off_and_as_compose_has_it(
+    objects: dict[tuple[str, str], Any], values: dict[str, Any], services: dict[str, Any]
+) -> None:
+    service, served = services["serve"], container(objects, "serve")
+    assert service["profiles"] == ["serve"]
+    assert objects["Deployment", "serve"]["spec"]["replicas"] == 0
+    assert served["image"] == f"{values['images']['airflow']['repository']}:{values['images']['airflow']['tag']}"
+    assert served["args"] == service["command"]
+    for probe in ("readinessProbe", "startupProbe", "livenessProbe"):
+        assert served[probe]["exec"]["command"] == service["healthcheck"]["test"][1:]
+        assert served[probe]["timeoutSeconds"] == int(service["healthcheck"]["timeout"].removesuffix("s"))
+    assert f"{served['pod']['runAsUser']}:{served['pod']['runAsGroup']}" == service["user"]
+    assert served["securityContext"]["readOnlyRootFilesystem"] is service["read_only"]
+    assert service["volumes"] == ["talaria:/var/lib/talaria:ro"]
+    assert {entry["mountPath"]: entry.get("readOnly", False) for entry in served["volumeMounts"]} == {
+        "/var/lib/talaria": True,
+        "/tmp": False,
+    }
+    assert served["terminationGracePeriodSeconds"] == int(service["stop_grace_period"].removesuffix("s")) > STOP_SECONDS
 
 
 def test_the_airflow_that_the_chart_is_told_is_the_one_of_the_image(values: dict[str, Any]) -> None:

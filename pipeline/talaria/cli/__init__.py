@@ -6,6 +6,6 @@ def main() -> None:
     from talaria.cli.startup import hasten
 
     hasten()
-    from talaria.cli import airflow_commands, app, model_commands, run_commands, stage_commands  # noqa: F401
+    from talaria.cli import airflow_commands, app, model_commands, run_commands, serve_commands, stage_commands  # noqa: F401
 
     app.main()

@@ -309,6 +309,19 @@ class Registry(Section):
     gpu_hour_price: float | None = Field(None, ge=0, description="Price of one GPU for an hour, in your currency.")
 
 
+class Serving(Section):
+    """Where the champion is served, for the DAGs (Airflow only)."""
+
+    url: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$",
+        description="Address of `talaria serve` without /v1: http://127.0.0.1:8000; absent: no DAG waits for a server.",
+    )
+    swap_seconds: float = Field(
+        900.0, ge=0, le=86_400, description="Seconds in which the server should have taken up a promoted version."
+    )
+
+
 class Schedule(Section):
     cron: str | None = Field(None, description="Cron expression for scheduled retraining.")
     timezone: str = Field("UTC", description="Time zone of the cron expression, as IANA names it, for example Europe/Berlin.")
@@ -370,6 +383,7 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     registry: Registry = Registry()
     promote: Promote = Promote()
+    serving: Serving = Serving()
     schedule: Schedule = Schedule()
     alerts: Alerts = Alerts()
 

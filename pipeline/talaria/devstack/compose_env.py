@@ -30,6 +30,11 @@ def storage_login() -> dict[str, str]:
     return {"AWS_ACCESS_KEY_ID": "talaria", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(24)}
 
 
+def serving_key() -> dict[str, str]:
+    """Return the key of the profile `serve`, which clients of the served model send."""
+    return {"TALARIA_SERVE_API_KEY": secrets.token_hex(24)}
+
+
 def placement(has_gpu: bool) -> dict[str, str]:
     """Return the settings that place training: on a worker with the GPUs, or on the CPU worker if there is no GPU."""
     if has_gpu:
@@ -39,7 +44,7 @@ def placement(has_gpu: bool) -> dict[str, str]:
 
 def write(path: Path, has_gpu: bool) -> None:
     """Write the file, readable by the owner only from its first byte on. Raises UserError if it exists."""
-    values = placement(has_gpu) | fresh_secrets() | storage_login()
+    values = placement(has_gpu) | fresh_secrets() | storage_login() | serving_key()
     try:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

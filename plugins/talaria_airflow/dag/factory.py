@@ -24,6 +24,8 @@ from talaria_airflow.operators.stage import StageOperator
 from talaria_airflow.parameters.form import run_parameters
 
 MESSAGES, TOKENS, MODEL = Asset("talaria-messages"), Asset("talaria-tokens"), Asset("talaria-model")
+CHAMPION = Asset("talaria-champion")
+"""A version that was promoted and is served."""
 ACTIVE_RUNS = 16
 """Runs at a time. The pool lets one at a time train; the others can be refused, prepare data, or wait for a person."""
 FORCE = "{{ params.force }}"
@@ -33,9 +35,9 @@ FROM_CONFIG: Any = object()
 
 DOC = """Fine-tune a chat model and promote it if it is better.
 
-data (download, convert, base, tokenize, report), model (train, evaluate), registry (register, compare, promote). Every stage
-reuses the output of an earlier run with the same inputs and settings. `--conf '{"train.epochs": 1}'`, or the form, overrides
-settings; docs/configuration.md lists them, docs/orchestration.md explains the rest.
+data (download, convert, base, tokenize, report), model (train, evaluate), registry (register, compare, promote, swapped).
+Every stage reuses the output of an earlier run with the same inputs and settings. `--conf '{"train.epochs": 1}'`, or the
+form, overrides settings; docs/configuration.md lists them, docs/orchestration.md explains the rest.
 """
 
 
@@ -197,5 +199,11 @@ def _registry(config: Any, made: Mapping[str, Any], gpu: Mapping[str, Any], chan
             """Give the candidate the alias champion if it beats the base model and the champion, else challenger."""
             return dag_tasks.promote(config, registered, answer, get_current_context())
 
+        @task(outlets=[CHAMPION], execution_timeout=None)
+        def swapped(config: Any, promoted: Any) -> Any:
+            """Wait until the new champion is served; skipped where none is, or nothing is served (serving.url)."""
+            return dag_tasks.wait_for_swap(config, promoted)
+
         promoted = promote(config, registered, approve.output)
         gate(config, compared) >> [approve, promoted]
+        swapped(config, promoted)

@@ -181,3 +181,18 @@ def rollback(context: Context) -> dict[str, Any]:
     moved = promotion.rollback(params["model"], reason=params["reason"], who=who, uri=uri, request=run.run_id)
     log.info("%s: champion is version %s again, instead of %s", moved["model"], moved["champion"], moved["from"])
     return moved
+
+
+def wait_for_swap(config: Json, promoted: Json) -> dict[str, Any]:
+    """Wait until the server of serving.url answers with the promoted version. Raises Unavailable where that takes too long."""
+    from talaria.serving.client import ServedModel
+
+    settings, decided = parse(config), given("promote", promoted)
+    if settings.serving.url is None:
+        raise AirflowSkipException("serving.url is not set: no server is waited for.")
+    if not decided["promoted"]:
+        raise AirflowSkipException("Nothing was promoted.")
+    with ServedModel(settings.serving.url, decided["model"]) as served:
+        state = served.wait_for(int(decided["version"]), settings.serving.swap_seconds)
+    log.info("%s serves version %s.", settings.serving.url, state["version"])
+    return storable(state)

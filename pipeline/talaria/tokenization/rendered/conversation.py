@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from talaria.common.errors import DataError
 from talaria.tokenization import chatml as chat
 from talaria.tokenization.reasons import CONTROL_IN_TEXT, UNREADABLE
 from talaria.tokenization.rendered.chat_template import BREAK, RESERVED
@@ -24,6 +25,14 @@ class RowError(ValueError):
     def __init__(self, reason: str, sentence: str) -> None:
         super().__init__(sentence)
         self.reason = reason
+
+
+class PromptError(DataError):
+    """A conversation of which no prompt can be made. `sentence` says why, without the name of the model's folder."""
+
+    def __init__(self, where: str, sentence: str) -> None:
+        super().__init__(f"{where}: {sentence}")
+        self.sentence = sentence
 
 
 @dataclass(frozen=True)

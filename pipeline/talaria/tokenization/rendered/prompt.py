@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from talaria.common.errors import DataError
 from talaria.config.schema import Tokenize
 from talaria.tokenization import chatml as chat
-from talaria.tokenization.rendered.conversation import REASONING, TOOL_CALLS
+from talaria.tokenization.rendered.conversation import REASONING, TOOL_CALLS, PromptError
 from talaria.tokenization.rendered.probe import answer_ends
 from talaria.tokenization.rendered.rows import RenderedRows
 from talaria.tokenization.tokenizer import Loading, Tokenizer, open_hugging_face
@@ -23,7 +23,7 @@ class PromptEncoder(Protocol):
         """Text that looks like a control token stays text, as in training.
 
         messages, tools: as the messages parquet has them, with `tool_calls` and the tools as JSON text of a list.
-        Raises DataError where the chat template does not take them, or leaves tools, calls or reasoning out.
+        Raises PromptError where the chat template does not take them, or leaves tools, calls or reasoning out.
         """
 
 
@@ -40,7 +40,7 @@ def _of_chatml(tokenizer: Tokenizer) -> PromptEncoder:
     def encode(messages: Sequence[Mapping[str, Any]], tools: str | None = None) -> list[int]:
         found = next((name for name in (TOOL_CALLS, REASONING) for message in messages if message.get(name)), None)
         if left_out := "tools" if tools else found:
-            raise DataError(f"{tokenizer.folder}: its chat template, plain ChatML, does not render {left_out}.")
+            raise PromptError(str(tokenizer.folder), f"its chat template, plain ChatML, does not render {left_out}.")
         return tokenizer.ids(chat.prompt(messages, tokenizer.bos_text))[0]
 
     return encode

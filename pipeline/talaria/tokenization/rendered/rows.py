@@ -17,7 +17,7 @@ from talaria.tokenization import reasons
 from talaria.tokenization.encoder import Encoded, EncodingMismatch, TokenBatch, flatten
 from talaria.tokenization.parquet_chunks import MessageRows
 from talaria.tokenization.rendered.chat_template import BREAK, ChatTemplate, Rendered, TemplateError
-from talaria.tokenization.rendered.conversation import REASONING, Conversation, ConversationReader, RowError
+from talaria.tokenization.rendered.conversation import REASONING, Conversation, ConversationReader, PromptError, RowError
 from talaria.tokenization.rendered.encoder import Marked, encode_pieces, encode_whole, join, pieces_of
 from talaria.tokenization.rendered.loss_spans import SpanRule, check_tools, regions_of
 from talaria.tokenization.rendered.probe import open_saved, probe
@@ -96,13 +96,13 @@ class RenderedRows:
         return Encoded(messages, batch, unusable, counts)
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: str | None = None) -> list[int]:
-        """Ids of what a model gets to answer these messages. Raises DataError where the template does not take them."""
+        """Ids of what a model gets to answer these messages. Raises PromptError where the template does not take them."""
         try:
             conversation = self._reader.conversation([dict(message) for message in messages], tools)
             regions_of(conversation, self._render(conversation), Counter())
             text = self.template.text(conversation.messages, conversation.tools, add_generation_prompt=True)
         except (RowError, TemplateError) as error:
-            raise DataError(f"{self.template.where}: {error}.") from None
+            raise PromptError(self.template.where, f"{error}.") from None
         if not self._in_pieces:
             return list(self._transformers.backend_tokenizer.encode(text, add_special_tokens=False).ids)
         pieces = pieces_of(Marked(text, []), self._splitting, self._controls)

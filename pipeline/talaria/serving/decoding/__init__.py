@@ -1,0 +1,1 @@
+"""A model that writes many answers at the same time."""
