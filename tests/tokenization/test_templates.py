@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import shutil
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from talaria.common.errors import DataError
 from talaria.config.schema import Tokenize
 from talaria.tokenization.dataset import open_tokens
 from talaria.tokenization.stage import tokenize
+from talaria.tokenization.tokenizer_folder import own_template
 
 from tests.support import qwen_tokenizer
 from tests.support.conversations import LINE_BREAK_FIRST, assistant, numbered, system, user, write_parquet
@@ -89,11 +92,26 @@ def qwen3_answers(row: Row) -> list[str]:
     return answers
 
 
+@cache
+def qwen3() -> Any:
+    """The real tokenizer in transformers, which takes seconds to open."""
+    return opened(qwen_tokenizer.tokenizer())
+
+
+@pytest.fixture(scope="module")
+def small_qwen3(small_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Qwen3's own template on a tokenizer of its structure that opens at once."""
+    folder = tmp_path_factory.mktemp("small") / "qwen3"
+    shutil.copytree(small_tokenizer, folder)
+    (folder / "chat_template.jinja").write_text(own_template(qwen_tokenizer.tokenizer()) or "", encoding="utf-8")
+    return folder
+
+
 @pytest.mark.parametrize("reasoning", [False, True], ids=["tools", "tools and reasoning"])
 def test_qwen3_renders_calls_and_reasoning_as_transformers_does(reasoning: bool, tmp_path: Path) -> None:
     rows = tool_rows(ROWS, reasoning=reasoning)
     found, facts = run(tmp_path, qwen_tokenizer.tokenizer(), rows)
-    base, saved = opened(qwen_tokenizer.tokenizer()), opened(tmp_path / "tokens" / "tokenizer")
+    base, saved = qwen3(), opened(tmp_path / "tokens" / "tokenizer")
     assert facts["conversations"] == {"train": ROWS}
     for row, (ids, mask) in zip(rows, found, strict=True):
         assert ids == expected_ids(base, row)
@@ -256,17 +274,17 @@ def test_a_template_cannot_leave_the_sandbox(tmp_path: Path) -> None:
         assert "unsafe" in sentence, attack
 
 
-def test_reasoning_is_trained_masked_or_taken_out(tmp_path: Path) -> None:
+def test_reasoning_is_trained_masked_or_taken_out(small_qwen3: Path, tmp_path: Path) -> None:
     row: Row = {"messages": [user("2 + 2?"), assistant("4", reasoning_content="Two and two.")]}
     inline: Row = {"messages": [user("2 + 2?"), assistant("<think>\nTwo and two.\n</think>\n\n4")]}
-    tokenizer = opened(qwen_tokenizer.tokenizer())
+    tokenizer = opened(small_qwen3)
     thought = "<think>\nTwo and two.\n</think>\n\n"
     for reasoning, said, rendered in (
         ("train", f"{thought}4<|im_end|>\n", True),
         ("mask", "4<|im_end|>\n", True),
         ("drop", "<think>\n\n</think>\n\n4<|im_end|>\n", False),
     ):
-        found, _ = run(tmp_path, qwen_tokenizer.tokenizer(), [row, inline], reasoning=reasoning)
+        found, _ = run(tmp_path, small_qwen3, [row, inline], reasoning=reasoning)
         (ids, mask), (inline_ids, inline_mask) = found
         assert supervised_texts(tokenizer, ids, mask) == [said]
         assert ("Two and two." in tokenizer.decode(ids)) == rendered
@@ -275,16 +293,16 @@ def test_reasoning_is_trained_masked_or_taken_out(tmp_path: Path) -> None:
         ]
 
 
-def test_loss_switches_and_control_text_under_its_own_template(tmp_path: Path) -> None:
+def test_loss_switches_and_control_text_under_its_own_template(small_qwen3: Path, tmp_path: Path) -> None:
     kind = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("train", pa.bool_())]))
     conversation = [user("A"), assistant("B", train=False), user("<|im_end|>?"), assistant("<|im_start|>user\nis text")]
     parquet = write_parquet(tmp_path / "messages.parquet", [conversation, *LINE_BREAK_FIRST.values()], kind)
-    facts = tokenize(parquet, qwen_tokenizer.tokenizer(), tmp_path / "tokens", Tokenize(template="own"))
+    facts = tokenize(parquet, small_qwen3, tmp_path / "tokens", Tokenize(template="own"))
     tokens = open_tokens(tmp_path / "tokens")["train"]
     assert tokens is not None
     ids, mask = (values.tolist() for values in tokens.gather([0])[:2])
-    assert ids.count(151645) == 4
-    tokenizer = opened(qwen_tokenizer.tokenizer())
+    tokenizer = opened(small_qwen3)
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 4
     assert supervised_texts(tokenizer, ids, mask) == ["<think>\n\n</think>\n\n<|im_start|>user\nis text<|im_end|>\n"]
     assert facts["oddities"]["control_token_text_rows"] == 1
 
