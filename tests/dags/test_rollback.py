@@ -11,6 +11,7 @@ import pytest
 @pytest.fixture
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """MLflow with the model `chat`, of which each of three versions was better than the one before: 3 is the champion."""
+    from talaria.config.evaluation_settings import Promote
     from talaria.registry.promotion import promote
     from talaria.tracking.mlflow_client import connect
 
@@ -25,7 +26,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         made = client.create_model_version(
             "chat", f"runs:/{run}/model", run, {f"talaria.{name}": str(value) for name, value in tags.items()}
         )
-        promote("chat", int(made.version), uri=uri)
+        promote("chat", int(made.version), settings=Promote(rule="plain"), uri=uri)
     return client
 
 

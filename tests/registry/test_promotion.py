@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -10,12 +11,15 @@ import uuid
 import pytest
 from talaria.cli.chat import resolve_model
 from talaria.common.errors import DataError
+from talaria.config.evaluation_settings import Promote
 from talaria.registry.promotion import champion, preview, promote, reject, rollback, unchanged
 from talaria.registry.register import register
 from talaria.registry.versions import find_model, prune, search_versions
 from talaria.tracking.mlflow_client import connect
 
 from tests.support import tiny_pipeline
+
+PLAIN = Promote(rule="plain")
 
 
 class Models:
@@ -45,7 +49,8 @@ class Models:
         return self.client.get_model_version(self.name, str(version)).description
 
     def promote(self, version: int | None = None, **more):
-        return promote(self.name, version, uri=self.uri, **more)
+        """By mean losses, which is all that these versions have; test_noise_rule.py has the other rule."""
+        return promote(self.name, version, settings=PLAIN, uri=self.uri, **more)
 
     def rollback(self, **more):
         return rollback(self.name, uri=self.uri, **{"reason": "wrong answers", "who": "ann", **more})
@@ -91,7 +96,7 @@ def test_the_decision_and_the_numbers_are_written_on_the_version(models):
 def test_a_preview_says_what_would_be_decided_and_moves_nothing(models):
     models.promote(models.add(3.0))
     better, worse = models.add(2.0), models.add(3.5)
-    seen = [preview(models.name, version, uri=models.uri) for version in (better, worse, 1)]
+    seen = [preview(models.name, version, settings=PLAIN, uri=models.uri) for version in (better, worse, 1)]
     assert [answer["promoted"] for answer in seen] == [True, False, False]
     assert seen[0]["losses"] == {"candidate": 2.0, "base": 5.0, "champion": 3.0}
     assert seen[2]["reason"] == "Version 1 is the champion already."
@@ -107,7 +112,7 @@ def test_a_rejection_is_written_on_the_version_and_holds_until_a_person_promotes
     assert told["reason"] == f"Version {better} is not promoted. It was rejected by ann."
     assert models.tags(better)["talaria.rejected_by"] == "ann"
     assert models.description(better).count("Rejected by ann") == 1
-    again = preview(models.name, better, uri=models.uri)
+    again = preview(models.name, better, settings=PLAIN, uri=models.uri)
     assert not again["promoted"], "so nobody is asked again"
     assert again["rejected"]
     assert "rejected by ann" in models.promote(better)["reason"]
@@ -244,7 +249,8 @@ def test_the_champion_is_measured_on_the_candidates_conversations(settings, fold
     promote(first["model"], first["candidate"], uri=sqlite_uri)
     tiny_pipeline.write_messages(tmp_path / "other.parquet", rows=80)
     tokens = tmp_path / "tokens"
-    tokenize(tmp_path / "other.parquet", folders["base"], tokens, settings.tokenize)
+    more = tiny_pipeline.config(tokenize={"validation_fraction": 0.5}).tokenize
+    tokenize(tmp_path / "other.parquet", folders["base"], tokens, more)
     train = tmp_path / "train"
     shutil.copytree(folders["train"], train, copy_function=os.link)
     shutil.rmtree(train / "model")
@@ -257,12 +263,47 @@ def test_the_champion_is_measured_on_the_candidates_conversations(settings, fold
     facts = promote(second["model"], second["candidate"], uri=sqlite_uri)
 
     assert not facts["promoted"]
+    assert f"not better than the champion (version {first['candidate']}) beyond noise" in facts["reason"]
     measured = evaluate(settings, model=folders["train"] / "model", tokens=tokens, base=None, output=tmp_path / "again")
     assert facts["losses"]["champion"] == pytest.approx(measured["heldout_loss"], rel=1e-6)
     tags = connect(sqlite_uri).get_model_version(first["model"], str(first["candidate"])).tags
-    assert any(name.startswith("talaria.loss_on.") for name in tags)
+    assert any(name.startswith("talaria.items_on.") for name in tags)
     shutil.rmtree(tokens)  # the number is kept, so the files are not needed again
     assert promote(second["model"], second["candidate"], uri=sqlite_uri)["losses"] == facts["losses"]
+
+
+def test_the_champion_answers_the_candidates_tasks(settings, folders, sqlite_uri, tmp_path):
+    """It was registered before there was a task; results that are kept are not measured again."""
+    from talaria.evaluation import exam, stage
+
+    first = register(settings, folders, uri=sqlite_uri)
+    promote(first["model"], first["candidate"], uri=sqlite_uri)
+    lines = [{"prompt": f"{n} Say {colour}", "expected": f"{colour}!"} for n in (5, 6) for colour in tiny_pipeline.COLOURS]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tasks = {"prompts": 0, "tasks": [{"name": "colours", "file": str(tmp_path / "t.jsonl")}]}
+    registry = {"model": settings.registry.model}
+    config = tiny_pipeline.config(registry=registry, evaluate=tasks, promote={"regressions": 0})
+    train = tmp_path / "train"
+    shutil.copytree(folders["train"], train, copy_function=os.link)
+    shutil.rmtree(train / "exports")
+    shutil.rmtree(train / "model")
+    shutil.copytree(folders["train"] / "exports" / "step-00000020", train / "model")
+    (train / "manifest.json").unlink()
+    given = {"model": train / "model", "tokens": folders["tokenize"], "base": folders["base"]}
+    stage.evaluate(config, output=tmp_path / "evaluation", **given)
+    (tmp_path / "t.jsonl").unlink()  # a copy is kept
+    second = register(
+        config, {"train": train, "tokenize": folders["tokenize"], "evaluate": tmp_path / "evaluation"}, uri=sqlite_uri
+    )
+
+    told = promote(second["model"], second["candidate"], settings=config.promote, uri=sqlite_uri)
+
+    assert not told["promoted"]
+    assert f"Answers that the champion (version {first['candidate']}) has right and it has wrong: " in told["reason"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exam.Exam, "of", lambda *_: pytest.fail("it is measured again"))
+        again = preview(second["model"], second["candidate"], settings=config.promote, uri=sqlite_uri)
+    assert told["reason"].endswith(again["reason"])
 
 
 def test_a_champion_that_cannot_be_measured_stays(local):

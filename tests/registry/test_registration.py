@@ -233,3 +233,28 @@ def test_nothing_secret_reaches_mlflow(settings, folders, sqlite_uri, monkeypatc
     about = client.get_registered_model(facts["model"]).description
     told = json.dumps([version.tags, version.description, run.data.tags, run.data.params, readme, inputs, about])
     assert "planted" not in told
+
+
+def test_a_training_that_is_evaluated_again_gets_the_new_results(settings, folders, sqlite_uri, tmp_path):
+    """A task that was added, say: the version is the same, and the gate finds what it asks for."""
+    from talaria.evaluation.items import Items
+    from talaria.registry.version_items import ITEMS, read_items
+
+    first = register(settings, folders, uri=sqlite_uri)
+    again = tmp_path / "evaluation"
+    shutil.copytree(folders["evaluate"], again)
+    report = json.loads((again / "report.json").read_text())
+    (again / "report.json").write_text(json.dumps(report | {"seconds": 0.5}))
+    made = Items.read(again / "items" / "tuned.parquet")
+    made.metrics["task/new"] = made.metrics["exact_match"]
+    made.write(again / "items" / "tuned.parquet")
+
+    second = register(settings, {**folders, "evaluate": again}, uri=sqlite_uri)
+
+    assert second["reused"]
+    assert second["versions"] == first["versions"]
+    client = connect(sqlite_uri)
+    version = client.get_model_version(first["model"], str(first["candidate"]))
+    found = read_items(client, version, ITEMS)
+    assert found is not None
+    assert found.metrics.keys() == {"heldout_loss", "exact_match", "task/new"}

@@ -6,6 +6,14 @@ def main() -> None:
     from talaria.cli.startup import hasten
 
     hasten()
-    from talaria.cli import airflow_commands, app, model_commands, run_commands, serve_commands, stage_commands  # noqa: F401
+    from talaria.cli import (  # noqa: F401
+        airflow_commands,
+        app,
+        compare_commands,
+        model_commands,
+        run_commands,
+        serve_commands,
+        stage_commands,
+    )
 
     app.main()

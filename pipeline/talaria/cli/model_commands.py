@@ -36,6 +36,7 @@ def evaluate(
     tokens: Annotated[Path, typer.Option("--tokens", help="Folder with a held-out split, made by `talaria tokenize`.")],
     output: OutputPath,
     base: Annotated[Path | None, typer.Option("--base", help="Folder of the base model, to compare with.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="The messages parquet it was trained on, for sources.")] = None,
     config: MaybeConfig = None,
     set_: Overrides = [],
     as_json: AsJson = False,
@@ -43,7 +44,7 @@ def evaluate(
     """Measure held-out loss and answers of a model, and of its base model."""
     from talaria.evaluation.stage import evaluate as work
 
-    finish(work(load(config, set_), model=model, tokens=tokens, base=base, output=output), as_json)
+    finish(work(load(config, set_), model=model, tokens=tokens, base=base, output=output, data=data), as_json)
 
 
 @app.command()
@@ -68,14 +69,16 @@ def register(
 def promote(
     model: ModelName,
     version: Annotated[int | None, typer.Argument(help="Version; absent: the newest candidate.")] = None,
-    margin: Annotated[float, typer.Option(help="How much lower its held-out loss must be.")] = 0.0,
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file or name, for its section promote.")] = None,
+    set_: Overrides = [],
+    margin: Annotated[float | None, typer.Option(help="promote.margin: how much lower its held-out loss must be.")] = None,
     anyway: Annotated[bool, typer.Option("--anyway", help="Promote it whatever the gate says; your name is recorded.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what the gate would decide; no alias moves.")] = False,
     output: Annotated[Path | None, typer.Option("--output", help="Write the answer there as JSON, too.")] = None,
     store: StoreDir = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version the champion if it beats the base model and the champion."""
+    """Make a version the champion if it beats the base model and the champion beyond noise."""
     from talaria.common.files import write_atomically
     from talaria.registry.promotion import preview
     from talaria.registry.promotion import promote as work
@@ -83,11 +86,12 @@ def promote(
 
     if anyway and dry_run:
         raise UserError("--anyway and --dry-run exclude each other: the gate's word does not count with the first.")
-    uri = tracking_uri(store)
+    overrides = set_ if margin is None else [*set_, f"promote.margin={margin}"]
+    settings, uri = load(config, overrides).promote, tracking_uri(store)
     if dry_run:
-        answer = preview(model, version, margin=margin, uri=uri)
+        answer = preview(model, version, settings=settings, uri=uri)
     else:
-        answer = work(model, version, margin=margin, uri=uri, by=getpass.getuser() if anyway else None)
+        answer = work(model, version, settings=settings, uri=uri, by=getpass.getuser() if anyway else None)
     if output is not None:
         write_atomically(output, json.dumps(answer))
     finish(answer, as_json)

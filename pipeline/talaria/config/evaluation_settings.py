@@ -8,9 +8,11 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from talaria.config.section import YEAR_SECONDS, Int, NotInKey, Section
+from talaria.config.section import YEAR_SECONDS, InKeyUnlessDefault, Int, NotInKey, Section
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+HELDOUT_LOSS, EXACT_MATCH, TASK = "heldout_loss", "exact_match", "task"
+"""Metrics that the gate knows: the first two, and `task/NAME`; a slice of one has its tag behind it, as in `task/NAME/TAG`."""
 Verdicts = Literal[
     "exact", "contains", "regex", "number", "choice", "json_schema", "tool_call", "similarity", "function", "rate", "pairwise"
 ]
@@ -22,7 +24,9 @@ class JudgeModel(Section):
     base_url: str = Field(description="Address up to and without /chat/completions, for example http://127.0.0.1:8000/v1.")
     model: str = Field(min_length=1, description="Model's name at that address.")
     api_key_env: Annotated[str | None, NotInKey] = Field(
-        None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Environment variable that holds the key; absent: none is sent."
+        None,
+        pattern=r"^TALARIA_JUDGE_[A-Z0-9_]+$",  # whoever sets the address must not choose which secret is sent there
+        description="Environment variable that holds the key, TALARIA_JUDGE_...; absent: none is sent.",
     )
     rubric: str | None = Field(None, description="What a good answer is; absent: it is correct and does what the user asked for.")
     max_requests: Int = Field(10_000, ge=1, description="Requests that an evaluation may send, retries included.")
@@ -73,8 +77,67 @@ class Evaluate(Section):
     prompts: int = Field(64, ge=0, le=1_000_000, description="Held-out prompts to answer; exact match is reported.")
     max_new_tokens: int = Field(128, ge=1, le=1_000_000, description="Longest answer, in tokens.")
     batch_tokens: Annotated[int, NotInKey] = Field(9216, ge=8, le=1_000_000_000, description="Largest held-out batch, in tokens.")
+    tasks: Annotated[list[TaskSettings], InKeyUnlessDefault] = Field(
+        [], description="Files of prompts of your own and how answers are judged; docs/evaluation.md."
+    )
+    contamination: Annotated[Literal["warn", "refuse", "ignore"], InKeyUnlessDefault] = Field(
+        "warn", description="What to do where a prompt of a task is part of the training data."
+    )
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Evaluate:
+        names = [task.name for task in self.tasks]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"evaluate.tasks has two tasks called {twice[0]}; give each a name of its own")
+        return self
+
+
+class GateMetric(Section):
+    """A number that the gate compares, item by item."""
+
+    name: str = Field(description="heldout_loss, exact_match or task/NAME; a slice of it: task/NAME/TAG, heldout_loss/SOURCE.")
+    better: Literal["lower", "higher"] | None = Field(None, description="Absent: lower for losses, higher for the others.")
+    margin: float = Field(0.0, ge=0, description="The candidate must be better by more than this; for a veto, not worse.")
+    weight: float = Field(1.0, gt=0, description="Factor in the sum of improvements, where there are several metrics.")
+    veto: bool = Field(False, description="Takes no part in the sum, but refuses a candidate that is worse beyond noise.")
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        head, _, rest = value.partition("/")
+        if head not in (HELDOUT_LOSS, EXACT_MATCH, TASK) or (head == TASK and not rest):
+            raise ValueError(f"should be heldout_loss, exact_match or task/NAME, got {value!r}")
+        return value
+
+    @property
+    def lower_is_better(self) -> bool:
+        return (self.better or ("lower" if self.name.startswith(HELDOUT_LOSS) else "higher")) == "lower"
 
 
 class Promote(Section):
     margin: float = Field(0.0, ge=0, description="Held-out loss must be lower than base's and champion's by more than this.")
+    rule: Literal["noise", "plain"] = Field(
+        "noise", description="noise: better by more than chance explains, compared item by item; plain: the mean is lower."
+    )
+    metrics: list[GateMetric] = Field(
+        [], description="What the rule `noise` compares; absent: the held-out loss, with promote.margin. docs/evaluation.md."
+    )
+    regressions: Int | None = Field(
+        None, ge=0, description="At most so many answers that the champion has right may be wrong; absent: any number."
+    )
     approval: bool = Field(False, description="Ask a person before the champion alias moves (Airflow only).")
+
+    @model_validator(mode="after")
+    def _rules_do_not_mix(self) -> Promote:
+        if self.rule == "plain" and (self.metrics or self.regressions is not None):
+            raise ValueError("promote.rule plain compares mean losses only; leave out promote.metrics and promote.regressions")
+        if self.metrics and self.margin:
+            raise ValueError("promote.margin has no place beside promote.metrics; give the metric its own margin")
+        if self.metrics and all(metric.veto for metric in self.metrics):
+            raise ValueError("promote.metrics has vetoes only; name at least one metric that a candidate must be better in")
+        return self
+
+    @property
+    def compared(self) -> list[GateMetric]:
+        """The metrics of the rule `noise`."""
+        return self.metrics or [GateMetric(name=HELDOUT_LOSS, margin=self.margin)]

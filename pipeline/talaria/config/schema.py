@@ -446,6 +446,14 @@ class Config(Section):
             for name, source in self.sources.items()
         ]
 
+    @model_validator(mode="after")
+    def _the_gates_tasks_exist(self) -> Config:
+        names = [task.name for task in self.evaluate.tasks]
+        for metric in self.promote.metrics:
+            if metric.name.startswith("task/") and metric.name.split("/")[1] not in names:
+                raise ValueError(f"promote.metrics names {metric.name}, and evaluate.tasks has {', '.join(names) or 'no task'}")
+        return self
+
     @property
     def registered_name(self) -> str:
         """Name of the registered model, as MLflow takes it."""

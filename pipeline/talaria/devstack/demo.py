@@ -122,6 +122,8 @@ def _summary(console: Console, tasks: list[TaskView], results: dict[str, Any]) -
     results_table.add_row("", "base", "tuned")
     results_table.add_row("held-out loss", _number(measured["base_heldout_loss"]), _number(measured["heldout_loss"]))
     results_table.add_row("exact match", _number(measured["base_exact_match"]), _number(measured["exact_match"]))
+    for name, score in measured.get("tasks", {}).items():
+        results_table.add_row(f"task {name}", _number(score["base"]), _number(score["tuned"]))
     console.print(results_table)
     verdict = f"Model {registered['model']} version {promoted['version']}, alias {alias}: {promoted['reason']}"
     console.print(verdict, markup=False, soft_wrap=True)

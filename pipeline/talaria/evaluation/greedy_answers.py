@@ -85,7 +85,7 @@ def answer_all(
     """
     answers: list[Answer | None] = [None] * len(prompts)
     for places in _batches([len(prompt.ids) for prompt in prompts], max_new_tokens, max_tokens):
-        ids, mask = _pad_left([prompts[place].ids for place in places], pad)
+        ids, mask = pad_left([prompts[place].ids for place in places], pad)
         for place, tokens in zip(places, _generate(hf, ids, mask, ends, pad, max_new_tokens), strict=True):
             answers[place] = cut(tokens, end, ends)
     return [answer for answer in answers if answer is not None]
@@ -132,7 +132,8 @@ def _batches(lengths: Sequence[int], new: int, max_tokens: int) -> Iterator[list
         yield batch
 
 
-def _pad_left(rows: Sequence[Ids], pad: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def pad_left(rows: Sequence[Ids], pad: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return (ids, mask), int64[rows, width] both; mask is 0 on padding."""
     width = max(len(row) for row in rows)
     ids = np.full((len(rows), width), pad, np.int64)
     mask = np.zeros((len(rows), width), np.int64)

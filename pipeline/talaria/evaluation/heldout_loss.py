@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from talaria.tokenization.dataset import Tokens
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ class HeldOut:
     """Of a mixture."""
     supervised_tokens: int
     conversations: int
+    per_conversation: npt.NDArray[np.float64]
+    """float64[conversations]: NLL summed over a conversation's targets."""
 
 
 def best_device() -> torch.device:
@@ -42,15 +47,20 @@ def open_model(folder: str | Path, device: torch.device) -> CausalLM:
 
 
 def heldout_loss(model: CausalLM, tokens: Tokens, max_tokens: int) -> HeldOut:
-    """Return the mean loss per supervised token, measured as training does on one rank, and over how much it was taken."""
-    from talaria.train.distributed.process_group import ProcessGroup
+    """Return the mean loss per supervised token, packed as training does on one rank, and each conversation's part of it."""
+    from talaria.train.batching.dataloader import Loader
     from talaria.train.model.causal_lm import require_fixed_positions
-    from talaria.train.validation import Validation
+    from talaria.train.validation import SourceLoss
 
-    alone = ProcessGroup(rank=0, size=1, local_rank=0, local_size=1, device=next(model.parameters()).device)
     longest = int(tokens.lengths.max(initial=0))
     require_fixed_positions(model, longest)
-    validation = Validation.of(tokens, max_tokens=max(max_tokens, longest), ranks=1, quadratic=0.0)
-    found = validation.loss(model, alone, stopping=lambda: False, alive=lambda doing=None: None)
-    assert found is not None  # nobody told it to stop
-    return HeldOut(found.loss, found.by_source, validation.targets, len(tokens))
+    whole = SourceLoss.of(tokens, max_tokens=max(max_tokens, longest), ranks=1, quadratic=0.0)
+    losses = np.zeros(len(tokens))
+    with Loader(tokens, whole.plan, rank=0, device=next(model.parameters()).device) as loader:
+        for prepared in loader:
+            for indices, batch in zip(prepared.plan.micro_batches[0], prepared.batches, strict=True):
+                if len(indices):
+                    losses[indices] = model.conversation_nll(batch).cpu().numpy()
+    places = dict(tokens.layout.by_source(tokens.rows)) if tokens.layout else {}
+    by_source = {name: float(losses[at].sum()) / max(1, int(tokens.targets[at].sum())) for name, at in places.items()}
+    return HeldOut(float(losses.sum()) / max(1, whole.targets), by_source, whole.targets, len(tokens), losses)

@@ -1,88 +1,173 @@
 """The evaluate stage: held-out loss and answers of the tuned model beside its base's, and the loss of every kept model.
 
-`report.json`: heldout (conversations, supervised_tokens, digest; null without a held-out split), tuned and base (loss,
-exact_match, stopped, of a mixture by_source; null where there is nothing to measure on), exports (step, loss), prompts, device,
-dtype, seconds.
-`samples.jsonl`: a line per prompt: row, prompt, reference, base, tuned, base_match, tuned_match, tuned_stopped.
+`report.json`: heldout (conversations, supervised_tokens, digest; null without a held-out split), tuned and base (loss, sources,
+of a mixture by_source, exact_match, stopped; null where there is nothing to measure on), tasks (model -> task -> score, right,
+failed, tags), contaminated (task -> items), exports (step, loss), prompts, device, dtype, seconds, settings.
+`samples.jsonl`: a line per held-out prompt: row, prompt, reference, base, tuned, base_match, tuned_match, tuned_stopped.
+`tasks.jsonl`: a line per prompt of a task; `task_files/`: the tasks' files.
+`items/`: how tuned, base and every kept model did on each conversation and prompt (items.py).
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talaria.common.errors import DataError
+from talaria.config.evaluation_settings import TASK
 from talaria.config.evaluation_settings import Evaluate as Settings
 from talaria.config.schema import Config
+from talaria.data.messages_parquet import MESSAGES
+from talaria.evaluation.exam import CACHED, Exam, Result, free, mixture_losses
+from talaria.evaluation.items import FOLDER as ITEMS
+from talaria.evaluation.items import Items
+from talaria.evaluation.tasks.checks import copy_files, find_contamination, tasks_fingerprint
+from talaria.evaluation.tasks.model_answers import TaskTests, metric_items, table
+from talaria.evaluation.tasks.scoring import TaskResult
 from talaria.runs.folder import MODEL, exported, step_of
-from talaria.tokenization.dataset import VALIDATION, Tokens, open_tokens
+from talaria.tokenization.dataset import TRAIN, VALIDATION, open_tokens
 
 if TYPE_CHECKING:
     import torch
 
-    from talaria.evaluation.greedy_answers import Answer, Prompt
     from talaria.evaluation.heldout_loss import HeldOut
 
-REPORT, SAMPLES = "report.json", "samples.jsonl"
-_CACHED = 4
-"""Tokens in a batch of answers for each one in a batch of losses: a cached token has keys and values, but no logits."""
+
+REPORT, SAMPLES, TASK_TABLE = "report.json", "samples.jsonl", "tasks.jsonl"
 NO_SPLIT = "No held-out conversations: set tokenize.validation_fraction above 0 (sources.NAME.held_out) to measure the model."
 
 
+def fingerprint(config: Config) -> Any:
+    """What the tasks read from outside the store."""
+    return tasks_fingerprint(config.evaluate)
+
+
 def run(config: Config, inputs: Mapping[str, Path], out_dir: Path) -> dict[str, Any]:
-    """Run the stage `evaluate`. `inputs`: folders of train, tokenize, base."""
+    """Run the stage `evaluate`. `inputs`: folders of train, tokenize, base, and convert, whose rows say their sources."""
     exports = exported(inputs["train"])
-    return measure(config.evaluate, inputs["train"] / MODEL, inputs["tokenize"], inputs["base"], exports, out_dir)
+    data = inputs["convert"] / MESSAGES if "convert" in inputs else None
+    return measure(config.evaluate, inputs["train"] / MODEL, inputs["tokenize"], inputs["base"], exports, out_dir, data)
 
 
-def evaluate(config: Config, *, model: Path, tokens: Path, base: Path | None, output: Path) -> dict[str, Any]:
-    """Evaluate any model folder on any tokens folder; `output` appears whole or not at all."""
+def evaluate(
+    config: Config, *, model: Path, tokens: Path, base: Path | None, output: Path, data: Path | None = None
+) -> dict[str, Any]:
+    """Evaluate any model folder on any tokens folder; `output` appears whole or not at all. `data`: the messages parquet."""
     from talaria.common.output_folder import replacing
 
     for folder in (model, base):
         if folder is not None and not (folder / "config.json").is_file():
             raise DataError(f"{folder}: not a model folder (no config.json).")
     with replacing(output, "evaluate") as work:
-        facts = measure(config.evaluate, model, tokens, base, [], work.path)
+        facts = measure(config.evaluate, model, tokens, base, [], work.path, data)
         work.describe(facts)
     return facts
 
 
 def measure(
-    settings: Settings, model: Path, tokens: Path, base: Path | None, exports: Sequence[Path], out_dir: Path
+    settings: Settings,
+    model: Path,
+    tokens: Path,
+    base: Path | None,
+    exports: Sequence[Path],
+    out_dir: Path,
+    data: Path | None = None,
 ) -> dict[str, Any]:
     """Write the report into `out_dir`; return its main numbers."""
     from talaria.evaluation.heldout_loss import best_device
     from talaria.tokenization.dataset import heldout_digest
 
     start = time.monotonic()
+    tests = TaskTests.of(settings, model) if settings.tasks else None
     device = best_device()
-    split = open_tokens(tokens)[VALIDATION]
-    exam = Exam.of(split, settings, model) if split else None
+    splits = open_tokens(tokens)
+    split, trained = splits[VALIDATION], splits[TRAIN]
+    assert trained is not None  # only the held-out split may be missing
+    known_prompts = find_contamination(settings, data, trained.rows) if tests else {}
+    exam = Exam.of(split, settings, model, data) if split else None
     tuned = exam.take(model, device) if exam else None
     before = exam.take(base, device) if exam and base else None
-    known = {weights_of(model): tuned.found} if tuned else {}  # the last export is the final model under another name
-    losses = {export: known.get(weights_of(export)) or exam.loss_of(export, device) for export in exports} if exam else {}
+    tested = _test(tests, {"tuned": model} | ({"base": base} if base else {}), device) if tests else {}
+    known = {weights_of(model): tuned.heldout} if tuned else {}  # the last export is the final model under another name
+    kept = {export: known.get(weights_of(export)) or exam.loss_of(export, device) for export in exports} if exam else {}
     report = {
         "heldout": exam.described(heldout_digest(tokens)) if exam else None,
         "tuned": tuned.summary if tuned else None,
         "base": before.summary if before else None,
-        "exports": [{"step": step_of(export), "loss": found.loss, **_by_source(found)} for export, found in losses.items()],
+        "tasks": {name: {one.task.name: one.summary() for one in results} for name, results in tested.items()},
+        "contaminated": {name: [item.id for item in found] for name, found in known_prompts.items()},
+        "exports": [
+            {"step": step_of(export), "loss": heldout.loss, **mixture_losses(heldout)} for export, heldout in kept.items()
+        ],
         "prompts": len(exam.prompts) if exam else 0,
         "max_new_tokens": settings.max_new_tokens,
         "device": _device_name(device),
         "dtype": "bfloat16" if device.type == "cuda" else "float32",
         "seconds": round(time.monotonic() - start, 2),
         "note": None if exam else NO_SPLIT,
+        "settings": settings.model_dump(mode="json"),
     }
     (out_dir / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
+    for name, taken in (("tuned", tuned), ("base", before)):
+        _items_of(exam, taken, tested.get(name, ())).write(out_dir / ITEMS / f"{name}.parquet")
+    if exam and tuned:
+        _write_kept(exam, tests, tuned, kept, device, out_dir / ITEMS)
+    if tests:
+        copy_files(settings, out_dir)
+        _write_lines(out_dir / TASK_TABLE, table(tested))
     lines = exam.samples(tuned, before) if exam and tuned else []
-    (out_dir / SAMPLES).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    _write_lines(out_dir / SAMPLES, lines)
     return flat(report)
+
+
+def _write_kept(
+    exam: Exam, tests: TaskTests | None, tuned: Result, kept: Mapping[Path, HeldOut], device: torch.device, folder: Path
+) -> None:
+    """Write the results per item of every kept model; the candidate, if it is one of these, answers too."""
+    best = min(kept, key=lambda export: kept[export].loss, default=None)
+    for export, heldout in kept.items():
+        made = exam.items(heldout)
+        if export == best and heldout.loss < tuned.heldout.loss:
+            tested = _test(tests, {"best": export}, device)["best"] if tests else ()
+            made = _items_of(exam, exam.take(export, device), tested)
+        made.write(folder / f"{export.name}.parquet")
+
+
+def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+
+
+def _test(tests: TaskTests, folders: Mapping[str, Path], device: torch.device) -> dict[str, list[TaskResult]]:
+    """Return the results of every task for each model."""
+    from talaria.evaluation.greedy_answers import open_for_answers
+
+    found = {}
+    for name, folder in folders.items():
+        hf = open_for_answers(folder, device)
+        found[name] = tests.take(hf, CACHED * tests.settings.batch_tokens)
+        free(hf)
+    return found
+
+
+def measure_items(settings: Settings, model: Path, tokens: Path) -> Items:
+    """Measure one model by item, as `measure` does the tuned one."""
+    from talaria.evaluation.heldout_loss import best_device
+
+    device, split = best_device(), open_tokens(tokens)[VALIDATION]
+    exam = Exam.of(split, settings, model) if split else None
+    tested = _test(TaskTests.of(settings, model), {"it": model}, device)["it"] if settings.tasks else ()
+    return _items_of(exam, exam.take(model, device) if exam else None, tested)
+
+
+def _items_of(exam: Exam | None, taken: Result | None, tested: Sequence[TaskResult]) -> Items:
+    """Return everything that was measured of one model, by item."""
+    found = exam.items(taken.heldout, taken.matches) if exam and taken else Items()
+    for result in tested:
+        found.add(f"{TASK}/{result.task.name}", metric_items(result))
+    return found
 
 
 def flat(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +183,18 @@ def flat(report: Mapping[str, Any]) -> dict[str, Any]:
         **{f"base_heldout_loss/{name}": loss for name, loss in base.get("by_source", {}).items()},
         "heldout_conversations": (report["heldout"] or {}).get("conversations"),
         "prompts": report["prompts"],
+        "tasks": _scores(report),
         "note": report["note"],
+    }
+
+
+def _scores(report: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Task -> score of base and tuned."""
+    tasks = report["tasks"]
+    base = tasks.get("base", {})
+    return {
+        name: {"base": base[name]["score"] if name in base else None, "tuned": one["score"]}
+        for name, one in tasks.get("tuned", {}).items()
     }
 
 
@@ -106,112 +202,6 @@ def weights_of(folder: Path) -> frozenset[tuple[int, int]]:
     """Return (device, inode) of a folder's weight files: equal sets are hard links of the same files."""
     stats = [path.stat() for path in folder.glob("*.safetensors")]
     return frozenset((stat.st_dev, stat.st_ino) for stat in stats)
-
-
-@dataclass(frozen=True)
-class Result:
-    found: HeldOut
-    answers: list[Answer]
-    texts: list[str]
-    matches: list[bool]
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        return {
-            "loss": self.found.loss,
-            **_by_source(self.found),
-            "exact_match": _share(self.matches),
-            "stopped": _share([answer.stopped for answer in self.answers]),
-        }
-
-
-@dataclass(frozen=True)
-class Exam:
-    """The held-out conversations and the prompts chosen from them."""
-
-    tokens: Tokens
-    settings: Settings
-    prompts: list[Prompt]
-    ends: list[int]
-    """Ids that end an answer, the chat template's first; the same for every model: a base is not held to its own habits."""
-    pad: int
-    decode: Callable[[Any], str]
-
-    @classmethod
-    def of(cls, tokens: Tokens, settings: Settings, model: Path) -> Exam:
-        from transformers import AutoTokenizer
-
-        from talaria.evaluation.greedy_answers import choose_prompts
-        from talaria.tokenization.rendered.prompt import end_ids
-
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        ends = end_ids(model)
-        prompts = choose_prompts(tokens, settings.prompts, ends[0])
-        return cls(tokens, settings, prompts, ends, ends[-1], lambda ids: str(tokenizer.decode(ids)))
-
-    def take(self, folder: Path, device: torch.device) -> Result:
-        from talaria.evaluation.greedy_answers import answer_all, open_for_answers
-
-        found = self.loss_of(folder, device)
-        hf = open_for_answers(folder, device)
-        answers = answer_all(
-            hf,
-            self.prompts,
-            end=self.ends[0],
-            ends=self.ends,
-            pad=self.pad,
-            max_new_tokens=self.settings.max_new_tokens,
-            max_tokens=_CACHED * self.settings.batch_tokens,
-        )
-        texts = [self.decode(answer.ids) for answer in answers]
-        references = [self.decode(prompt.reference) for prompt in self.prompts]
-        _free(hf)
-        return Result(found, answers, texts, [text.strip() == ref.strip() for text, ref in zip(texts, references, strict=True)])
-
-    def loss_of(self, folder: Path, device: torch.device) -> HeldOut:
-        from talaria.evaluation.heldout_loss import heldout_loss, open_model
-
-        model = open_model(folder, device)
-        found = heldout_loss(model, self.tokens, self.settings.batch_tokens)
-        _free(model)
-        return found
-
-    def described(self, digest: str | None) -> dict[str, Any]:
-        supervised = int(self.tokens.supervised.sum())
-        return {"conversations": len(self.tokens), "supervised_tokens": supervised, "digest": digest}
-
-    def samples(self, tuned: Result, base: Result | None) -> list[dict[str, Any]]:
-        return [
-            {
-                "row": prompt.row,
-                "prompt": self.decode(prompt.ids),
-                "reference": self.decode(prompt.reference),
-                "base": base.texts[place] if base else None,
-                "tuned": tuned.texts[place],
-                "base_match": base.matches[place] if base else None,
-                "tuned_match": tuned.matches[place],
-                "tuned_stopped": tuned.answers[place].stopped,
-            }
-            for place, prompt in enumerate(self.prompts)
-        ]
-
-
-def _by_source(found: HeldOut) -> dict[str, Any]:
-    """The losses of a mixture's sources; nothing for data of a single one."""
-    return {"by_source": dict(found.by_source)} if found.by_source else {}
-
-
-def _share(flags: Sequence[bool]) -> float | None:
-    return sum(flags) / len(flags) if flags else None
-
-
-def _free(model: torch.nn.Module) -> None:
-    """Free the memory of the weights before the next model is opened."""
-    import torch
-
-    model.to("meta")
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _device_name(device: torch.device) -> str:

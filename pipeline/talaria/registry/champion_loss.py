@@ -1,11 +1,16 @@
-"""Measure the champion's loss on the held-out conversations of another version."""
+"""Measure the champion on the items of another version: its held-out conversations, prompts and tasks."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from talaria.common.files import file_digest
+from talaria.common.files import file_digest, read_object
+from talaria.config.evaluation_settings import HELDOUT_LOSS, Evaluate
+from talaria.evaluation.items import Items
+from talaria.registry.version_items import ITEMS, MEASURED, keep_items, read_items
 from talaria.registry.versions import HELDOUT, LOSS, TOKENS, as_number, files_of, location_of
 
 if TYPE_CHECKING:
@@ -35,23 +40,91 @@ def champion_loss(
         return as_number(champion.tags[kept]), None
     if not measure:
         return None, "it was not measured on them"
+    loss: list[float] = []
+    why = _on_its_files(client, champion, candidate, uri, lambda own, tokens: loss.append(_measure_loss(own, tokens)))
+    if why is not None:
+        return None, why
+    client.set_model_version_tag(champion.name, str(champion.version), kept, repr(loss[0]))
+    return loss[0], None
+
+
+def champion_items(
+    client: MlflowClient,
+    champion: ModelVersion,
+    candidate: ModelVersion,
+    wanted: Items,
+    names: Sequence[str],
+    uri: str,
+    *,
+    measure: bool = True,
+) -> tuple[Items, str | None]:
+    """Return the champion's results on the candidate's items (`wanted`), and why one of the metrics `names` is missing.
+
+    Kept results count where they cover the candidate's items; for what they do not cover the champion is run (`measure`), and
+    its results are kept for the next time.
+    """
+    later = f"{MEASURED}{candidate.tags.get(HELDOUT, 'none')[:32]}"
+    found = Items()
+    for tag in (ITEMS, later):
+        table = read_items(client, champion, tag) or Items()
+        found.metrics |= {name: one for name, one in table.metrics.items() if table.covers(wanted, name)}
+    if all(found.covers(wanted, name) for name in names):
+        return found, None
+    if not measure:
+        return found, "it was not measured on them"
+    answers = any(not name.startswith(HELDOUT_LOSS) for name in names)
+
+    def measure_all(own: Path, tokens: Path) -> None:
+        made = _answer(client, candidate, own, tokens) if answers else _measure(own, tokens)
+        found.metrics.update(made.metrics)
+
+    why = _on_its_files(client, champion, candidate, uri, measure_all)
+    if why is None:
+        keep_items(client, champion, later, found, f"on-{later.removeprefix(MEASURED)}-version-{champion.version}.parquet")
+    return found, why
+
+
+def _on_its_files(
+    client: MlflowClient, champion: ModelVersion, candidate: ModelVersion, uri: str, act: Callable[[Path, Path], object]
+) -> str | None:
+    """Call `act` with the champion's folder and the candidate's tokens; return why that is not possible, or None."""
     tokens = Path(candidate.tags.get(TOKENS, ""))
     if not tokens.is_dir():
-        return None, f"the tokens that the candidate was trained on ({tokens}) are not on this machine"
+        return f"the tokens that the candidate was trained on ({tokens}) are not on this machine"
     with files_of(client, champion, uri) as own:
         if own is None:
-            return None, f"its files ({location_of(client, champion)}) are not on this machine"
+            return f"its files ({location_of(client, champion)}) are not on this machine"
         if file_digest(own / _TOKENIZER) != file_digest(tokens / "tokenizer" / _TOKENIZER):
-            return None, "it has another tokenizer, so that losses per token do not compare; promote by hand"
-        loss = _measure(own, tokens)
-    client.set_model_version_tag(champion.name, str(champion.version), kept, repr(loss))
-    return loss, None
+            return "it has another tokenizer, so that losses per token do not compare; promote by hand"
+        act(own, tokens)
+    return None
 
 
-def _measure(model: Path, tokens: Path) -> float:
+def _measure_loss(model: Path, tokens: Path) -> float:
+    loss = _measure(model, tokens).metrics[HELDOUT_LOSS].mean
+    assert loss is not None  # the candidate was measured on them
+    return loss
+
+
+def _answer(client: MlflowClient, candidate: ModelVersion, model: Path, tokens: Path) -> Items:
+    """Measure a model on everything that the candidate was: conversations, prompts and tasks, by the settings of that time."""
+    from talaria.evaluation.stage import REPORT, measure_items
+    from talaria.evaluation.tasks.checks import FILES, with_files_in
+
+    with tempfile.TemporaryDirectory(prefix="talaria-") as scratch:
+        assert candidate.run_id  # it has results per item, which are files of its run
+        folder = Path(client.download_artifacts(candidate.run_id, str(Path(candidate.tags[ITEMS]).parent), scratch))
+        settings = Evaluate.model_validate(read_object(folder / REPORT)["settings"])
+        return measure_items(with_files_in(settings, folder / FILES), model, tokens)
+
+
+def _measure(model: Path, tokens: Path) -> Items:
+    from talaria.evaluation.exam import heldout_items
     from talaria.evaluation.heldout_loss import best_device, heldout_loss, open_model
     from talaria.tokenization.dataset import VALIDATION, open_tokens
 
     split = open_tokens(tokens)[VALIDATION]
     assert split is not None  # the candidate was measured on it
-    return heldout_loss(open_model(model, best_device()), split, _MAX_TOKENS).loss
+    found = Items()
+    found.add(HELDOUT_LOSS, heldout_items(split, heldout_loss(open_model(model, best_device()), split, _MAX_TOKENS)))
+    return found

@@ -1,4 +1,4 @@
-"""The gate's rule and its record: pure functions of numbers and text."""
+"""The gate's plain rule and its record: pure functions of numbers and text. noise_rule.py has the other rule."""
 
 from __future__ import annotations
 
@@ -49,9 +49,10 @@ def decide(losses: Losses, margin: float, champion: int | None, unmeasured: str 
 def with_entry(description: str, at: str, text: str) -> str:
     """Return the description with a dated line more in its section "Gate"; the same text twice stays once.
 
-    Only that section's own lines are ours: what people wrote before, between or after them stays. Where there is no room, the
-    card gives way, from its end.
+    A text of several lines becomes one. Only that section's own lines are ours: what people wrote before, between or after
+    them stays. Where there is no room, the card gives way, from its end.
     """
+    text = " ".join(text.split("\n"))
     before, heading, after = description.replace("\r\n", "\n").partition(_HEADING)
     history = after.lstrip("\n").split("\n") if heading else []
     lines = [line for line in history if _ENTRY.match(line)]

@@ -1,7 +1,7 @@
 """The gate before `champion`, and the way back.
 
-A version becomes champion when its held-out loss is below the base model's and the present champion's, on the same held-out
-conversations, by more than a margin. Whatever is decided is written on the version: both numbers, the margin, the reason.
+A version becomes champion when it is better than the base model and the present champion on the same items, beyond noise
+(noise_rule.py) or by its mean held-out loss (gate.py). Whatever is decided is written on the version: numbers, rule, reason.
 An alias moves in one call to MLflow; everything before and after it can be done twice without harm, so a retry ends where the
 first attempt would have.
 """
@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from talaria.common.errors import DataError
 from talaria.common.redact import scrub
+from talaria.config.evaluation_settings import HELDOUT_LOSS, Promote
 from talaria.registry.gate import Decision, Losses, decide, with_entry
+from talaria.registry.noise_rule import Rival, decide_beyond_noise, metrics_needed
+from talaria.registry.version_items import BASE_ITEMS, ITEMS, read_items
 from talaria.registry.versions import (
     BASE_LOSS,
     CANDIDATE,
@@ -43,12 +46,15 @@ def promote(
     model: str,
     version: int | None = None,
     *,
-    margin: float = 0.0,
+    settings: Promote | None = None,
+    margin: float | None = None,
     uri: str,
     by: str | None = None,
     approved_by: str | None = None,
 ) -> dict[str, Any]:
     """Let a version (None: the newest candidate) through the gate, or name the reason why not.
+
+    `settings`: the section promote of a configuration (absent: the defaults); `margin`: instead of its own.
 
     `by`: a person who promotes whatever the gate says; it is still asked, and its answer kept.
     `approved_by`: a person who was asked before, and agreed to what the gate says.
@@ -60,8 +66,9 @@ def promote(
         number, champion = int(candidate.version), aliases.get(CHAMPION)
         if champion == number:
             return _told(client, candidate, champion)
-        losses, decision = _ask(client, candidate, champion, margin, by, uri)
-        _write_decision(client, candidate, decision, losses, margin, champion, by)
+        rules = _rules(settings, margin)
+        losses, decision = _ask(client, candidate, champion, rules, by, uri)
+        _write_decision(client, candidate, decision, losses, rules, champion, by)
         set_tags(client, model, number, {APPROVED_BY: scrub(approved_by) if approved_by else None})
         if decision.promoted:
             _crown(client, model, number, champion)
@@ -80,7 +87,9 @@ def promote(
     }
 
 
-def preview(model: str, version: int | None = None, *, margin: float = 0.0, uri: str) -> dict[str, Any]:
+def preview(
+    model: str, version: int | None = None, *, settings: Promote | None = None, margin: float | None = None, uri: str
+) -> dict[str, Any]:
     """Return what `promote` would decide, and move nothing. Measures the champion where its loss is not known.
 
     `promoted`: whether the alias would move now; `rejected`: whether a person has said no to this version.
@@ -94,7 +103,7 @@ def preview(model: str, version: int | None = None, *, margin: float = 0.0, uri:
                 "reason": f"Version {number} is the champion already.",
                 "losses": {"candidate": as_number(candidate.tags.get(LOSS)), "base": as_number(candidate.tags.get(BASE_LOSS))},
             }
-        losses, decision = _ask(client, candidate, champion, margin, None, uri)
+        losses, decision = _ask(client, candidate, champion, _rules(settings, margin), None, uri)
     return {
         "model": model,
         "version": number,
@@ -172,12 +181,42 @@ def unchanged(model: str, train_key: str, *, uri: str) -> str | None:
     return None
 
 
+def _rules(settings: Promote | None, margin: float | None) -> Promote:
+    """The section promote with another margin, as if it had been written so."""
+    rules = settings or Promote()
+    return rules if margin is None else Promote.model_validate(rules.model_dump() | {"margin": margin})
+
+
 def _ask(
-    client: MlflowClient, candidate: ModelVersion, champion: int | None, margin: float, by: str | None, uri: str
+    client: MlflowClient, candidate: ModelVersion, champion: int | None, rules: Promote, by: str | None, uri: str
 ) -> tuple[Losses, Decision]:
     """The gate's numbers and its decision, after what people said about this version before."""
-    losses, unmeasured = _losses(client, candidate, _get(client, candidate.name, champion) if champion else None, by, uri)
-    return losses, _overruled(decide(losses, margin, champion, unmeasured), candidate, by)
+    present = _get(client, candidate.name, champion) if champion else None
+    if rules.rule == "plain":
+        losses, unmeasured = _losses(client, candidate, present, by, uri)
+        return losses, _overruled(decide(losses, rules.margin, champion, unmeasured), candidate, by)
+    losses, decision = _compare_items(client, candidate, present, rules, by, uri)
+    return losses, _overruled(decision, candidate, by)
+
+
+def _compare_items(
+    client: MlflowClient, candidate: ModelVersion, champion: ModelVersion | None, rules: Promote, by: str | None, uri: str
+) -> tuple[Losses, Decision]:
+    """The rule `noise`: results per item of the candidate, its base model and the champion."""
+    own, base = as_number(candidate.tags.get(LOSS)), as_number(candidate.tags.get(BASE_LOSS))
+    ours = read_items(client, candidate, ITEMS)
+    why = "the candidate was evaluated without it" if base is None else "its results per item are not there"
+    rivals = [Rival("the base model", read_items(client, candidate, BASE_ITEMS), why)]
+    loss = None
+    if champion is not None and ours is not None:
+        from talaria.registry.champion_loss import champion_items
+
+        names = metrics_needed(rules, ours)
+        theirs, why_not = champion_items(client, champion, candidate, ours, names, uri, measure=by is None)
+        rivals.append(Rival(f"the champion (version {champion.version})", theirs, why_not, guarded=True))
+        measured = theirs.find(HELDOUT_LOSS)
+        loss = measured.mean if measured else None
+    return Losses(own, base, loss), decide_beyond_noise(rules, ours, own, rivals)
 
 
 def _losses(
@@ -210,7 +249,7 @@ def _write_decision(
     candidate: ModelVersion,
     decision: Decision,
     losses: Losses,
-    margin: float,
+    rules: Promote,
     champion: int | None,
     by: str | None,
 ) -> None:
@@ -218,7 +257,8 @@ def _write_decision(
     tags = {
         GATE: "promoted" if decision.promoted else "refused",
         f"{GATE}.reason": decision.reason,
-        f"{GATE}.margin": margin,
+        f"{GATE}.rule": rules.rule,
+        f"{GATE}.margin": rules.margin,
         f"{GATE}.loss": losses.candidate,
         f"{GATE}.base_loss": losses.base,
         f"{GATE}.champion_loss": losses.champion,

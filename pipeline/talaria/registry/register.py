@@ -23,6 +23,7 @@ from talaria.evaluation.stage import REPORT
 from talaria.registry import mlflow_model
 from talaria.registry.kept_models import FINAL, KeptModel, candidate, kept_models
 from talaria.registry.run_artifacts import log_artifacts
+from talaria.registry.version_items import BASE_ITEMS, ITEMS, items_path, log_evaluation
 from talaria.registry.versions import (
     BASE_LOSS,
     CANDIDATE,
@@ -35,6 +36,7 @@ from talaria.registry.versions import (
     TRAIN_KEY,
     local_folder,
     search_versions,
+    set_tags,
 )
 from talaria.runs.columns import Journal
 from talaria.runs.folder import EVALS, METRICS, RunFolder
@@ -102,6 +104,8 @@ class _Registration:
         there = {(version.tags.get(STEP), version.tags.get(DIGEST)): version for version in self._versions()}
         if any((str(kept.step), kept.digest) not in there for kept in self.models):
             log_artifacts(self.log, self.inputs)
+        else:
+            self._evaluated_again([(kept, there[str(kept.step), kept.digest]) for kept in self.models])
         entries = []
         for kept in self.models:
             version = there.get((str(kept.step), kept.digest))
@@ -119,6 +123,20 @@ class _Registration:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+
+    def _evaluated_again(self, versions: Sequence[tuple[KeptModel, ModelVersion]]) -> None:
+        """Give existing versions the results of this evaluation, where theirs are another's (a task was added, say)."""
+        stale = [(kept, found) for kept, found in versions if found.tags.get(ITEMS) != self._results(kept)[ITEMS]]
+        if stale:
+            log_evaluation(self.client, self.log.run_id, self.inputs["evaluate"])
+        for kept, found in stale:
+            set_tags(self.client, self.name, str(found.version), self._results(kept))
+
+    def _results(self, kept: KeptModel) -> dict[str, str | None]:
+        """Where the results per item of a version and of its base are, as tags."""
+        evaluation = self.inputs["evaluate"]
+        own = items_path(evaluation, "tuned" if kept.role == FINAL else kept.folder.name)
+        return {ITEMS: own, BASE_ITEMS: items_path(evaluation, "base")}
 
     def _versions(self) -> list[ModelVersion]:
         """Return the existing versions of this training."""
@@ -151,6 +169,7 @@ class _Registration:
             "talaria.exact_match": tuned.get("exact_match") if kept.role == FINAL else None,
             HELDOUT: (self.report.get("heldout") or {}).get("digest"),
             TOKENS: str(self.inputs["tokenize"].absolute()),
+            **self._results(kept),
         }
         return self.log.tags | {name: str(value) for name, value in values.items() if value is not None}
 
@@ -226,6 +245,8 @@ def metrics_of(kept: KeptModel, report: Mapping[str, Any]) -> dict[str, float]:
             "eval_exact_match": tuned.get("exact_match"),
             "eval_base_exact_match": base.get("exact_match"),
             "eval_stopped": tuned.get("stopped"),
+            **{f"eval_task_{name}": one["score"] for name, one in report.get("tasks", {}).get("tuned", {}).items()},
+            **{f"eval_base_task_{name}": one["score"] for name, one in report.get("tasks", {}).get("base", {}).items()},
         }
     return {name: float(value) for name, value in values.items() if value is not None}
 

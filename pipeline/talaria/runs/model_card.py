@@ -113,6 +113,10 @@ def _quality(facts: Facts) -> str:
             (f"exact match, {count} prompts", _percent(base.get("exact_match")), _percent(tuned.get("exact_match"))),
             ("stops by itself", _percent(base.get("stopped")), _percent(tuned.get("stopped"))),
         ]
+    base_tasks = facts.report.get("tasks", {}).get("base", {})
+    if facts.role == "final":
+        for name, one in facts.report.get("tasks", {}).get("tuned", {}).items():
+            rows.append((f"task {name}", _number(base_tasks.get(name, {}).get("score")), _number(one["score"])))
     on = f"Held out: {heldout['conversations']} conversations, {heldout['supervised_tokens']} supervised tokens."
     return f"## Quality\n\n{_table(('', 'base', 'this version'), rows)}\n\n{on} Measured on {facts.report.get('device')}."
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from talaria.common.errors import UserError
 from talaria.config.schema import Config
 from talaria.stages.table import STAGES, inputs_of, key_of, resolve
 from talaria.store.store import Output, Store
@@ -22,9 +23,12 @@ def run_stage(
 ) -> Output:
     """Run one stage in the store, or reuse what an earlier run with the same key left there.
 
+    Raises UserError where `upstream` lacks a stage that this one reads.
     `function` replaces the stage's own function and must make the same output (workflow/tokenize_parts.py).
     """
     stage = STAGES[name]
+    if missing := [needed for needed in inputs_of(stage, config) if needed not in upstream]:
+        raise UserError(f"the stage {name} reads the output of {missing[0]}, which is not among its inputs; add it.")
     key, described = key_of(stage, config, {name: output.key for name, output in upstream.items()})
     folders = {name: upstream[name].path for name in inputs_of(stage, config)}
     return store.run(

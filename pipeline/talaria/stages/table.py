@@ -57,7 +57,14 @@ STAGES: dict[str, Stage] = {
             resumable=True,
             unlisted=("checkpoints/",),
         ),
-        Stage("evaluate", 1, ("evaluate",), ("train", "tokenize", "base"), "talaria.evaluation.stage:run"),
+        Stage(
+            "evaluate",
+            2,
+            ("evaluate",),
+            ("train", "tokenize", "base", "convert"),
+            "talaria.evaluation.stage:run",
+            "talaria.evaluation.stage:fingerprint",
+        ),
     )
 }
 

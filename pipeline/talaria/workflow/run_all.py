@@ -41,6 +41,6 @@ def run_all(
         on_line(f"{name:9} {'reused' if output.reused else f'{output.seconds:.1f} s'}  {output.path}")
     registered = register(config, {name: output.path for name, output in outputs.items()}, uri=uri)
     on_line(f"register  {'reused' if registered['reused'] else 'done'}  {registered['model']} version {registered['candidate']}")
-    promoted = promote(registered["model"], registered["candidate"], margin=config.promote.margin, uri=uri)
+    promoted = promote(registered["model"], registered["candidate"], settings=config.promote, uri=uri)
     on_line(f"promote   {promoted['reason']}")
     return {name: output.facts for name, output in outputs.items()} | {"register": registered, "promote": promoted}

@@ -112,7 +112,7 @@ def _tasks(name: str | None, gpu: Mapping[str, Any], channels: Mapping[str, Any]
             execution_timeout=timedelta(days=14),
             **gpu,
         ).output
-        evaluate = _stage("evaluate", config, {"train": train, **ready}, **gpu)
+        evaluate = _stage("evaluate", config, {"train": train, **ready, "convert": made["convert"]}, **gpu)
     _registry(config, {**made, "train": train, "evaluate": evaluate}, gpu, channels)
 
 

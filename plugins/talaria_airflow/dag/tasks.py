@@ -164,7 +164,7 @@ def promote(config: Json, registered: Json, answer: Json | None, context: Contex
         reason = f"Version {version} is not promoted. Nobody answered within {ANSWER_DAYS} days; a new run asks again."
         decided = {"model": model, "version": version, "promoted": False, "reason": reason}
     else:
-        decided = promotion.promote(model, version, margin=parse(config).promote.margin, uri=uri, approved_by=who)
+        decided = promotion.promote(model, version, settings=parse(config).promote, uri=uri, approved_by=who)
     log.info("%s version %s: %s", model, version, decided["reason"])
     note(context, decided["reason"])
     return storable(decided)

@@ -16,14 +16,17 @@ from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessE
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import requires_access_dag
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi import Path as PathPart
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import FiniteFloat
 from pydantic_core import to_json
+from talaria.common.files import MANIFEST
 from talaria.runs.catalog import RunCatalog, find_run, list_runs
 from talaria.runs.folder import RunPath
 from talaria.runs.history import CURVES, Axis, Curve
+from talaria.store.store import Store
 
 from talaria_airflow.monitor.dag_runs import trained_by
 from talaria_airflow.monitor.mlflow_facts import MlflowFacts
@@ -75,7 +78,8 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _with_headers(request: Request, respond: Callable[[Request], Awaitable[Response]]) -> Response:
     response = await respond(request)
-    response.headers.update(HEADERS)
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
     return response
 
 
@@ -156,6 +160,19 @@ def curves(
         return Json(
             training.series(buckets, since=since, axis=axis, between=between, smooth=(focus, smooth) if smooth > 1 else None)
         )
+
+
+@router.get("/answers/{key}", include_in_schema=False)
+def answers(request: Request, key: Annotated[str, PathPart(pattern=r"^[0-9a-f]{64}$")]) -> HTMLResponse:
+    """Return the page of base and tuned model's answers that an output of evaluate holds."""
+    from talaria.evaluation.compare.page import POLICY, page
+    from talaria.evaluation.compare.rows import of_evaluation
+
+    folder = Store(_catalog(request).root).place("evaluate", key)
+    if not (folder / MANIFEST).is_file():
+        raise HTTPException(404, "There is no such evaluation in this store.")
+    own = {"Content-Security-Policy": f"{POLICY}; frame-ancestors 'self'"}
+    return HTMLResponse(page(of_evaluation(folder), f"Answers, evaluation {key[:8]}"), headers=own)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from talaria.config import load as settings
 from talaria.store.store import Store
 
 from talaria_airflow.notifiers.alert import Alert
+from talaria_airflow.operators import links
 from talaria_airflow.operators.stage import StageOperator, as_task_failure, given, given_output, store_root
 from talaria_airflow.operators.xcom import storable
 
@@ -50,11 +51,12 @@ class CompareOperator(StageOperator):
             registered = given("register", self.registered)
             model, version = registered["model"], registered["candidate"]
             answer = Path(scratch) / "answer.json"
-            words = ["promote", model, str(version), "--dry-run", "--margin", repr(config.promote.margin)]
+            (Path(scratch) / "config.yaml").write_text(config.model_dump_json())
+            words = ["promote", model, str(version), "--dry-run", "--config", str(Path(scratch) / "config.yaml")]
             self.run_command([*words, "--store", str(store.root), "--output", str(answer)], context, Path(scratch))
             compared = json.loads(answer.read_text())
         compared |= {"numbers": _numbers(compared, evaluated.facts), "examples": _examples(evaluated.path)}
-        return storable(compared | {"url": registered.get("model_url")})
+        return storable(compared | {"url": registered.get("model_url"), "answers_url": links.answers_page(evaluated.key)})
 
 
 class AskOperator(HITLOperator):
@@ -95,10 +97,13 @@ def question(compared: Mapping[str, Any]) -> str:
     lines = [_row("", *(named.get(column, column) for column in columns)), _row(*["---"] * (len(columns) + 1))]
     for name, values in compared["numbers"].items():
         lines.append(_row(name, *(_rounded(values.get(column)) for column in columns)))
-    parts = ["\n".join(lines), f"The gate would promote it: {compared['reason']}"]
+    told = compared["reason"].replace("\n", "  \n")  # Markdown's line breaks
+    parts = ["\n".join(lines), f"The gate would promote it: {told}"]
     for example in compared["examples"]:
         told = [_row(name, _cell(str(example[key]))) for name, key in _SHOWN if example.get(key) is not None]
         parts.append("\n".join([_row("prompt", _cell(example["prompt"])), _row("---", "---"), *told]))
+    if compared.get("answers_url"):
+        parts.append(f"[Answers of base and candidate side by side]({compared['answers_url']})")
     if compared.get("url"):
         parts.append(f"[The version in MLflow]({compared['url']})")
     return "\n\n".join(parts)
@@ -112,6 +117,7 @@ def _numbers(compared: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str,
     return {
         "held-out loss": dict(compared["losses"]),
         "exact match": {"base": facts.get("base_exact_match"), "candidate": facts.get("exact_match")},
+        **{f"task {name}": {"base": one["base"], "candidate": one["tuned"]} for name, one in (facts.get("tasks") or {}).items()},
     }
 
 

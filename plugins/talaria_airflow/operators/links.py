@@ -40,6 +40,11 @@ def show(context: Context, link: type[UrlLink], url: str) -> None:
         context["ti"].xcom_push(key=key, value=url)
 
 
+def answers_page(key: str) -> str:
+    """Return the address of the page with the answers of an evaluation, by its key."""
+    return f"{conf.get('api', 'base_url', fallback='').rstrip('/')}/talaria/answers/{key}"
+
+
 def training_page(context: Context) -> str:
     """Return the address of the page with the trainings of this DAG run."""
     query = urlencode({"dag_id": context["dag_run"].dag_id, "run_id": context["dag_run"].run_id})

@@ -68,9 +68,9 @@ def answer(messages, tools):
 
 
 def test_a_verdict_is_asked_for_once_and_kept(judge, task, monkeypatch):
-    monkeypatch.setenv("JUDGE_KEY", "secret-1")
+    monkeypatch.setenv("TALARIA_JUDGE_KEY", "secret-1")
     for _ in range(2):
-        result = score_task(task(2, api_key_env="JUDGE_KEY"), answer)
+        result = score_task(task(2, api_key_env="TALARIA_JUDGE_KEY"), answer)
         assert (result.score, result.rows[0].verdict.why) == (1.0, "fine")
     assert len(judge.asked) == 2
     assert judge.keys == ["Bearer secret-1"] * 2
@@ -78,9 +78,14 @@ def test_a_verdict_is_asked_for_once_and_kept(judge, task, monkeypatch):
     assert "<<<ANSWER>>>\nan answer\n<<<END OF ANSWER>>>" in judge.asked[0]["messages"][1]["content"]
 
 
+def test_no_other_secret_can_be_sent(task):
+    with pytest.raises(ValueError, match="TALARIA_JUDGE_"):
+        task(api_key_env="AWS_SECRET_ACCESS_KEY")
+
+
 def test_a_key_that_is_not_set_is_told_before_anything_is_asked(judge, task):
-    with pytest.raises(UserError, match="environment variable NO_SUCH_KEY is not set"):
-        score_task(task(api_key_env="NO_SUCH_KEY"), answer)
+    with pytest.raises(UserError, match="environment variable TALARIA_JUDGE_NONE is not set"):
+        score_task(task(api_key_env="TALARIA_JUDGE_NONE"), answer)
     assert judge.asked == []
 
 

@@ -25,6 +25,21 @@ def test_only_those_who_may_read_the_dags_runs_get_an_answer(airflow: Airflow, s
     assert airflow.client("viewer").get(path).status_code == 200
 
 
+def test_the_answers_of_an_evaluation_are_a_page_under_its_own_policy(airflow: Airflow, store: Path) -> None:
+    line = {"row": 3, "prompt": "<p>", "reference": "x", "base": "y", "tuned": "x", "base_match": False, "tuned_match": True}
+    folder = store / "evaluate" / ("a" * 32)
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    (folder / "samples.jsonl").write_text(json.dumps(line))
+    assert airflow.client("stranger").get(f"answers/{'a' * 64}").status_code == 403
+    answer = airflow.client("viewer").get(f"answers/{'a' * 64}")
+    assert answer.status_code == 200
+    assert "&lt;p&gt;" in answer.text
+    assert "sha256-" in answer.headers["Content-Security-Policy"]
+    assert airflow.client("viewer").get(f"answers/{'b' * 64}").status_code == 404
+    assert airflow.client("viewer").get("answers/..%2fx").status_code in (400, 404)
+
+
 def test_a_forged_token_is_refused(airflow: Airflow, store: Path) -> None:
     client = airflow.client("viewer")
     client.headers["Authorization"] = client.headers["Authorization"][:-4] + "AAAA"

@@ -31,6 +31,7 @@ COMPARED: dict[str, Any] = {
     },
     "examples": [{"prompt": "2 + 2 =\n?", "reference": "4", "base": "| <b>five</b> |", "tuned": "4"}],
     "url": "http://mlflow.example/7",
+    "answers_url": "http://airflow.example/talaria/answers/0",
 }
 
 
@@ -46,6 +47,7 @@ def test_the_question_shows_all_three_side_by_side_with_answers() -> None:
     assert "| prompt | 2 \\+ 2 = ? |" in lines
     assert "| base | \\| \\<b\\>five\\</b\\> \\| |" in lines
     assert lines[-1] == "[The version in MLflow](http://mlflow.example/7)"
+    assert lines[-3] == "[Answers of base and candidate side by side](http://airflow.example/talaria/answers/0)"
     assert "champion" not in question(COMPARED | {"champion": None}).splitlines()[0]
 
 

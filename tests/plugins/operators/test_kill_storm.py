@@ -41,10 +41,11 @@ from talaria_airflow.operators.stage import StageOperator
 told = json.loads(open(os.environ["STORM"]).read())
 inputs = told["inputs"]
 ready = {name: inputs[name] for name in ("tokenize", "base")}
+read = {**ready, "convert": inputs["convert"]}
 for name, config in told["configs"].items():
     with DAG(name, schedule=None, default_args={"retries": 20, "retry_delay": timedelta(0)}):
         train = AccelerateLaunchOperator(task_id="train", config=config, inputs=ready, pool="gpu")
-        evaluate = StageOperator(task_id="evaluate", stage="evaluate", config=config, inputs={**ready, "train": train.output})
+        evaluate = StageOperator(task_id="evaluate", stage="evaluate", config=config, inputs={**read, "train": train.output})
         RegisterOperator(task_id="register", config=config, inputs={**inputs, "train": train.output, "evaluate": evaluate.output})
 """
 

@@ -19,19 +19,24 @@ _WORD = re.compile(r"\w+|[-+*/=<>^%$€£#@&|~]")
 
 def contaminated(items: Sequence[TaskItem], texts: Iterable[str]) -> list[TaskItem]:
     """Return the items whose prompt is in the training data. `texts`: the messages that users wrote there."""
-    wanted: dict[int, list[int]] = {}
-    for place, item in enumerate(items):
-        for mark in _marks(str(item.messages[-1]["content"])):
-            wanted.setdefault(mark, []).append(place)
-    lengths = {min(WORDS, len(_words(str(item.messages[-1]["content"])))) for item in items}
+    asked = [_words(str(item.messages[-1]["content"])) for item in items]
+    whole: dict[str, list[int]] = {}
+    stretches: dict[int, list[int]] = {}
+    for place, words in enumerate(asked):
+        if words:
+            whole.setdefault(" ".join(words), []).append(place)
+        for start in _starts(words):
+            stretches.setdefault(_mark(words[start : start + WORDS]), []).append(place)
+    lengths = {len(words) for words in asked}
+    begins = {(words[start], words[start + 1]) for words in asked for start in _starts(words)}
     found: set[int] = set()
     for text in texts:
         words = _words(text)
-        seen = {_mark("=", words)} if len(words) in lengths or len(words) >= WORDS else set()
-        if WORDS in lengths:
-            seen |= set(_stretches(words))
-        for mark in seen & wanted.keys():
-            found.update(wanted[mark])
+        if len(words) in lengths:
+            found.update(whole.get(" ".join(words), ()))
+        for start in _starts(words) if begins else ():
+            if (words[start], words[start + 1]) in begins:  # most stretches are told apart without a digest
+                found.update(stretches.get(_mark(words[start : start + WORDS]), ()))
     return [items[place] for place in sorted(found)]
 
 
@@ -43,19 +48,14 @@ def prompts_of(messages: Iterable[Sequence[Mapping[str, str]]]) -> Iterator[str]
                 yield message["content"]
 
 
-def _marks(text: str) -> set[int]:
-    words = _words(text)
-    return {_mark("=", words), *_stretches(words)} if words else set()
-
-
-def _stretches(words: Sequence[str]) -> Iterator[int]:
-    for start in range(len(words) - WORDS + 1):
-        yield _mark("~", words[start : start + WORDS])
+def _starts(words: Sequence[str]) -> range:
+    """Places at which a stretch of WORDS words begins."""
+    return range(len(words) - WORDS + 1)
 
 
 def _words(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
-def _mark(kind: str, words: Sequence[str]) -> int:
-    return xxhash.xxh3_64_intdigest((kind + " ".join(words)).encode())
+def _mark(words: Sequence[str]) -> int:
+    return xxhash.xxh3_64_intdigest(" ".join(words).encode())

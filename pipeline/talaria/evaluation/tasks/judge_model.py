@@ -7,6 +7,7 @@ is never paid for twice. What gets no readable verdict within the task's request
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -134,8 +135,9 @@ class _Judge:
         known = read_object(kept)
         if known.get("verdict") not in allowed:
             known = self._attempts(body, allowed)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(kept, json.dumps(known))
+            with contextlib.suppress(OSError):  # a read-only or full disk costs a question more, no verdict
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(kept, json.dumps(known))
         return str(known["verdict"]), str(known.get("reason", ""))[:200]
 
     def _attempts(self, body: Mapping[str, Any], allowed: Sequence[str]) -> dict[str, Any]:

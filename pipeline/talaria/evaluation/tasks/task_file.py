@@ -29,9 +29,10 @@ _ANY = ("function", "rate")
 
 @dataclass(frozen=True)
 class TaskItem:
-    """One prompt. Two items with one `id` ask the same and are judged alike."""
+    """One prompt."""
 
     id: str
+    """A digest of what is asked and how it is judged, behind the line's own id if it has one."""
     messages: list[dict[str, Any]]
     """As the messages parquet has them: role, content, and tool_calls as JSON text of a list."""
     tools: str | None
@@ -106,7 +107,8 @@ def _item(line: Any, task: TaskSettings) -> TaskItem:
         raise ValueError("id is a text")
     settings = task.key_fields()
     asked = digest([line, {name: settings[name] for name in settings if name not in ("name", "file")}])
-    return TaskItem(line.get("id") or asked[:16], messages, tools, judge, line.get("expected"), choices, tags, line)
+    name = f"{line['id']}-{asked[:16]}" if "id" in line else asked[:16]
+    return TaskItem(name, messages, tools, judge, line.get("expected"), choices, tags, line)
 
 
 def _messages(line: Mapping[str, Any]) -> list[dict[str, Any]]:

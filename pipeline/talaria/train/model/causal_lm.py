@@ -22,7 +22,7 @@ from talaria.train.kernels.torch_internals import embedding_gradient
 from talaria.train.model.activation_memory import USABLE, ActivationMemory, head_width
 from talaria.train.model.adapter_dropout import token_keys
 from talaria.train.model.lora import LoraOptions
-from talaria.train.model.loss import CHUNK, linear_cross_entropy, nll_, token_loss
+from talaria.train.model.loss import CHUNK, linear_cross_entropy, nll_, target_nll, token_loss
 from talaria.train.model.transformers_internals import recompute
 
 
@@ -93,6 +93,14 @@ class CausalLM(nn.Module):
         self.target_losses = None if batch.sources is None else torch.empty(len(batch.targets), device=hidden.device)
         head, each = self.core.lm_head.weight, self.target_losses
         return linear_cross_entropy(hidden, head, batch.targets, batch.weights, scale=scale, loss=loss, each=each)
+
+    @torch.no_grad()
+    def conversation_nll(self, batch: MicroBatch) -> Tensor:
+        """Return fp64[n], the NLL of each conversation summed over its supervised targets."""
+        losses = target_nll(self.hidden(batch, batch.positions), self.core.lm_head.weight, batch.targets)
+        owner = torch.searchsorted(batch.cu_seqlens, batch.positions, right=True, out_int32=True) - 1
+        sums = torch.zeros(len(batch.cu_seqlens) - 1, dtype=torch.float64, device=losses.device)
+        return sums.index_add_(0, owner, losses.double())
 
     def logits(self, batch: MicroBatch) -> Tensor:
         """Return [T, V], the logits of every packed token. Reference for tests: training never makes them."""

@@ -95,6 +95,15 @@ def linear_cross_entropy(
     return total
 
 
+@torch.no_grad()
+def target_nll(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = CHUNK) -> Tensor:
+    """fp32[S], the NLL of each target by itself: hidden [S, H], weight [V, H], targets int64[S]."""
+    nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    for rows in _chunks(len(hidden), chunk):
+        nll[rows] = nll_(hidden[rows] @ weight.t(), targets[rows], None, False)
+    return nll
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(

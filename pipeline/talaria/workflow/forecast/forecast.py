@@ -12,6 +12,7 @@ from typing import Any
 
 from talaria.common.errors import DataError, Unavailable, UserError
 from talaria.config.schema import Config
+from talaria.evaluation.tasks.checks import check_tasks
 from talaria.stages.table import STAGES, inputs_of, key_of, resolve
 from talaria.store.remote import RemoteError
 from talaria.store.store import Store
@@ -50,6 +51,7 @@ def forecast(config: Config, store: Store, *, uri: str | None, trains_here: bool
     stages, keys = _stages(config, store, problems, force)
     model = problems(lambda: base.look(config, store, keys)) or base.UNKNOWN
     problems(lambda: _require_settings_that_fit(config))
+    problems(lambda: check_tasks(config.evaluate))
     where = problems(lambda: ranks.place(config, trains_here)) or ranks.NOWHERE
     trained = training.estimate(config, store, keys, stages, model, where)
     needed = disk.needed(config, store, keys, stages, model, trained)

@@ -1,0 +1,1 @@
+"""Answers of several models to the same prompts, side by side."""
