@@ -20,6 +20,7 @@ hypothesis.settings.load_profile("talaria")
 TOGETHER = {
     "registry": "registered",  # a trained store and an MLflow server
     "tracking": "registered",
+    "publishing": "registered",
     "evaluation": "registered",
     "plugins/monitor": "monitor",  # an Airflow api-server
 }

@@ -150,7 +150,9 @@ def test_a_configuration_that_was_added_a_moment_ago_can_be_triggered(
 def test_the_form_has_a_typed_field_for_every_setting_of_a_run(server_side: Any) -> None:
     fields = {name: param.schema for name, param in server_side.params.items()}
     assert list(fields)[:4] == ["config", "download.path", "download.repo", "base.repo"]
-    settings_of_runs = [name for name, _, _ in settings.documentation() if not name.startswith(("schedule.", "alerts."))]
+    settings_of_runs = [
+        name for name, _, _ in settings.documentation() if not name.startswith(("schedule.", "alerts.", "sweep."))
+    ]
     assert set(fields) == {"config", "set", "force", *settings_of_runs}
     assert fields["train.epochs"] == {"title": "train.epochs", "type": ["integer", "null"], "minimum": 1, "maximum": 100_000}
     assert fields["train.weight_decay"]["section"] == "train"

@@ -12,9 +12,10 @@ import time
 import urllib.request
 
 import pytest
-from talaria.cli.chat import Talk, chat, parse_reference, resolve_model
+from talaria.cli.chat import Talk, chat, resolve_model
 from talaria.common.errors import DataError, UserError
 from talaria.registry.promotion import promote
+from talaria.registry.references import parse_reference
 from talaria.registry.register import register
 
 from tests.support.server_process import free_port

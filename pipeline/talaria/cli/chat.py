@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from talaria.common.errors import DataError, UserError
+from talaria.common.errors import DataError
 from talaria.tokenization.chatml import ASSISTANT
 from talaria.tokenization.rendered.prompt import PromptEncoder, end_ids, prompt_encoder
 
@@ -22,36 +22,16 @@ def resolve_model(name: str, *, uri: str | None = None) -> Path:
     """
     if not name.startswith("models:"):
         return _model_folder(Path(name))
-    from mlflow.exceptions import MlflowException
-
+    from talaria.registry.references import find_version
     from talaria.registry.versions import download, local_folder, location_of
     from talaria.tracking.mlflow_client import connect, plain_errors, tracking_uri
 
     address = uri or tracking_uri()
     client = connect(address)
-    model, alias, version = parse_reference(name)
     with plain_errors(address):
-        try:
-            found = client.get_model_version_by_alias(model, alias) if alias else client.get_model_version(model, version)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise DataError(f"{name}: MLflow has no such model version.") from None
-            raise
-        location = location_of(client, found)
+        location = location_of(client, find_version(client, name))
         folder = local_folder(location)
         return _model_folder(folder if folder is not None else Path(download(location, address)))
-
-
-def parse_reference(name: str) -> tuple[str, str, str]:
-    """Split 'models:/NAME@ALIAS' or 'models:/NAME/VERSION' into (name, alias, version); one of the last two is empty."""
-    path = name.removeprefix("models:").strip("/")
-    model, _, alias = path.partition("@")
-    if alias and model:
-        return model, alias, ""
-    model, _, version = path.rpartition("/")
-    if not model or not version.isdigit():
-        raise UserError(f"{name}: expected models:/NAME@ALIAS or models:/NAME/VERSION, for example models:/tiny@champion.")
-    return model, "", version
 
 
 def _model_folder(folder: Path) -> Path:

@@ -148,6 +148,36 @@ def prune(
 
 
 @app.command()
+def publish(
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="models:/NAME@champion or models:/NAME/VERSION.")],
+    to: Annotated[str, typer.Option("--to", help="hub:ORG/NAME, a repository on the Hugging Face hub, or folder:PATH.")],
+    public: Annotated[bool, typer.Option("--public", help="Anybody may read the repository; absent: it is private.")] = False,
+    license: Annotated[
+        str | None, typer.Option("--license", help="As the hub writes it; absent: registry.license, or the base model's.")
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option("--base-model", metavar="ORG/NAME", help="The base on the hub, if a folder was trained from.")
+    ] = None,
+    store: StoreDir = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Publish a version for others: weights, tokenizer, chat template and model card."""
+    from talaria.publishing.destination import LocalFolder, destination, hub_id
+    from talaria.publishing.licences import licence_id
+    from talaria.publishing.publish import publish as work
+    from talaria.tracking.mlflow_client import tracking_uri
+
+    target = destination(to)
+    if public and isinstance(target, LocalFolder):
+        raise UserError("--public is about a repository on the hub; a folder has the rights that you give it.")
+    stated = {
+        "license": licence_id(license, "--license") if license else None,
+        "base_model": hub_id(base_model, "--base-model") if base_model else None,
+    }
+    finish(work(version, target, uri=tracking_uri(store), public=public, on_line=say, **stated), as_json)
+
+
+@app.command()
 def chat(
     model: Annotated[str, typer.Argument(help="Model folder, or models:/NAME@champion.")],
     prompt: Annotated[str | None, typer.Option(help="Answer this and exit.")] = None,

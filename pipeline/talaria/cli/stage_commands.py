@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,6 +65,31 @@ def plan(config: ConfigFile, set_: Overrides = [], store: StoreDir = DEFAULT_STO
         for line in lines(facts):
             print(printable(line))
     refuse(facts)
+
+
+@app.command()
+def sweep(
+    config: ConfigFile,
+    set_: Overrides = [],
+    store: StoreDir = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Train with several settings (section `sweep`), and register and promote the best; what is there is not trained again."""
+    from talaria.cli.training_progress import TrainingProgress
+    from talaria.launch import stage as launch
+    from talaria.store.store import Store
+    from talaria.sweep.run import sweep as work
+
+    def train(*args: Any, on_look: Callable[[Path], None], **options: Any) -> dict[str, Any]:
+        with TrainingProgress() as shown:
+
+            def look(folder: Path) -> None:
+                shown.on_look(folder)
+                on_look(folder)
+
+            return launch.run(*args, on_line=shown.on_line, on_look=look, **options)
+
+    finish(work(load(config, set_), Store(store), on_line=say, train=train), as_json)
 
 
 @app.command()

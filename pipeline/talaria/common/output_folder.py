@@ -88,11 +88,12 @@ def _scratch(output: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def refuse_foreign(output: Path, made_by: str) -> None:
+def refuse_foreign(output: Path, made_by: str, option: str = "--output") -> None:
+    """Raise UserError if something is at `output` that `made_by` did not make; `option` is how the user named it."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if read_object(output / MANIFEST).get("stage") != made_by:
-        raise UserError(f"{output}: there is something there that `talaria {made_by}` did not make; choose another --output.")
+        raise UserError(f"{output}: there is something there that `talaria {made_by}` did not make; choose another {option}.")
 
 
 def sweep(output: Path) -> None:

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, Field, model_validator
 from talaria.config.evaluation_settings import Evaluate, Promote
 from talaria.config.names import check_experiment, check_model, model_name
 from talaria.config.section import YEAR_SECONDS, InKeyUnlessDefault, Int, NotInKey, Section
+from talaria.config.sweep_settings import Sweep
 
 
 class Download(Section):
@@ -307,6 +308,11 @@ class Registry(Section):
         description="Where a new experiment keeps its files: on the store's disk (no copy of the weights), or with the server.",
     )
     gpu_hour_price: float | None = Field(None, ge=0, description="Price of one GPU for an hour, in your currency.")
+    license: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9][a-z0-9.+-]*$",
+        description="Licence of the models, as the hub writes it (apache-2.0), for `talaria publish`; absent: the base model's.",
+    )
 
 
 class Serving(Section):
@@ -383,6 +389,7 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     registry: Registry = Registry()
     promote: Promote = Promote()
+    sweep: Sweep = Sweep()
     serving: Serving = Serving()
     schedule: Schedule = Schedule()
     alerts: Alerts = Alerts()

@@ -12,7 +12,7 @@ from typing import Any
 
 from talaria.common.errors import DataError
 from talaria.common.files import digest, file_digest
-from talaria.registry.mlflow_model import CARD
+from talaria.registry.mlflow_model import ADDED, CARD, CODE, COMPONENTS
 from talaria.runs.folder import MODEL, STATUS, RunFolder, exported, step_of
 
 FINAL, KEPT = "final", "kept"
@@ -35,8 +35,8 @@ class KeptModel:
 
     @property
     def digest(self) -> str:
-        """Return a digest of the model's files, without its card."""
-        return digest({name: value for name, value in sorted(self.files.items()) if name != CARD})
+        """Return a digest of the model's files, without cards."""
+        return _digest(self.files)
 
     def verify(self) -> None:
         """Raise DataError if a file differs from what training wrote."""
@@ -80,6 +80,16 @@ def candidate(models: list[KeptModel]) -> KeptModel:
     """Return the candidate for promotion: the lowest held-out loss, the later of equals; without losses, the final model."""
     measured = [(model.loss, -model.step, model) for model in models if model.loss is not None and math.isfinite(model.loss)]
     return min(measured, key=lambda entry: entry[:2])[2] if measured else models[-1]
+
+
+def content_digest(folder: Path) -> str:
+    """Return what `KeptModel.digest` was of the model in a version's folder, from the files as they are now."""
+    outside = (f"{CODE}/", f"{COMPONENTS}/")
+    return _digest({name: value for name, value in hashes(folder).items() if name not in ADDED and not name.startswith(outside)})
+
+
+def _digest(files: Mapping[str, str]) -> str:
+    return digest({name: value for name, value in sorted(files.items()) if name.rpartition("/")[2] != CARD})
 
 
 def _recorded(folder: Path, train: Path, manifest: Mapping[str, Any] | None) -> dict[str, str]:

@@ -23,6 +23,9 @@ from talaria.tokenization.tokenizer_folder import ALL_FILES
 CARD = "README.md"
 TASK = "llm/v1/chat"
 CODE = "code"
+COMPONENTS = "components"
+ADDED = ("MLmodel", "requirements.txt", "conda.yaml", "python_env.yaml", "registered_model_meta")
+"""Files that a version's folder has beside the model's own; the last is what MLflow puts into a download."""
 LOADER = Path(__file__).with_name("talaria_chat_loader.py")
 """What MLflow loads a version with; it travels in the version's folder, which MLflow puts on the path."""
 _LIBRARIES = ("mlflow", "torch", "transformers", "accelerate", "safetensors")
@@ -37,7 +40,7 @@ def fill(folder: Path, source: Path, *, card: str, run_id: str, model_id: str) -
             relink(path, folder / path.relative_to(source))
     for name in ALL_FILES:
         if (source / name).is_file():
-            relink(source / name, folder / "components" / "tokenizer" / name)
+            relink(source / name, folder / COMPONENTS / "tokenizer" / name)
     (folder / CARD).write_text(card, encoding="utf-8")
     (folder / CODE).mkdir(exist_ok=True)
     shutil.copyfile(LOADER, folder / CODE / LOADER.name)

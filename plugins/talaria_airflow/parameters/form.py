@@ -17,6 +17,7 @@ from talaria.config.folder import config_names
 
 from talaria_airflow.parameters.formats import CONFIGURATION, OF_THE_DAG, SETTINGS, refuse_what_cannot_be_set
 
+OF_A_SWEEP = "sweep."
 FIRST = (
     "download.path",
     "download.repo",
@@ -31,12 +32,17 @@ FIRST = (
 """Fields at the top of the form; the other settings follow in sections."""
 
 
-def run_parameters(config: str, *, fixed: bool) -> dict[str, Param]:
-    """Return the parameters of a DAG whose form starts with the configuration `config`; `fixed`: it has no other."""
-    fields = {name: schema for name, schema in json_schema.setting_schemas().items() if not name.startswith(OF_THE_DAG)}
+def run_parameters(config: str, *, fixed: bool, sweeps: bool = False) -> dict[str, Param]:
+    """Return the parameters of a DAG whose form starts with the configuration `config`; `fixed`: it has no other.
+
+    `sweeps`: it runs the trials of a sweep, so that a run can say which.
+    """
+    unread = OF_THE_DAG if sweeps else (*OF_THE_DAG, OF_A_SWEEP)
+    fields = {name: schema for name, schema in json_schema.setting_schemas().items() if not name.startswith(unread)}
     params = {} if fixed else {"config": _configuration(config)}
     params |= {name: _field(name, fields[name]) for name in FIRST}
-    params["force"] = Param(False, type="boolean", description="Make every stage again, and run even if nothing has changed.")
+    if not sweeps:  # a trial is never trained twice
+        params["force"] = Param(False, type="boolean", description="Make every stage again, and run even if nothing has changed.")
     params["set"] = Param(
         {},
         format=SETTINGS,
