@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 from talaria.common.errors import DataError, UserError
 from talaria.config.schema import Convert
+from talaria.data import convert_rows
 from talaria.data.convert import convert
 from talaria.data.readers import json_split
 from talaria.data.synthetic.generator import generate, write_sample
@@ -238,6 +240,40 @@ def test_the_row_of_an_error_counts_over_chunks(tmp_path: Path, small_chunks: in
     facts = convert(source, tmp_path / "out.parquet", Convert(on_bad_row="drop"))
     assert facts["rows"] == 2_999
     assert our_rows(tmp_path / "out.parquet")[bad:] == [] or bad < 2_999
+
+
+@pytest.mark.parametrize("kind", ["lines", "lines that break", "pretty", "parquet"])
+def test_a_few_odd_rows_are_taken_apart_and_change_nothing_for_the_others(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd: dict[int, Any] = {7: None, 23: [TURNS[0], {"from": "gpt", "value": None}], 40: [{"from": "bot", "value": "x"}]}
+    rows = [{"conversations": odd.get(n, [TURNS[0], {"from": "gpt", "value": str(n), "weight": 1.0}]), "n": n} for n in range(60)]
+    source = tmp_path / ("a.parquet" if kind == "parquet" else "a.json")
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), source)
+    elif kind == "pretty":
+        write_json(source, rows)
+    else:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        # as many lines as rows, and row 7 on two of them
+        source.write_text(text.replace('null, "n": 7}\n', 'null,\n"n": 7} ') if kind == "lines that break" else text)
+    taken: list[int] = []
+    one_by_one = convert_rows.by_row.convert_rows
+
+    def counted(rows: Any, *how: Any) -> Any:
+        taken.append(len(rows.values))
+        return one_by_one(rows, *how)
+
+    monkeypatch.setattr(convert_rows.by_row, "convert_rows", counted)
+    ours, facts = converted(source, on_bad_row="drop")
+    assert [row["n"] for row in ours] == [n for n in range(60) if n not in odd]
+    assert facts["dropped"] | {"no_conversation": 1, "missing_value": 1, "unknown_role": 1} == facts["dropped"]
+    assert "row 23 (counted from 0)" in facts["examples"]["missing_value"]
+    assert taken[-1] == {"pretty": 60, "lines that break": 59}.get(kind, 3)  # the last line is a chunk of its own
+    apart = source.with_suffix(".out.parquet").read_bytes()
+    monkeypatch.setattr(convert_rows, "odd_rows", lambda table, plain: np.ones(len(table), np.bool_))
+    assert converted(source, on_bad_row="drop")[1] == facts
+    assert source.with_suffix(".out.parquet").read_bytes() == apart
 
 
 def test_each_row_of_a_long_file_is_there_in_order(tmp_path: Path, small_chunks: int) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,8 +19,8 @@ from talaria.common.errors import DataError
 from talaria.common.threads import ordered
 from talaria.config.schema import Convert
 from talaria.data.conversation import by_row
-from talaria.data.conversation.columnar import PlainTurns, add_messages, plain_turns
-from talaria.data.conversation.drop_reasons import ALWAYS_FATAL, FATAL, NOT_AN_OBJECT, REASONS, kind_of
+from talaria.data.conversation.columnar import PlainTurns, add_messages, odd_rows, plain_turns
+from talaria.data.conversation.drop_reasons import ALWAYS_FATAL, FATAL, INVALID, NOT_AN_OBJECT, REASONS, kind_of
 from talaria.data.conversation.row_filters import drop_duplicates, drop_empty_answers
 from talaria.data.conversation.row_shape import RowShape
 from talaria.data.messages_parquet import codecs, keep_fields, used_fields
@@ -98,16 +99,40 @@ def message_steps(stream: Stream, shape: RowShape) -> Iterator[Step]:
 
 
 def _by_columns(stream: Stream, shape: RowShape, plain: PlainTurns, raw: Any) -> Chunk:
-    """Whole columns, or, for a chunk with an odd row, row by row into the same schema."""
+    """Whole columns; odd rows one by one into the same schema, where they cannot be told from the others the whole chunk."""
+    table = None
     try:
-        table = add_messages(stream.table(raw), plain)
-        return replace(Chunk.whole(table), notes=Counter({f"shape {plain.column}": len(table)}))
+        table = stream.table(raw)
+        return _noted(add_messages(table, plain), plain)
     except NeedsRows:
         if not stream.has_rows:
             raise
-    schema = plain.schema(written(stream.columns))
-    chunk = _by_rows(stream, shape, by_row.KNOWN, raw)
-    return by_row.narrowed_to(chunk, schema)
+    apart = None if table is None else _few_apart(stream, shape, plain, raw, table)
+    if apart is not None:
+        return apart
+    return by_row.narrowed_to(_by_rows(stream, shape, by_row.KNOWN, raw), plain.schema(written(stream.columns)))
+
+
+def _few_apart(stream: Stream, shape: RowShape, plain: PlainTurns, raw: Any, table: pa.Table) -> Chunk | None:
+    """A chunk with a few odd rows: those one by one, the others as whole columns. None where that cannot be done."""
+    odd = np.flatnonzero(odd_rows(table, plain))
+    some = stream.only(raw, odd.tolist(), len(table)) if 0 < 4 * len(odd) <= len(table) else None
+    if some is None:
+        return None
+    try:
+        ones = by_row.narrowed_to(_by_rows(stream, shape, by_row.KNOWN, some), plain.schema(written(stream.columns)))
+        even = np.ones(len(table), np.bool_)
+        even[odd] = False
+        others = _noted(add_messages(table.filter(pa.array(even)), plain), plain)
+    except NeedsRows:
+        return None
+    if ones.size != len(odd) or any(bad.reason == INVALID for bad in ones.bad):  # lines that are no rows
+        return None
+    return others.with_rows(np.flatnonzero(even), ones, odd)
+
+
+def _noted(table: pa.Table, plain: PlainTurns) -> Chunk:
+    return replace(Chunk.whole(table), notes=Counter({f"shape {plain.column}": len(table)}))
 
 
 def _by_rows(stream: Stream, shape: RowShape, types: dict[str, pa.DataType], raw: Any) -> Chunk:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from talaria.common.arrow import scalar, to_arrow
+from talaria.common.arrow import scalar, to_arrow, to_numpy
 from talaria.data.conversation.content import ASSISTANT, CALL, MESSAGE_ROLES, SHAREGPT_ROLES, SWITCHES
 from talaria.data.conversation.row_shape import MESSAGES, RowShape
 from talaria.data.readers.json_parse import NeedsRows
@@ -71,6 +72,21 @@ def _is_switch(kind: pa.DataType) -> bool:
     return bool(pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
+def odd_rows(table: pa.Table, plain: PlainTurns) -> npt.NDArray[np.bool_]:
+    """bool[n]: the rows for which `add_messages` raises NeedsRows."""
+    conversations = column_of(table, plain.column)
+    turns = conversations.flatten()
+    role, text = _map_roles(pc.struct_field(turns, plain.role), plain.roles), pc.struct_field(turns, plain.text)
+    odd = pc.or_(pc.or_(role.is_null(), text.is_null()), turns.is_null())
+    if not plain.keeps_switches:
+        for name in plain.switches:
+            odd = pc.or_(odd, pc.fill_null(_switched_off(pc.struct_field(turns, name), role), False))
+    found = to_numpy(conversations.is_null()).copy()
+    lengths = to_numpy(pc.fill_null(pc.list_value_length(conversations), 0))
+    found[np.repeat(np.arange(len(found)), lengths)[to_numpy(odd)]] = True
+    return found
+
+
 def add_messages(table: pa.Table, plain: PlainTurns) -> pa.Table:
     """The table with the column `messages`: list<struct<role: string, content: string, ...>>. Raises NeedsRows."""
     conversations = column_of(table, plain.column)
@@ -92,8 +108,11 @@ def add_messages(table: pa.Table, plain: PlainTurns) -> pa.Table:
 
 def _switches_off(switch: pa.Array, role: pa.Array) -> bool:
     """Whether a switch takes an answer out of the loss."""
-    off = pc.and_(pc.invert(switch.cast(pa.bool_())), pc.equal(role, scalar(ASSISTANT).cast(role.type)))
-    return bool(pc.any(off).as_py())
+    return bool(pc.any(_switched_off(switch, role)).as_py())
+
+
+def _switched_off(switch: pa.Array, role: pa.Array) -> pa.Array:
+    return pc.and_(pc.invert(switch.cast(pa.bool_())), pc.equal(role, scalar(ASSISTANT).cast(role.type)))
 
 
 def column_of(table: pa.Table, name: str) -> pa.Array:

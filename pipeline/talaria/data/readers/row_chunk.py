@@ -51,6 +51,15 @@ class Chunk:
         """A stretch of which every row is good."""
         return cls(table, np.arange(len(table)), len(table))
 
+    def with_rows(self, own: npt.NDArray[np.int64], others: Chunk, theirs: npt.NDArray[np.int64]) -> Chunk:
+        """This chunk, all good, and another one together: `own` and `theirs` are the rows' places in the stretch."""
+        places = np.concatenate([own, theirs[others.rows]])
+        order = np.argsort(places, kind="stable")
+        table = pa.concat_tables([self.table, others.table.cast(self.table.schema)]).combine_chunks().take(pa.array(order))
+        bad = [bad._replace(row=int(theirs[bad.row])) for bad in others.bad]
+        size = len(own) + len(theirs)
+        return Chunk(table, places[order], size, bad, others.repaired, self.notes + others.notes)
+
     def without(self, bad: Mapping[int, tuple[str, str]]) -> Chunk:
         """Remove rows of the table: index in the table -> (reason, detail)."""
         if not bad:

@@ -41,6 +41,9 @@ class Stream(Protocol):
     def rows(self, raw: Any, columns: Iterable[str]) -> RowValues:
         """The chunk's rows as Python values, which hold at least these columns where the row has them."""
 
+    def only(self, raw: Any, rows: list[int], size: int) -> Any:
+        """A chunk of these rows alone of a chunk of `size` rows; None where they cannot be told from the others."""
+
 
 def streams(files: Sequence[SourceFile], threads: int, shape: RowShape | None) -> Iterator[Stream]:
     """Streams of the files, the quick one first."""
@@ -91,3 +94,7 @@ class JsonReader:
             return pa.Table.from_arrays(arrays, schema=column_types.written(self.columns))
 
         return RowValues(found.values, table, found.invalid, found.repaired)
+
+    def only(self, raw: bytes, rows: list[int], size: int) -> bytes | None:
+        lines = [line for line in raw.split(b"\n") if line.strip()]
+        return b"\n".join(lines[row] for row in rows) + b"\n" if len(lines) == size else None

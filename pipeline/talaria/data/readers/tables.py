@@ -74,6 +74,9 @@ class TableReader:
                 raise DataError(f"{raw.file}: column {name}: {error}.") from None
         return pa.Table.from_arrays(arrays, schema=column_types.written(self.columns))
 
+    def only(self, raw: TableBatch, rows: list[int], size: int) -> TableBatch:
+        return TableBatch(raw.file, raw.table.take(pa.array(rows, pa.int64())))
+
     def rows(self, raw: TableBatch, columns: Iterable[str]) -> RowValues:
         there = [name for name in columns if name in raw.table.column_names]
         values = {name: _values(raw.table.column(name)) for name in there}
