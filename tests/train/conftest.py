@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from talaria.store.store import Store
+from talaria.train.distributed import sharding
 from talaria.train.model.causal_lm import ModelOptions
 from talaria.train.model.loading import load_model
 from talaria.train.train_state import TrainJob
@@ -16,6 +17,14 @@ from talaria.train.train_state import TrainJob
 from tests.support import tiny_pipeline
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_matrices_are_shared_too() -> Iterator[None]:
+    """Models are tiny here, and what ranks do with large matrices is to be tested; forked ranks inherit this."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "SHARED_FROM", 0)
+        yield
 
 
 @pytest.fixture(scope="session")

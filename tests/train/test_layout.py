@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from talaria.common.errors import ConfigError
+from talaria.train.distributed import sharding
 from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.distributed.sharding import ReplicaLayout, _share, choose_layout, state_bytes
 
@@ -67,6 +68,12 @@ def test_replicated_ranks_share_the_optimisers_state() -> None:
     for whole in (vector, odd):  # each rank updates all of it, and the first writes it
         spans = [_share(whole, ProcessGroup(rank, 4, rank, 4, torch.device("cpu"))) for rank in range(4)]
         assert [(span.partial, span.written_here) for span in spans] == [(False, rank == 0) for rank in range(4)]
+
+
+def test_a_small_matrix_is_updated_by_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "SHARED_FROM", 24)
+    small, large = (torch.nn.Parameter(torch.zeros(*shape)) for shape in ((5, 4), (6, 4)))
+    assert [_share(param, world(4, 4)).partial for param in (small, large)] == [False, True]
 
 
 def test_frozen_parameters_have_no_state() -> None:

@@ -36,6 +36,9 @@ _BUFFERS = 20
 """Bytes a parameter of the largest unit for fully_shard's communication: what the allocator came to hold beside the rest. Without
 them a GPU is filled to the brim, and an eighth slower (benchmarks/LOG.md)."""
 
+SHARED_FROM = 1 << 18
+"""Elements. A matrix of fewer has at most 3 MB of state; two collectives of its own a step take longer than its update."""
+
 
 @dataclass(frozen=True)
 class ReplicaLayout:
@@ -170,9 +173,12 @@ def distribute(
 
 
 def _share(param: nn.Parameter, group: ProcessGroup) -> ParamSpan:
-    """Return a replicated rank's even share of a matrix; vectors, and what cannot be shared evenly, each rank updates whole."""
+    """Return a replicated rank's even share of a matrix; vectors, and what cannot be shared evenly, each rank updates whole.
+
+    So it does small matrices: their state is nothing beside a layer's, and all of them are added up in one call.
+    """
     whole = param.numel()
-    if param.ndim < 2 or whole % group.size:
+    if param.ndim < 2 or whole < SHARED_FROM or whole % group.size:
         return ParamSpan(0, whole, whole, written_here=group.is_main)
     share = whole // group.size
     return ParamSpan(group.rank * share, (group.rank + 1) * share, whole)
