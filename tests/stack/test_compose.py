@@ -158,7 +158,7 @@ def test_roles_and_the_whole_way(deployment: Deployment) -> None:
     assert refused(deployment, "viewer", "rollback", **back) == 403
     assert refused(deployment, "operator", "rollback", **back) == 403
 
-    run_id = deployment.train("whole", **{"train.max_steps": 6, "promote.approval": True})
+    run_id = deployment.train("whole", **{"train.max_steps": 6, "promote.approval": True, "promote.rule": "plain"})
     deployment.until(lambda: waits(deployment, run_id), 400, lambda: deployment.report(run_id))
     (version,) = deployment.versions("whole")
     tags = {tag["key"]: tag["value"] for tag in deployment.mlflow("runs/get", run_id=version["run_id"])["run"]["data"]["tags"]}

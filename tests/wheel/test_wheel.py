@@ -64,7 +64,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_has_what_it_needs_and_no_more(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("py.typed", "configs/tiny.yaml", "configs/qwen3-4b-base.yaml"):
+    for name in ("py.typed", "configs/tiny.yaml", "configs/tiny-tasks.jsonl", "configs/qwen3-4b-base.yaml"):
         assert f"talaria/{name}" in names
     for name in ("py.typed", "monitor/static/index.html", "monitor/static/vendor/uPlot.LICENSE"):
         assert f"talaria_airflow/{name}" in names
