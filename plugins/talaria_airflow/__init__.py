@@ -1,4 +1,4 @@
-"""Talaria in Airflow: `sft_dag` and `rollback_dag` make a DAG, `sft_dags` makes those of all configurations."""
+"""Talaria in Airflow: `sft_dag`, `rollback_dag`, `watch_champion_dag` make a DAG, `sft_dags` those of all configurations."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from talaria_airflow.dag.factory import sft_dag as sft_dag
     from talaria_airflow.dag.factory import sft_dags as sft_dags
     from talaria_airflow.dag.rollback import rollback_dag as rollback_dag
+    from talaria_airflow.dag.watch_champion import watch_champion_dag as watch_champion_dag
 
-__all__ = ["rollback_dag", "sft_dag", "sft_dags"]
+__all__ = ["rollback_dag", "sft_dag", "sft_dags", "watch_champion_dag"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,4 +25,8 @@ def __getattr__(name: str) -> Any:
         from talaria_airflow.dag.rollback import rollback_dag
 
         return rollback_dag
+    if name == "watch_champion_dag":
+        from talaria_airflow.dag.watch_champion import watch_champion_dag
+
+        return watch_champion_dag
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -30,7 +30,7 @@ def server(shared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Serv
     uri = tracking_uri(shared_store)
     folders = {name: output.path for name, output in tiny_pipeline.trained(shared_store).items()}
     facts = register(tiny_pipeline.config(registry={"model": "tiny"}), folders, uri=uri)
-    promote("tiny", facts["candidate"], uri=uri)
+    promote("tiny", facts["candidate"], uri=uri, by="tester")
     server = ServerProcess(tmp_path_factory.mktemp("serve") / "log")
     environment, command = COMMANDS[0].split(" && ")
     assert environment == ". .talaria/env", "which sets what follows"

@@ -52,7 +52,7 @@ def test_a_promotion_and_a_rollback_under_fifty_clients_fail_no_request(running:
         clients = [pool.submit(client, number) for number in range(50)]
         try:
             wait_for_answers_of(1)
-            promote(model, 2, uri=uri)
+            promote(model, 2, uri=uri, by="tester")
             assert running.follower.look()
             wait_for_answers_of(2)
             rollback(model, reason="a test", who="tester", uri=uri)
@@ -79,7 +79,7 @@ def test_a_request_in_flight_ends_on_the_model_that_took_it(
     monkeypatch.setattr(Batch, "step", held)
     stream = running.ask(GREEN, max_tokens=40, stream=True)
     next(iter(stream))
-    promote(model, 2, uri=uri)
+    promote(model, 2, uri=uri, by="tester")
     assert running.follower.look()
     assert running.ask(GREEN).system_fingerprint == f"{model}-2"
     assert not before.join(0)

@@ -27,6 +27,12 @@ from talaria_airflow import rollback_dag
 
 rollback_dag()
 ''',
+    "watch_champion": '''"""The DAG `watch-champion`: test the served champion, and roll it back where it has fallen."""
+
+from talaria_airflow import watch_champion_dag
+
+watch_champion_dag()
+''',
     "broken_configurations": '''\
 """No DAG, but the place where Airflow shows, as import error, which configurations do not validate and why.
 

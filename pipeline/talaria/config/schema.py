@@ -328,6 +328,13 @@ class Serving(Section):
     )
 
 
+class Watch(Section):
+    """When the DAG watch-champion rolls a served champion back (Airflow only)."""
+
+    sample: int = Field(50, ge=1, le=100_000, description="Prompts of each of evaluate.tasks that the served champion answers.")
+    margin: float = Field(0.1, ge=0, le=1, description="A score that is lower by more than this is a fall, and is rolled back.")
+
+
 class Schedule(Section):
     cron: str | None = Field(None, description="Cron expression for scheduled retraining.")
     timezone: str = Field("UTC", description="Time zone of the cron expression, as IANA names it, for example Europe/Berlin.")
@@ -391,6 +398,7 @@ class Config(Section):
     promote: Promote = Promote()
     sweep: Sweep = Sweep()
     serving: Serving = Serving()
+    watch: Watch = Watch()
     schedule: Schedule = Schedule()
     alerts: Alerts = Alerts()
 

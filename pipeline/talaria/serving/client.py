@@ -16,6 +16,10 @@ _PASSING = (408, 425, 429, 502, 503, 504)
 """Answers that say nothing about the model; a later attempt may get another."""
 
 
+class AnswerFailed(RuntimeError):
+    """The model failed while it wrote an answer."""
+
+
 class ServedModel:
     """The model behind one address of `talaria serve`; a context manager."""
 
@@ -57,7 +61,7 @@ class ServedModel:
     def message(self, messages: Sequence[Mapping[str, Any]], tools: str | None) -> dict[str, Any]:
         """The answer as OpenAI's message. messages, tools: as the messages parquet has them.
 
-        Raises Unavailable where that says nothing about the model, UserError where the server refuses.
+        Raises AnswerFailed where the model fails, Unavailable where the server is away or busy, UserError where it refuses.
         """
         body: dict[str, Any] = {"model": self.model, "messages": [_as_openai(message) for message in messages]}
         if tools:
@@ -81,6 +85,8 @@ class ServedModel:
             why = value["error"]["message"]
         except (ValueError, KeyError, TypeError):
             why = "not a server of Talaria's"
+        if reply.status_code == 500:
+            raise AnswerFailed(f"{self.url}{path} answers 500: {why}")
         raise UserError(f"{self.url}{path} answers {reply.status_code}: {why}")
 
 

@@ -11,13 +11,14 @@ from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowSkipException
 from talaria.common.errors import ConfigError
 from talaria.config import load as settings
-from talaria.config.folder import config_file
+from talaria.config.folder import config_file, config_names
 from talaria.config.schema import Config
 from talaria.stages.table import planned_keys
 from talaria.store.store import Output, Store
 from talaria.workflow import convert_parts, tokenize_parts
 
 from talaria_airflow.listeners.run_notes import NOTE
+from talaria_airflow.notifiers.alert import Alert
 from talaria_airflow.operators.approval import ANSWER_DAYS, REJECT
 from talaria_airflow.operators.stage import given, given_output, store_root
 from talaria_airflow.operators.xcom import storable
@@ -196,3 +197,26 @@ def wait_for_swap(config: Json, promoted: Json) -> dict[str, Any]:
         state = served.wait_for(int(decided["version"]), settings.serving.swap_seconds)
     log.info("%s serves version %s.", settings.serving.url, state["version"])
     return storable(state)
+
+
+def served_configs(context: Context) -> list[str]:
+    """The configuration that the run names, or all with serving.url. Raises AirflowSkipException where there are none."""
+    if name := context["params"]["config"]:
+        return [name]
+    names = [name for name in config_names() if settings.load(config_file(name)).serving.url is not None]
+    if not names:
+        raise AirflowSkipException("No configuration has serving.url: there is nothing to watch.")
+    return names
+
+
+def watch(context: Context, name: str) -> dict[str, Any]:
+    """Score the served champion of a configuration; roll it back where it has fallen, and tell the configuration's channels."""
+    from talaria.serving.watch import watch as work
+    from talaria.tracking.mlflow_client import tracking_uri
+
+    config = settings.load(config_file(name))
+    found = work(config, uri=tracking_uri(store().root), request=f"{context['dag_run'].run_id} {name}")
+    log.info("%s", found["reason"])
+    if found["rolled_back_to"] is not None:
+        Alert("", config.alerts.model_dump()).tell(found["reason"])
+    return storable(found)
