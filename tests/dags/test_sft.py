@@ -99,9 +99,11 @@ def test_the_whole_way_twice(dags: dict[str, Any], installation: str) -> None:
     with create_session() as session:
         events = session.scalars(select(AssetEvent).where(AssetEvent.source_run_id == first.run_id)).all()
         told = {event.asset.name: event.extra for event in events}
+        by_data = next(event.partition_key for event in events if event.asset.name == "talaria-model-by-data")
     assert told["talaria-tokens"]["key"] == returned(first, "data.tokenize")["key"]
     assert told["talaria-messages"]["path"] == returned(first, "data.convert")["path"]
     assert told["talaria-model"]["candidate"] == promoted["version"]
+    assert by_data == told["talaria-model"]["data"] == returned(first, "registry.register")["data"]
 
     # The same again, tokenised in parts and on other ranks: nothing that decides the result has changed.
     versions = len(client.search_model_versions("name='small'"))

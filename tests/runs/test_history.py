@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from array import array
 from pathlib import Path
 from typing import Any
 
 import pytest
 from talaria.common.errors import UserError
 from talaria.runs.catalog import RunCatalog, find_run, list_runs, resolve_run
-from talaria.runs.columns import thin
+from talaria.runs.columns import Journal, thin
 from talaria.runs.folder import RunPath
-from talaria.runs.history import SMOOTH, Training, moving_average, restarts
+from talaria.runs.history import CURVES, SMOOTH, MovingAverage, Training, restarts
 from talaria.runs.jsonl import sample
 from talaria.runs.summary import SPARK_POINTS, summarize
 
@@ -147,9 +148,13 @@ def test_a_closer_look_shows_each_step_of_the_stretch(tmp_path: Path) -> None:
     assert close == list(range(2000, 2102))
 
 
-def test_the_moving_average_is_unbiased_and_ignores_gaps(tmp_path: Path) -> None:
-    from array import array
+def moving_average(values: array[float], span: int) -> array[float]:
+    average = MovingAverage(span)
+    average.extend(values)
+    return average.values
 
+
+def test_the_moving_average_is_unbiased_and_ignores_gaps(tmp_path: Path) -> None:
     constant = moving_average(array("d", [2.0, float("nan"), 2.0, 2.0]), 50)
     assert list(constant) == pytest.approx([2.0] * 4)
     step = moving_average(array("d", [0.0] * 10 + [1.0] * 200), 10)
@@ -158,6 +163,40 @@ def test_the_moving_average_is_unbiased_and_ignores_gaps(tmp_path: Path) -> None
     training = followed(synthetic.training(tmp_path, steps=300, total=300))
     smooth = training.series({"loss": 500}, smooth=("loss", 20))["curves"][SMOOTH]
     assert smooth["y"] == [float(f"{value:.6g}") for value in moving_average(training.metrics.column("loss"), 20)]
+
+
+@pytest.mark.parametrize("axis", ["step", "tokens", "hours"])
+def test_a_live_look_costs_what_came_since_however_long_the_training(
+    tmp_path: Path, axis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that are read and rows that are averaged or summed up, not time."""
+    folder = synthetic.training(tmp_path, steps=20_000, total=40_000)
+    training = followed(folder)
+    view: dict[str, Any] = {"buckets": dict.fromkeys(CURVES, 300), "axis": axis, "smooth": ("loss", 10_000)}
+    training.series(**view)
+    training.history()
+    cursor = training.cursor()
+    append(folder / "metrics.jsonl", synthetic.rows(20_001, 20_003, total=40_000))
+
+    averaged: list[int] = []
+    whole = MovingAverage.extend
+    monkeypatch.setattr(MovingAverage, "extend", lambda self, values: (averaged.append(len(values)), whole(self, values))[1])
+    parsed: list[int] = []
+    take = Journal._take
+    monkeypatch.setattr(Journal, "_take", lambda self, lines: (parsed.append(len(lines)), take(self, lines))[1])
+    before = bytes_read()
+    training.refresh()
+    curves = training.series(**view, since=cursor)["curves"]
+    training.history()
+    assert averaged == [3]
+    assert sum(parsed) < 2_000
+    assert bytes_read() - before < 200_000 < (folder / "metrics.jsonl").stat().st_size / 20
+    assert len(curves["loss"]["y"]) == len(curves[SMOOTH]["y"]) == 3
+
+
+def bytes_read() -> int:
+    """By this process so far, from files and elsewhere."""
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def test_restarts_say_why_it_had_stopped() -> None:

@@ -127,6 +127,7 @@ def _summary(console: Console, tasks: list[TaskView], results: dict[str, Any]) -
     console.print(results_table)
     verdict = f"Model {registered['model']} version {promoted['version']}, alias {alias}: {promoted['reason']}"
     console.print(verdict, markup=False, soft_wrap=True)
+    console.print(f"Its page in MLflow: {registered['model_url']}", markup=False, soft_wrap=True)
 
 
 def _number(value: float | None) -> str:

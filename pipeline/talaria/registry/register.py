@@ -77,6 +77,7 @@ def register(config: Config, inputs: Mapping[str, Path], *, uri: str, context: M
         "run_url": log.url,
         "model_url": version_url(uri, config.registered_name, chosen),
         "train_key": key,
+        "data": log.tags.get("talaria.data.revision") or log.tags.get("talaria.data.digest"),
         "reused": all(entry["reused"] for entry in versions),
     }
 

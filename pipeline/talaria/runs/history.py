@@ -25,8 +25,6 @@ CURVES: tuple[Curve, ...] = get_args(Curve)
 EVENTS_SHOWN = 100
 _ENDINGS = ("preempted", "failed")
 _DIGITS = 6
-_WARM_UP = 20
-"""Spans before a stretch that its moving average looks back: what lies further back weighs less than 1 in 10**8."""
 
 
 class Training:
@@ -38,6 +36,7 @@ class Training:
         self.metrics = Journal(run.folder / METRICS)
         self.evals = Journal(run.folder / EVALS)
         self._sums: dict[str, tuple[int, array[float]]] = {}
+        self._averaged: tuple[tuple[str, int, int], MovingAverage] | None = None
 
     def refresh(self) -> None:
         self.metrics.refresh()
@@ -102,8 +101,7 @@ class Training:
             y = journal.column(column)
             curves[name] = _curve(journal.steps[start:stop], x[start:stop], y[start:stop], count, axis)
             if smooth and smooth[0] == name and journal is self.metrics:
-                warm_up = max(0, start - _WARM_UP * smooth[1])
-                average = moving_average(y[warm_up:stop], smooth[1])[start - warm_up :]
+                average = self._smoothed(name, smooth[1])[start:stop]
                 curves[SMOOTH] = _curve(journal.steps[start:stop], x[start:stop], average, count // 2, axis)
         return {"cursor": self.cursor(), "whole": first == 0, "curves": curves}
 
@@ -139,6 +137,15 @@ class Training:
 
         return self._running_sum("time", gaps)
 
+    def _smoothed(self, name: str, span: int) -> array[float]:
+        """The moving average of a column, of the latest column and span that were asked for: a look adds only the new rows."""
+        sign = (name, span, self.metrics.rewritten)
+        if self._averaged is None or self._averaged[0] != sign:
+            self._averaged = (sign, MovingAverage(span))
+        average = self._averaged[1]
+        average.extend(self.metrics.column(name)[len(average.values) :])
+        return average.values
+
     def _running_sum(self, name: str, terms: Callable[[array[float], int], Iterable[float]]) -> array[float]:
         """The sum of `terms(column, first row that is new)` up to each row, kept: a look adds only the rows that came since."""
         column = self.metrics.column(name)
@@ -154,16 +161,23 @@ class Training:
         return sums
 
 
-def moving_average(values: array[float], span: int) -> array[float]:
-    """Compute an exponential moving average with weight 1/span for the newest value and bias correction at the start
+class MovingAverage:
+    """An exponential moving average with weight 1/span for the newest value and bias correction at the start
     (as in Adam, Kingma & Ba 2015). A value that is not finite leaves the average as it was."""
-    average, weight, averages = 0.0, 0.0, array("d")
-    for value in values:
-        if math.isfinite(value):
-            average += (value - average) / span
-            weight += (1 - weight) / span
-        averages.append(average / weight if weight else math.nan)
-    return averages
+
+    def __init__(self, span: int) -> None:
+        self.span = span
+        self.values = array("d")
+        self._average = self._weight = 0.0
+
+    def extend(self, values: array[float]) -> None:
+        average, weight, span = self._average, self._weight, self.span
+        for value in values:
+            if math.isfinite(value):
+                average += (value - average) / span
+                weight += (1 - weight) / span
+            self.values.append(average / weight if weight else math.nan)
+        self._average, self._weight = average, weight
 
 
 def restarts(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,6 +12,18 @@ from talaria.stages.table import STAGES, inputs_of, key_of, resolve
 from talaria.store.store import Output, Store
 
 
+def made_before(name: str, config: Config, store: Store, upstream: Mapping[str, Output]) -> Output | None:
+    """Return the stage's output where it is in the store and nothing is left to do; None where the stage has to run.
+
+    A store with a copy on object storage always has something to do: a copy that is missing is made. Raises what the stage's
+    fingerprint raises.
+    """
+    if store.remote is not None:
+        return None
+    key, _ = key_of(STAGES[name], config, {name: output.key for name, output in upstream.items()})
+    return store.here(name, key)
+
+
 def run_stage(
     name: str,
     config: Config,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """Tag of an experiment that MLflow's page opens as model training, rather than ask what it is."""
+_AS_TRAINING = "?workflowType=machine_learning"
+"""Shows a page among MLflow's pages of trainings; a browser that never chose opens those of traces and judges around it."""
 ARTIFACTS = "mlflow-artifacts"
 """Folder beside a database in a file: experiments keep their files there."""
 _SQLITE_PATIENCE = 60  # seconds that a writer waits for another; SQLite's own 5 are short for a busy disk
@@ -119,11 +121,11 @@ def experiment_id(client: MlflowClient, name: str, artifacts: Path | None) -> st
 
 def run_url(uri: str, experiment: str, run_id: str) -> str | None:
     """Return the address of the run for a browser; None without a server."""
-    return f"{browser_root(uri)}/#/experiments/{experiment}/runs/{run_id}" if browser_root(uri) else None
+    return f"{browser_root(uri)}/#/experiments/{experiment}/runs/{run_id}{_AS_TRAINING}" if browser_root(uri) else None
 
 
 def version_url(uri: str, model: str, version: int) -> str | None:
-    return f"{browser_root(uri)}/#/models/{model}/versions/{version}" if browser_root(uri) else None
+    return f"{browser_root(uri)}/#/models/{model}/versions/{version}{_AS_TRAINING}" if browser_root(uri) else None
 
 
 def browser_root(uri: str) -> str | None:

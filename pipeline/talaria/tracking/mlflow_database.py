@@ -39,6 +39,9 @@ def ensure_database(path: Path, artifacts: str) -> None:
 
 
 def _make(path: Path, artifacts: str) -> None:
+    """Make it aside and move it into place. The caller holds the lock, so what lies aside already is a killed attempt's."""
+    for left in path.parent.glob(f".{path.name}.*"):
+        left.unlink()
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         _open(aside, artifacts)

@@ -19,13 +19,14 @@ from talaria_airflow.dag.scheduling import deadline_of, default_config, schedule
 from talaria_airflow.notifiers.alert import Alert
 from talaria_airflow.operators.accelerate_launch import AccelerateLaunchOperator
 from talaria_airflow.operators.approval import AskOperator, CompareOperator
-from talaria_airflow.operators.register import RegisterOperator
-from talaria_airflow.operators.stage import StageOperator
+from talaria_airflow.operators.register import BY_DATA, RegisterOperator
+from talaria_airflow.operators.stage import StageOperator, TokenizeOperator
 from talaria_airflow.parameters.form import run_parameters
 
 MESSAGES, TOKENS, MODEL = Asset("talaria-messages"), Asset("talaria-tokens"), Asset("talaria-model")
 CHAMPION = Asset("talaria-champion")
 """A version that was promoted and is served."""
+MODEL_BY_DATA = Asset(BY_DATA)
 ACTIVE_RUNS = 16
 """Runs at a time. The pool lets one at a time train; the others can be refused, prepare data, or wait for a person."""
 FORCE = "{{ params.force }}"
@@ -145,13 +146,12 @@ def _data(config: Any) -> dict[str, Any]:
         def tokenize_part(part: Any, config: Any, upstream: Any) -> None:
             dag_tasks.tokenize_part(config, upstream, part)
 
-        @task(outlets=[TOKENS], trigger_rule="none_failed_min_one_success")
-        def tokenize(config: Any, upstream: Any) -> Any:
-            return dag_tasks.tokenize(config, upstream, TOKENS)
-
         texts = {"convert": convert, "base": base}
         ranges = tokenize_part.partial(config=config, upstream=texts).expand(part=parts(config, texts))
-        ranges >> (tokens := tokenize(config, texts))
+        joined: dict[str, Any] = {"outlets": [TOKENS], "trigger_rule": "none_failed_min_one_success"}
+        tokenize = TokenizeOperator(task_id="tokenize", config=config, inputs=texts, force=FORCE, **joined)
+        ranges >> tokenize
+        tokens = tokenize.output
         report = _stage("report", config, {"download": download, "convert": convert, "tokenize": tokens})
     return {"download": download, "convert": convert, "base": base, "tokenize": tokens, "report": report}
 
@@ -182,7 +182,7 @@ def _convert_parts(config: Any, raw: Mapping[str, Any]) -> Any:
 def _registry(config: Any, made: Mapping[str, Any], gpu: Mapping[str, Any], channels: Mapping[str, Any]) -> None:
     """Wire what follows a trained model: versions, the gate's numbers, a person's answer where one is asked for, the alias."""
     with TaskGroup("registry"):
-        registered = RegisterOperator(task_id="register", config=config, inputs=made, outlets=[MODEL]).output
+        registered = RegisterOperator(task_id="register", config=config, inputs=made, outlets=[MODEL, MODEL_BY_DATA]).output
         compared = CompareOperator(
             task_id="compare", config=config, registered=registered, evaluated=made["evaluate"], **gpu
         ).output

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from airflow.sdk import Asset, Context, get_current_context
+from airflow.sdk import Context, get_current_context
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowSkipException
 from talaria.common.errors import ConfigError
@@ -119,15 +119,6 @@ def parts_to_do(config: Json, upstream: Json) -> list[int]:
 
 def tokenize_part(config: Json, upstream: Json, part: int) -> None:
     tokenize_parts.tokenize_part(parse(config), store(), outputs(upstream), part)
-
-
-def tokenize(config: Json, upstream: Json, asset: Asset) -> dict[str, Any]:
-    """The stage `tokenize`, joined from its row ranges where there are any."""
-    output = tokenize_parts.join(parse(config), store(), outputs(upstream), force=forced())
-    log.info("tokenize: %s %s", "reused" if output.reused else "made", output.path)
-    event = get_current_context()["outlet_events"][asset]
-    event.extra = {"key": output.key, "path": str(output.path), "reused": output.reused}
-    return storable(output.as_json())
 
 
 def parse(config: Json) -> Config:

@@ -23,8 +23,9 @@ from talaria.stages.run import run_stage
 from talaria.store.store import Output, Store
 
 from talaria_airflow.notifiers.alert import Alert
-from talaria_airflow.operators import links
-from talaria_airflow.operators.stage import StageOperator, lifelines
+from talaria_airflow.operators import links, training_stats
+from talaria_airflow.operators.stage import StageOperator, given, lifelines
+from talaria_airflow.operators.training_stats import TrainingStats
 
 PROGRESS = "progress"
 """Key in the task state store (a tab of the task's page): step, loss and time left."""
@@ -80,6 +81,7 @@ class AccelerateLaunchOperator(StageOperator):
         self.rendezvous = rendezvous
         self.channels = channels
         self._next_look = 0.0
+        self._counted: TrainingStats | None = None
 
     def make(self, context: Context, config: Config, store: Store, upstream: Mapping[str, Output]) -> Output:
         links.show(context, links.TrainingPageLink, links.training_page(context))
@@ -103,7 +105,17 @@ class AccelerateLaunchOperator(StageOperator):
         except diagnosis.TrainingCrashed as crashed:
             raise TaskCrashed(str(crashed)) from None
         self._show(context, output.path)
+        if self._counted:
+            self._counted.send(output.path)
         return output
+
+    def _count(self, context: Context, folder: Path) -> None:
+        """Send what Airflow's metrics have of the training."""
+        if self._counted is None and training_stats.wanted():
+            name = str(given("configure", self.config)["name"])
+            self._counted = TrainingStats(folder, {"dag_id": context["dag_run"].dag_id, "config": name})
+        if self._counted:
+            self._counted.send(folder)
 
     def _placed(self, config: Config) -> Config:
         """Return the configuration with this task's number of ranks and machines and its grace period."""
@@ -116,6 +128,7 @@ class AccelerateLaunchOperator(StageOperator):
         if time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + SHOW_EVERY
             self._show(context, folder)
+            self._count(context, folder)
             for trouble in self._alarms.look(folder, time.time()):
                 run = context["dag_run"]
                 Alert("", self.channels).tell(f"{run.dag_id} {run.run_id}: {self.task_id}: {trouble}.")

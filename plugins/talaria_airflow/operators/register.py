@@ -10,11 +10,16 @@ from talaria.config import load as settings
 from talaria.store.store import Store
 
 from talaria_airflow.operators import links
+from talaria_airflow.operators.lineage import EmitsLineage, of_version
 from talaria_airflow.operators.stage import as_task_failure, given, given_output, store_root
 from talaria_airflow.operators.xcom import storable
 
+BY_DATA = "talaria-model-by-data"
+"""Asset whose events have the data's revision as partition key. One of its own: an event with a key starts no DAG whose schedule
+is the asset without partitions."""
 
-class RegisterOperator(BaseOperator):
+
+class RegisterOperator(EmitsLineage, BaseOperator):
     """Makes every kept checkpoint a model version and returns what `registry.register` tells.
 
     :param config: the resolved configuration, a dict.
@@ -28,12 +33,13 @@ class RegisterOperator(BaseOperator):
 
     def __init__(self, *, config: Mapping[str, Any], inputs: Mapping[str, Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.stage = "register"
         self.config = config
         self.inputs = inputs
 
     def execute(self, context: Context) -> dict[str, Any]:
         from talaria.registry.register import register
-        from talaria.tracking.mlflow_client import tracking_uri
+        from talaria.tracking.mlflow_client import public_uri, tracking_uri
 
         with as_task_failure():
             store = Store(store_root())
@@ -43,6 +49,11 @@ class RegisterOperator(BaseOperator):
         self.log.info("%s: the candidate is version %s", registered["model"], registered["candidate"])
         links.show(context, links.ModelVersionLink, registered["model_url"] or "")
         links.show(context, links.MlflowRunLink, registered["run_url"] or "")
+        versions = [entry["version"] for entry in registered["versions"]]
+        self.made = [of_version(public_uri(uri), registered["model"], version) for version in versions]
         for asset in self.outlets:
-            context["outlet_events"][asset].extra = {key: registered[key] for key in ("model", "candidate", "train_key")}
+            event = context["outlet_events"][asset]
+            event.extra = {key: registered[key] for key in ("model", "candidate", "train_key", "data")}
+            if asset.name == BY_DATA and registered["data"]:
+                event.add_partitions(registered["data"])
         return storable(registered)

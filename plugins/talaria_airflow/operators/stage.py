@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,15 +18,18 @@ from talaria.common.errors import Unavailable, UserError
 from talaria.config import load as settings
 from talaria.config.schema import Config
 from talaria.process import reaper, supervisor
+from talaria.stages.run import made_before
 from talaria.store.store import Output, Store
+from talaria.workflow import tokenize_parts
 
+from talaria_airflow.operators.lineage import EmitsLineage, of_output
 from talaria_airflow.operators.xcom import storable
 
 REFUSED = 2
 """The command line's exit code for what only the user can change."""
 
 
-class StageOperator(BaseOperator):
+class StageOperator(EmitsLineage, BaseOperator):
     """Runs a stage by `talaria stage` and returns its output (path, key, facts), which an earlier run may have made.
 
     :param stage: a stage of pipeline/talaria/stages/table.py.
@@ -75,6 +78,7 @@ class StageOperator(BaseOperator):
             upstream = {name: given_output(store, name, value) for name, value in self.inputs.items()}
             output = self.make(context, config, store, upstream)
         self.log.info("%s: %s %s", self.stage, "reused" if output.reused else "made", output.path)
+        self.made = [of_output(output.as_json())]
         for asset in self.outlets:
             context["outlet_events"][asset].extra = {"key": output.key, "path": str(output.path), "reused": output.reused}
         return storable(output.as_json())
@@ -85,6 +89,10 @@ class StageOperator(BaseOperator):
 
     def make(self, context: Context, config: Config, store: Store, upstream: Mapping[str, Output]) -> Output:
         """Return the stage's output. Raises UserError for what only the user can change, AirflowException for anything else."""
+        if not self.forced:
+            with suppress(UserError):  # what it says here, in the worker's own environment, the stage may not
+                if found := made_before(self.stage, config, store, upstream):
+                    return found
         with tempfile.TemporaryDirectory(prefix="talaria-") as scratch:
             folder = Path(scratch)
             (folder / "config.yaml").write_text(config.model_dump_json())
@@ -139,6 +147,18 @@ class StageOperator(BaseOperator):
     @property
     def forced(self) -> bool:
         return str(self.force).lower() in ("true", "1")
+
+
+class TokenizeOperator(StageOperator):
+    """The stage `tokenize`, joined from its row ranges where there are any (tokenize.shards)."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(stage=tokenize_parts.STAGE, **kwargs)
+
+    def make(self, context: Context, config: Config, store: Store, upstream: Mapping[str, Output]) -> Output:
+        if config.tokenize.shards == 1:
+            return super().make(context, config, store, upstream)
+        return tokenize_parts.join(config, store, upstream, force=self.forced)
 
 
 def given(task: str, value: Any) -> Mapping[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +15,7 @@ from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.task_state_store import TaskStateStoreModel
 from airflow.models.xcom import XComModel
 from airflow.sdk import Asset
+from airflow.sdk._shared.observability.metrics.base_stats_logger import NoStatsLogger
 from airflow.sdk._shared.secrets_masker import redact
 from airflow.utils.session import create_session
 from sqlalchemy import select
@@ -38,6 +41,7 @@ def test_training_returns_the_stores_output_and_tells_its_way(runner, capsys: py
     assert "step 2 loss 0.500" in log
     assert "\r" not in log
     assert told["_link_MlflowRunLink"].startswith("http://mlflow.example/#/experiments/")
+    assert told["_link_MlflowRunLink"].endswith("?workflowType=machine_learning")
     assert told["_link_TrainingPageLink"].endswith(
         f"/talaria/?dag_id=operators&run_id={ti.run_id.replace(':', '%3A').replace('+', '%2B')}"
     )
@@ -51,6 +55,30 @@ def test_training_returns_the_stores_output_and_tells_its_way(runner, capsys: py
     assert again.state == "success"
     assert xcoms(again)["return_value"] == {**output, "reused": True}
     assert "train: reused" in capsys.readouterr().out
+
+
+def test_a_training_is_counted_through_airflows_metrics(runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.sdk.observability import stats
+    from airflow.sdk.observability.metrics import stats_utils
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        for name, value in {"ON": "True", "HOST": "127.0.0.1", "PORT": str(receiver.getsockname()[1])}.items():
+            monkeypatch.setenv(f"AIRFLOW__METRICS__STATSD_{name}", value)
+        stats.initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=False)
+        try:
+            assert runner.train().state == "success"
+        finally:
+            stats.initialize(factory=NoStatsLogger, export_legacy_names=False)
+        receiver.setblocking(False)
+        told: list[str] = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                told += receiver.recv(65536).decode().splitlines()
+    counted = [line.removeprefix("airflow.talaria.training.") for line in told if line.startswith("airflow.talaria.training.")]
+    assert sum(int(line[6:-2]) for line in counted if line.startswith("steps:")) == 3
+    assert "step:3.0|g" in counted
+    assert any(line.startswith("loss:0.3333") for line in counted)
 
 
 def test_what_the_user_has_to_change_is_not_tried_again(runner, capsys: pytest.CaptureFixture[str]) -> None:
