@@ -23,9 +23,14 @@ HUB_BASE = {"source": "hub", "repo": "some-lab/base"}
 
 @pytest.fixture(scope="session")
 def published_model(outputs, sqlite_uri: str) -> str:
-    """A version whose base and data are, by its settings, repositories on the hub."""
+    """A version whose base and data are, by its settings, repositories on the hub.
+
+    In an experiment of its own: the registry's tests register the same training under the settings that it really has.
+    """
     config = tiny_pipeline.config(
-        registry={"model": "published"}, download={"source": "hub", "repo": "some-lab/chats"}, base=HUB_BASE
+        registry={"model": "published", "experiment": "publishing"},
+        download={"source": "hub", "repo": "some-lab/chats"},
+        base=HUB_BASE,
     )
     facts = register(config, {name: output.path for name, output in outputs.items()}, uri=sqlite_uri)
     return f"models:/published/{facts['candidate']}"

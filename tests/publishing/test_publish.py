@@ -156,7 +156,7 @@ def test_a_local_base_is_not_named_unless_its_name_on_the_hub_is_given(
 ) -> None:
     secret = tmp_path / "secret-project"
     config = tiny_pipeline.config(
-        registry={"model": "private-base", "license": "mit"},
+        registry={"model": "private-base", "license": "mit", "experiment": "publishing"},
         base={"source": "local", "path": str(secret)},
         download={"source": "local", "path": str(secret / "chats.jsonl")},
     )
@@ -183,7 +183,10 @@ def test_a_mixture_names_the_sources_that_are_on_the_hub_and_no_other(
         "own": {"download": {"source": "local", "path": str(tmp_path / "secret.jsonl")}, "held_out": 0.5},
     }
     config = tiny_pipeline.config(
-        registry={"model": "mixed"}, sources=sources, download={"source": "hub"}, tokenize={"validation_fraction": 0}
+        registry={"model": "mixed", "experiment": "publishing"},
+        sources=sources,
+        download={"source": "hub"},
+        tokenize={"validation_fraction": 0},
     )
     facts = register(config, {name: output.path for name, output in outputs.items()}, uri=sqlite_uri)
     publish(f"models:/mixed/{facts['candidate']}", destination(f"folder:{tmp_path / 'out'}"), uri=sqlite_uri)

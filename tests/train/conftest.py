@@ -19,7 +19,7 @@ from tests.support import tiny_pipeline
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def small_matrices_are_shared_too() -> Iterator[None]:
     """Models are tiny here, and what ranks do with large matrices is to be tested; forked ranks inherit this."""
     with pytest.MonkeyPatch.context() as patch:
