@@ -39,7 +39,9 @@ def test_the_former_champion_comes_back_with_who_and_why(dags: dict[str, Any], c
     run = dags["rollback"].test(run_conf={"model": "chat", "reason": "answers in Latin"})
     assert run.state == "success"
     assert champion(client) == 2
-    tags = client.get_model_version("chat", "3").tags
+    from talaria.registry.versions import tags_of
+
+    tags = tags_of(client.get_model_version("chat", "3"))
     assert tags["talaria.rolled_back_reason"] == "answers in Latin"
     assert tags["talaria.rolled_back_by"] == run.triggering_user_name == "dag_test"
 

@@ -165,6 +165,7 @@ def test_services_listen_on_the_loopback_interface_only(stack: Stack) -> None:
 
 def test_a_revision_is_trained_once_and_promoted_by_a_person(stack: Stack, hub: Hub, channel: Channel, runs: Runs) -> None:
     from talaria.registry.promotion import champion
+    from talaria.registry.versions import tags_of
     from talaria.tracking.mlflow_client import connect
 
     def champions_version() -> int | None:
@@ -191,7 +192,8 @@ def test_a_revision_is_trained_once_and_promoted_by_a_person(stack: Stack, hub: 
     decided = f"Version {best} is the champion."
     assert f"{DAG} {first}: {decided}" in "\n".join(channel.told)
     assert str(stack.api.run(DAG, first)["note"]).startswith(decided)
-    assert connect(stack.ports.mlflow_url).get_model_version("small", str(best)).tags["talaria.gate.approved_by"] == "admin"
+    promoted = connect(stack.ports.mlflow_url).get_model_version("small", str(best))
+    assert tags_of(promoted)["talaria.gate.approved_by"] == "admin"
     assert any(text.startswith(f"{DAG} {first} waits for approval: http://127.0.0.1") for text in channel.told)
     until(
         lambda: any(
@@ -217,7 +219,7 @@ def test_a_revision_is_trained_once_and_promoted_by_a_person(stack: Stack, hub: 
     assert stack.api.xcom(DAG, "longer", "registry.promote")["reason"] == told
     assert champions_version() == best
     rejected = connect(stack.ports.mlflow_url).get_model_version("small", str(best + 1))
-    assert rejected.tags["talaria.rejected_by"] == "admin"
+    assert tags_of(rejected)["talaria.rejected_by"] == "admin"
     assert f"{DAG} longer: {told}" in channel.told
 
     # The watcher has not fired again for what it has seen.

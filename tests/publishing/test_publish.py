@@ -16,6 +16,7 @@ from talaria.publishing.destination import destination
 from talaria.publishing.publish import PUBLISHED, publish
 from talaria.registry.references import find_version
 from talaria.registry.register import register
+from talaria.registry.versions import tags_of
 from talaria.tracking.mlflow_client import connect
 from typer.testing import CliRunner
 
@@ -84,7 +85,7 @@ def test_a_new_repository_is_private_and_holds_what_others_need(
     assert "- Data, some-lab/chats: cc-by-nc-4.0." in text
     assert str(store) not in "".join(made.files[name].decode() for name in made.files if not name.endswith("safetensors"))
     version = find_version(connect(sqlite_uri), published_model)
-    assert version.tags[PUBLISHED] == f"hub:some-lab/tuned@{facts['commit']}"
+    assert tags_of(version)[PUBLISHED] == f"hub:some-lab/tuned@{facts['commit']}"
 
 
 def test_publishing_again_replaces_the_files_and_nothing_of_others(

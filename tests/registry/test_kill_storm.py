@@ -18,12 +18,13 @@ import pytest
 from talaria.common.files import digest
 from talaria.registry import versions as registry
 from talaria.registry.promotion import promote, rollback
-from talaria.registry.versions import PREVIOUS, find_model, local_folder, location_of, search_versions
+from talaria.registry.versions import PREVIOUS, find_model, local_folder, location_of, search_versions, tags_of
 from talaria.store.prune import prune
 from talaria.store.store import Output, Store
 from talaria.store.verify import verify
 from talaria.tracking.mlflow_client import connect
 from talaria.tracking.mlflow_database import ensure_database
+from talaria.tracking.tag_record import packed
 
 pytestmark = [pytest.mark.storm, pytest.mark.timeout(3600)]
 KILLS = 50
@@ -139,7 +140,7 @@ def add(uri: str, model: str, loss: float) -> int:
     (folder / "model.safetensors").write_text(str(loss))
     tags = {registry.CANDIDATE: "true", registry.LOSS: str(loss), registry.BASE_LOSS: "9", registry.HELDOUT: "same"}
     tags |= {registry.TRAIN_KEY: digest(loss), registry.MODEL_ID: made.model_id}
-    version = client.create_model_version(model, made.artifact_location, run.info.run_id, tags, model_id=made.model_id)
+    version = client.create_model_version(model, made.artifact_location, run.info.run_id, packed(tags), model_id=made.model_id)
     return int(version.version)
 
 
@@ -165,7 +166,7 @@ def test_promotion_and_rollback(killer: Killer, uri: str) -> None:
         assert find_model(client, "gate")["champion"] in (before, candidate)
         assert promote("gate", candidate, uri=uri)["champion"] == candidate
         version = client.get_model_version("gate", str(candidate))
-        assert version.tags[PREVIOUS] == str(before)
+        assert tags_of(version)[PREVIOUS] == str(before)
         assert version.description.count("\n- ") == 1, "decided and told once"
     assert rollback("gate", reason="storm", who="storm", uri=uri)["champion"] == before
 

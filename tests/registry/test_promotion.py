@@ -14,7 +14,7 @@ from talaria.common.errors import DataError
 from talaria.config.evaluation_settings import Promote
 from talaria.registry.promotion import champion, preview, promote, reject, rollback, unchanged
 from talaria.registry.register import register
-from talaria.registry.versions import find_model, prune, search_versions
+from talaria.registry.versions import find_model, prune, search_versions, set_tags, tags_of
 from talaria.tracking.mlflow_client import connect
 
 from tests.support import tiny_pipeline
@@ -43,7 +43,7 @@ class Models:
         return find_model(self.client, self.name)
 
     def tags(self, version: int) -> dict[str, str]:
-        return self.client.get_model_version(self.name, str(version)).tags
+        return tags_of(self.client.get_model_version(self.name, str(version)))
 
     def description(self, version: int) -> str:
         return self.client.get_model_version(self.name, str(version)).description
@@ -266,7 +266,7 @@ def test_the_champion_is_measured_on_the_candidates_conversations(settings, fold
     assert f"not better than the champion (version {first['candidate']}) beyond noise" in facts["reason"]
     measured = evaluate(settings, model=folders["train"] / "model", tokens=tokens, base=None, output=tmp_path / "again")
     assert facts["losses"]["champion"] == pytest.approx(measured["heldout_loss"], rel=1e-6)
-    tags = connect(sqlite_uri).get_model_version(first["model"], str(first["candidate"])).tags
+    tags = tags_of(connect(sqlite_uri).get_model_version(first["model"], str(first["candidate"])))
     assert any(name.startswith("talaria.items_on.") for name in tags)
     shutil.rmtree(tokens)  # the number is kept, so the files are not needed again
     assert promote(second["model"], second["candidate"], uri=sqlite_uri)["losses"] == facts["losses"]
@@ -372,12 +372,12 @@ def test_a_champion_that_is_a_copy_is_measured(settings, folders, sqlite_uri):
     client = connect(sqlite_uri)
     facts = register(settings, folders, uri=sqlite_uri)
     copy = client.copy_model_version(f"models:/{facts['model']}/{facts['candidate']}", f"prod-{facts['model']}")
-    client.set_model_version_tag(copy.name, copy.version, "talaria.heldout_digest", "another")
+    set_tags(client, copy.name, copy.version, {"talaria.heldout_digest": "another"})
     copy = client.get_model_version(copy.name, copy.version)
     candidate = client.get_model_version(facts["model"], str(facts["candidate"]))
     loss, why = champion_loss(client, copy, candidate, sqlite_uri)
     assert why is None
-    assert loss == pytest.approx(float(candidate.tags["talaria.eval_loss"]), rel=1e-5)
+    assert loss == pytest.approx(float(tags_of(candidate)["talaria.eval_loss"]), rel=1e-5)
 
 
 def test_unknown_names_are_one_sentence(models):

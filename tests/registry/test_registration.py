@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from talaria.common.errors import DataError
 from talaria.registry.register import register
-from talaria.registry.versions import local_folder, search_versions
+from talaria.registry.versions import local_folder, search_versions, tags_of
 from talaria.tracking.mlflow_client import connect
+from talaria.tracking.tag_record import RECORD
 
 from tests.support import tiny_pipeline
 
@@ -78,7 +79,7 @@ def test_a_registration_that_was_killed_half_way_is_completed_without_doubles(se
     facts = register(settings, folders, uri=sqlite_uri)
     assert [v["version"] for v in facts["versions"]] == [1, 2]
     client = connect(sqlite_uri)
-    mine = f"tags.`talaria.train_key` = '{facts['train_key']}'"
+    mine = f"tags.`talaria.training` = '{facts['train_key'][:8]}'"
     experiment = client.get_run(facts["run_id"]).info.experiment_id
     models = [m for m in client.search_logged_models([experiment], filter_string=mine) if m.name == facts["model"]]
     assert len(models) == 2
@@ -89,19 +90,26 @@ def test_a_version_says_where_it_comes_from_and_how_good_it_is(uri, settings, fo
     client = connect(uri)
     version = client.get_model_version(facts["model"], str(facts["candidate"]))
     for stage in ("download", "convert", "base", "tokenize", "train", "evaluate"):
-        assert version.tags[f"talaria.key.{stage}"] == outputs[stage].key
-    assert version.tags["talaria.train_key"] == outputs["train"].key
+        assert tags_of(version)[f"talaria.key.{stage}"] == outputs[stage].key
+    assert tags_of(version)["talaria.train_key"] == outputs["train"].key
+    assert len([name for name in version.tags if name.startswith("talaria.")]) <= 8, "what people see beside a version"
+    assert all(len(value) < 64 for name, value in version.tags.items() if name != RECORD)
     report = json.loads((folders["evaluate"] / "report.json").read_text())
-    assert float(version.tags["talaria.eval_loss"]) == report["tuned"]["loss"]
-    assert float(version.tags["talaria.eval_base_loss"]) == report["base"]["loss"]
-    assert version.tags["talaria.heldout_digest"] == report["heldout"]["digest"]
+    quality = f"Held-out loss {report['tuned']['loss']:.4f} (base {report['base']['loss']:.4f}), exact match"
+    assert version.description.startswith(quality)
+    assert version.description.splitlines()[0].endswith(" talaria-sample, 2023-11-14.")
+    assert version.tags["talaria.training"] == outputs["train"].key[:8]
+    assert client.get_run(facts["run_id"]).info.run_name == f"small-{outputs['train'].key[:8]}"
+    assert float(tags_of(version)["talaria.eval_loss"]) == report["tuned"]["loss"]
+    assert float(tags_of(version)["talaria.eval_base_loss"]) == report["base"]["loss"]
+    assert tags_of(version)["talaria.heldout_digest"] == report["heldout"]["digest"]
 
-    model = client.get_logged_model(version.tags["talaria.model_id"])
+    model = client.get_logged_model(tags_of(version)["talaria.model_id"])
     by_name = {metric.key: metric for metric in model.metrics}
     assert by_name["eval_loss"].value == report["tuned"]["loss"]
     assert by_name["eval_loss"].dataset_digest == report["heldout"]["digest"][:32]
     kept = client.get_model_version(facts["model"], str(facts["versions"][0]["version"]))
-    assert float(kept.tags["talaria.eval_loss"]) == report["exports"][0]["loss"]
+    assert float(tags_of(kept)["talaria.eval_loss"]) == report["exports"][0]["loss"]
 
 
 def test_the_run_has_the_configuration_the_data_and_the_files(uri, settings, folders):
@@ -183,7 +191,7 @@ def test_without_a_held_out_split_versions_come_without_numbers(settings, folder
     )
     facts = register(settings, {**folders, "evaluate": tmp_path}, uri=sqlite_uri)
     version = connect(sqlite_uri).get_model_version(facts["model"], str(facts["candidate"]))
-    assert "talaria.eval_loss" not in version.tags
+    assert "talaria.eval_loss" not in tags_of(version)
     assert facts["versions"][-1]["loss"] is None
 
 
@@ -209,7 +217,8 @@ def test_a_version_keeps_the_airflow_run_that_trained_it(settings, folders, sqli
     later = own.model_copy(update={"registry": own.registry.model_copy(update={"model": f"{name}-later"})})
     register(own, folders, uri=sqlite_uri, context={"dag_id": "sft", "run_id": "first"})
     facts = register(later, folders, uri=sqlite_uri, context={"dag_id": "sft", "run_id": "second"})
-    assert connect(sqlite_uri).get_model_version(facts["model"], str(facts["candidate"])).tags["talaria.run_id"] == "first"
+    version = connect(sqlite_uri).get_model_version(facts["model"], str(facts["candidate"]))
+    assert tags_of(version)["talaria.run_id"] == "first"
 
 
 def test_nothing_secret_reaches_mlflow(settings, folders, sqlite_uri, monkeypatch):

@@ -95,3 +95,13 @@ def test_a_sparkline_has_the_curves_shape():
     assert sparkline([1.0] * 5) == "▁▁▁▁▁"
     assert sparkline([]) == ""
     assert len(sparkline(list(range(1000)))) == 40
+
+
+def test_lists_show_how_good_a_version_is_on_which_data():
+    config = load(CONFIGS / "qwen3-4b-base.yaml")
+    of_one = {"talaria.data.name": "some-lab/chats", "talaria.data.revision": "c0ffee" * 6}
+    of_two = {"talaria.data.name": "a/b, c/d", "talaria.data.revision": "x c0ffee, y c0ffee", "talaria.data.source": "mixture"}
+    first = card(facts(config, tags=of_one, champion=(3, 0.8), date="2026-11-27")).splitlines()[0]
+    assert first.startswith("Held-out loss 0.7000 (base 1.3000, champion 0.8000), exact match 25.0 % (base 0.0 %), ")
+    assert first.endswith(", some-lab/chats@c0ffeec0, 2026-11-27.")
+    assert ", a/b, c/d." in card(facts(config, tags=of_two)).splitlines()[0]

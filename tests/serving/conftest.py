@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from talaria.registry.register import register
+from talaria.registry.versions import drop_tags
 from talaria.serving.decoding.engine import Limits
 from talaria.serving.decoding.loaded_model import ServedSource
 from talaria.tracking.mlflow_client import connect, tracking_uri
@@ -48,8 +49,7 @@ def model(registered: dict[str, Any], uri: str) -> str:
     """Its name; version 1 is the champion and no version has a history."""
     client = connect(uri)
     for number in ("1", "2"):
-        for tag in client.get_model_version(registered["model"], number).tags:
-            if tag.startswith(("talaria.rolled_back", "talaria.previous_champion", "talaria.gate", "talaria.watch")):
-                client.delete_model_version_tag(registered["model"], number, tag)
+        history = ("talaria.rolled_back", "talaria.previous_champion", "talaria.gate", "talaria.watch")
+        drop_tags(client, registered["model"], number, history)
     client.set_registered_model_alias(registered["model"], "champion", "1")
     return str(registered["model"])

@@ -13,6 +13,7 @@ from talaria.common.errors import ConfigError, DataError, Unavailable
 from talaria.config import load as settings
 from talaria.config.schema import Config
 from talaria.registry.promotion import champion, promote
+from talaria.registry.versions import tags_of
 from talaria.serving.client import KEY, ServedModel
 from talaria.serving.decoding.loaded_model import ServedSource
 from talaria.serving.watch import watch
@@ -54,7 +55,7 @@ def test_a_bad_promotion_is_rolled_back_within_one_run(
 ) -> None:
     client = connect(uri)
     assert dags["watch-champion"].test().state == "success"  # all configurations with serving.url
-    good = client.get_model_version(model, "2").tags
+    good = tags_of(client.get_model_version(model, "2"))
     assert float(good["talaria.watch.score"]) == 1.0
     promote(model, 1, uri=uri, by="somebody in a hurry")
     assert running.follower.look()
@@ -63,7 +64,7 @@ def test_a_bad_promotion_is_rolled_back_within_one_run(
 
     assert run.state == "success"
     assert champion(model, uri=uri)["version"] == 2
-    tags = client.get_model_version(model, "1").tags
+    tags = tags_of(client.get_model_version(model, "1"))
     assert (tags["talaria.rolled_back_by"], tags["talaria.rolled_back_to"]) == ("watch-champion", "2")
     assert "scores 0.000 on 1 prompts of colours, beside 1.000" in tags["talaria.rolled_back_reason"]
     assert "of version 2" in tags["talaria.rolled_back_reason"]
@@ -72,7 +73,7 @@ def test_a_bad_promotion_is_rolled_back_within_one_run(
     assert running.follower.look()
     again = watch(config, uri=uri)
     assert (again["version"], again["rolled_back_to"]) == (2, None)
-    assert "talaria.watch.restored_from" not in client.get_model_version(model, "2").tags
+    assert "talaria.watch.restored_from" not in tags_of(client.get_model_version(model, "2"))
 
 
 def test_a_version_that_is_not_served_yet_is_waited_for(running: Running, config: Config, model: str, uri: str) -> None:

@@ -13,7 +13,7 @@ import yaml
 from talaria.common.errors import DataError
 from talaria.registry.kept_models import content_digest
 from talaria.registry.mlflow_model import CARD
-from talaria.registry.versions import DIGEST
+from talaria.registry.versions import DIGEST, tags_of
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -54,7 +54,8 @@ class Registered:
 
 def read(version: ModelVersion, folder: Path) -> Registered:
     """Read a version. Raises DataError where its files are not those that were registered, or Talaria did not register it."""
-    expected = version.tags.get(DIGEST)
+    tags = tags_of(version)
+    expected = tags.get(DIGEST)
     if expected is None:
         raise DataError(f"{version.name} version {version.version}: was not registered by Talaria, so nothing is known of it.")
     if content_digest(folder) != expected:
@@ -66,7 +67,7 @@ def read(version: ModelVersion, folder: Path) -> Registered:
     tree = yaml.safe_load(sections.pop(_SETTINGS, "").strip().removeprefix("```yaml").removesuffix("```"))
     if not isinstance(tree, dict) or not {"base", "download", "train"} <= tree.keys():
         raise DataError(f"{folder / CARD}: does not hold the settings that registration writes; register the training again.")
-    return Registered(version.name, int(version.version), version.tags, folder, tree, sections)
+    return Registered(version.name, int(version.version), tags, folder, tree, sections)
 
 
 def _sections(card: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from talaria.common.files import file_digest, read_object
 from talaria.config.evaluation_settings import HELDOUT_LOSS, Evaluate
 from talaria.evaluation.items import Items
 from talaria.registry.version_items import ITEMS, MEASURED, keep_items, read_items
-from talaria.registry.versions import HELDOUT, LOSS, TOKENS, as_number, files_of, location_of
+from talaria.registry.versions import HELDOUT, LOSS, TOKENS, as_number, files_of, location_of, set_tags, tags_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,21 +30,21 @@ def champion_loss(
     Known from the champion's own evaluation where the held-out conversations are the same, or from an earlier measurement,
     which its tags keep; else the champion is run on them (`measure`), which takes a device as large as evaluation does.
     """
-    heldout = candidate.tags.get(HELDOUT)
+    heldout = tags_of(candidate).get(HELDOUT)
     if heldout is None:
         return None, "the candidate does not say which conversations were held out"
-    if champion.tags.get(HELDOUT) == heldout:
-        return as_number(champion.tags.get(LOSS)), None
+    if tags_of(champion).get(HELDOUT) == heldout:
+        return as_number(tags_of(champion).get(LOSS)), None
     kept = f"{_MEASURED}{heldout[:32]}"
-    if kept in champion.tags:
-        return as_number(champion.tags[kept]), None
+    if kept in tags_of(champion):
+        return as_number(tags_of(champion)[kept]), None
     if not measure:
         return None, "it was not measured on them"
     loss: list[float] = []
     why = _on_its_files(client, champion, candidate, uri, lambda own, tokens: loss.append(_measure_loss(own, tokens)))
     if why is not None:
         return None, why
-    client.set_model_version_tag(champion.name, str(champion.version), kept, repr(loss[0]))
+    set_tags(client, champion.name, champion.version, {kept: repr(loss[0])})
     return loss[0], None
 
 
@@ -63,7 +63,7 @@ def champion_items(
     Kept results count where they cover the candidate's items; for what they do not cover the champion is run (`measure`), and
     its results are kept for the next time.
     """
-    later = f"{MEASURED}{candidate.tags.get(HELDOUT, 'none')[:32]}"
+    later = f"{MEASURED}{tags_of(candidate).get(HELDOUT, 'none')[:32]}"
     found = Items()
     for tag in (ITEMS, later):
         table = read_items(client, champion, tag) or Items()
@@ -88,7 +88,7 @@ def _on_its_files(
     client: MlflowClient, champion: ModelVersion, candidate: ModelVersion, uri: str, act: Callable[[Path, Path], object]
 ) -> str | None:
     """Call `act` with the champion's folder and the candidate's tokens; return why that is not possible, or None."""
-    tokens = Path(candidate.tags.get(TOKENS, ""))
+    tokens = Path(tags_of(candidate).get(TOKENS, ""))
     if not tokens.is_dir():
         return f"the tokens that the candidate was trained on ({tokens}) are not on this machine"
     with files_of(client, champion, uri) as own:
@@ -113,7 +113,7 @@ def _answer(client: MlflowClient, candidate: ModelVersion, model: Path, tokens: 
 
     with tempfile.TemporaryDirectory(prefix="talaria-") as scratch:
         assert candidate.run_id  # it has results per item, which are files of its run
-        folder = Path(client.download_artifacts(candidate.run_id, str(Path(candidate.tags[ITEMS]).parent), scratch))
+        folder = Path(client.download_artifacts(candidate.run_id, str(Path(tags_of(candidate)[ITEMS]).parent), scratch))
         settings = Evaluate.model_validate(read_object(folder / REPORT)["settings"])
         return measure_items(with_files_in(settings, folder / FILES), model, tokens)
 

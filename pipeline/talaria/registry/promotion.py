@@ -26,10 +26,13 @@ from talaria.registry.versions import (
     PREVIOUS,
     TRAIN_KEY,
     as_number,
+    drop_tags,
     find_model,
     keys_of,
+    of_training,
     search_versions,
     set_tags,
+    tags_of,
 )
 from talaria.tracking.mlflow_client import connect, plain_errors
 
@@ -101,7 +104,9 @@ def preview(
         if champion == number:
             return {"model": model, "version": number, "promoted": False, "champion": champion, "rejected": False} | {
                 "reason": f"Version {number} is the champion already.",
-                "losses": {"candidate": as_number(candidate.tags.get(LOSS)), "base": as_number(candidate.tags.get(BASE_LOSS))},
+                "losses": {
+                    name: as_number(tags_of(candidate).get(tag)) for name, tag in (("candidate", LOSS), ("base", BASE_LOSS))
+                },
             }
         losses, decision = _ask(client, candidate, champion, _rules(settings, margin), None, uri)
     return {
@@ -111,7 +116,7 @@ def preview(
         "reason": decision.reason,
         "losses": {"candidate": losses.candidate, "base": losses.base, "champion": losses.champion},
         "champion": champion,
-        "rejected": f"{REJECTED}_by" in candidate.tags,
+        "rejected": f"{REJECTED}_by" in tags_of(candidate),
     }
 
 
@@ -121,7 +126,7 @@ def reject(model: str, version: int, *, by: str, uri: str) -> dict[str, Any]:
     with plain_errors(uri):
         candidate, champion = _get(client, model, version), find_model(client, model).get(CHAMPION)
         reason = f"Version {version} is not promoted. It was rejected by {scrub(by)}."
-        if candidate.tags.get(f"{REJECTED}_by") is None:
+        if tags_of(candidate).get(f"{REJECTED}_by") is None:
             set_tags(client, model, version, {GATE: "rejected", f"{REJECTED}_by": scrub(by), f"{REJECTED}_at": _now()})
             text = with_entry(candidate.description or "", _now(), f"Rejected by {scrub(by)}")
             client.update_model_version(model, str(version), text)
@@ -138,11 +143,11 @@ def rollback(model: str, *, reason: str, who: str, uri: str, request: str | None
     with plain_errors(uri):
         leaving = _find_request(client, model, request) or _champion(client, model)
         number = int(leaving.version)
-        if PREVIOUS not in leaving.tags:
+        if PREVIOUS not in tags_of(leaving):
             raise DataError(f"{model}: version {number} is its first champion, so there is none to go back to.")
-        back = int(leaving.tags[PREVIOUS])
+        back = int(tags_of(leaving)[PREVIOUS])
         _get(client, model, back)  # it may have been deleted
-        if request is None or leaving.tags.get(f"{ROLLED_BACK}_request") != request:
+        if request is None or tags_of(leaving).get(f"{ROLLED_BACK}_request") != request:
             _write_rollback(client, leaving, back, scrub(reason), scrub(who), request)
         if find_model(client, model).get(CHAMPION) == number:
             client.set_registered_model_alias(model, CHAMPION, str(back))
@@ -161,8 +166,9 @@ def champion(model: str, *, uri: str) -> dict[str, Any] | None:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no model, or no such alias
                 return None
             raise
-    loss = as_number(version.tags.get(LOSS))
-    return {"version": int(version.version), "train_key": version.tags.get(TRAIN_KEY), "keys": keys_of(version), "loss": loss}
+    tags = tags_of(version)
+    loss = as_number(tags.get(LOSS))
+    return {"version": int(version.version), "train_key": tags.get(TRAIN_KEY), "keys": keys_of(version), "loss": loss}
 
 
 def unchanged(model: str, train_key: str, *, uri: str) -> str | None:
@@ -174,9 +180,9 @@ def unchanged(model: str, train_key: str, *, uri: str) -> str | None:
         return f"Nothing has changed since champion version {now['version']} of {model}: same data, base model and settings."
     client = connect(uri)
     with plain_errors(uri):
-        for version in search_versions(client, model, f"tags.`{TRAIN_KEY}` = '{train_key}'"):
-            if ROLLED_BACK in version.tags:
-                why = version.tags.get(f"{ROLLED_BACK}_reason")
+        for version in of_training(client, model, train_key):
+            if ROLLED_BACK in (tags := tags_of(version)):
+                why = tags.get(f"{ROLLED_BACK}_reason")
                 return f"Version {version.version} of {model} is this very training, and was rolled back: {why}."
     return None
 
@@ -203,7 +209,7 @@ def _compare_items(
     client: MlflowClient, candidate: ModelVersion, champion: ModelVersion | None, rules: Promote, by: str | None, uri: str
 ) -> tuple[Losses, Decision]:
     """The rule `noise`: results per item of the candidate, its base model and the champion."""
-    own, base = as_number(candidate.tags.get(LOSS)), as_number(candidate.tags.get(BASE_LOSS))
+    own, base = as_number(tags_of(candidate).get(LOSS)), as_number(tags_of(candidate).get(BASE_LOSS))
     ours = read_items(client, candidate, ITEMS)
     why = "the candidate was evaluated without it" if base is None else "its results per item are not there"
     rivals = [Rival("the base model", read_items(client, candidate, BASE_ITEMS), why)]
@@ -223,7 +229,7 @@ def _losses(
     client: MlflowClient, candidate: ModelVersion, champion: ModelVersion | None, by: str | None, uri: str
 ) -> tuple[Losses, str | None]:
     """The three numbers, and why the champion's is missing where it is."""
-    own, base = as_number(candidate.tags.get(LOSS)), as_number(candidate.tags.get(BASE_LOSS))
+    own, base = as_number(tags_of(candidate).get(LOSS)), as_number(tags_of(candidate).get(BASE_LOSS))
     if champion is None or own is None:
         return Losses(own, base), None
     from talaria.registry.champion_loss import champion_loss
@@ -236,11 +242,11 @@ def _overruled(decision: Decision, candidate: ModelVersion, by: str | None) -> D
     """A person's word over the gate's, and a rollback's over a better loss: nobody has said that its reason is gone."""
     if by is not None:
         return Decision(True, f"Promoted by {scrub(by)}. The gate says: {decision.reason}")
-    if ROLLED_BACK in candidate.tags:
-        why, who = (candidate.tags.get(f"{ROLLED_BACK}_{name}", "?") for name in ("reason", "by"))
+    if ROLLED_BACK in tags_of(candidate):
+        why, who = (tags_of(candidate).get(f"{ROLLED_BACK}_{name}", "?") for name in ("reason", "by"))
         return Decision(False, f"It was rolled back by {who}: {why}. Only a person can promote it again.")
-    if f"{REJECTED}_by" in candidate.tags:
-        return Decision(False, f"It was rejected by {candidate.tags[f'{REJECTED}_by']}. Only a person can promote it.")
+    if f"{REJECTED}_by" in tags_of(candidate):
+        return Decision(False, f"It was rejected by {tags_of(candidate)[f'{REJECTED}_by']}. Only a person can promote it.")
     return decision
 
 
@@ -270,19 +276,18 @@ def _write_decision(
     set_tags(client, model, number, tags)
     client.update_model_version(model, number, with_entry(candidate.description or "", _now(), decision.reason))
     if decision.promoted:
-        for name in [name for name in candidate.tags if name.startswith((ROLLED_BACK, REJECTED))]:
-            client.delete_model_version_tag(model, number, name)  # a person's promotion ends what an earlier word forbade
+        drop_tags(client, model, number, (ROLLED_BACK, REJECTED))  # a person's promotion ends what an earlier word forbade
 
 
 def _crown(client: MlflowClient, model: str, number: int, previous: int | None) -> None:
     client.set_registered_model_alias(model, CHAMPION, str(number))
     if previous is not None:
-        client.set_model_version_tag(model, str(previous), "talaria.succeeded_by", str(number))
+        set_tags(client, model, previous, {"talaria.succeeded_by": number})
 
 
 def _told(client: MlflowClient, version: ModelVersion, number: int) -> dict[str, Any]:
     """What was decided when this version became the champion it is."""
-    tags = version.tags
+    tags = tags_of(version)
     previous = int(tags[PREVIOUS]) if PREVIOUS in tags else None
     _crown(client, version.name, number, previous)  # an attempt that was killed may have left this undone
     losses = {name: as_number(tags.get(f"{GATE}.{tag}")) for name, tag in _LOSS_TAGS.items()}
@@ -339,7 +344,7 @@ def _find_request(client: MlflowClient, model: str, request: str | None) -> Mode
     if request is None:
         return None
     rolled_back = search_versions(client, model, f"tags.`{ROLLED_BACK}` = 'true'")
-    return next((version for version in rolled_back if version.tags.get(f"{ROLLED_BACK}_request") == request), None)
+    return next((version for version in rolled_back if tags_of(version).get(f"{ROLLED_BACK}_request") == request), None)
 
 
 def _now() -> str:

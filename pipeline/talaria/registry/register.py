@@ -27,6 +27,7 @@ from talaria.registry.version_items import BASE_ITEMS, ITEMS, items_path, log_ev
 from talaria.registry.versions import (
     BASE_LOSS,
     CANDIDATE,
+    CHAMPION,
     DIGEST,
     HELDOUT,
     LOSS,
@@ -34,18 +35,23 @@ from talaria.registry.versions import (
     STEP,
     TOKENS,
     TRAIN_KEY,
+    TRAINING,
+    as_number,
+    find_model,
     local_folder,
-    search_versions,
+    of_training,
     set_tags,
+    tags_of,
 )
 from talaria.runs.columns import Journal
-from talaria.runs.folder import EVALS, METRICS, RunFolder
-from talaria.runs.model_card import Curve, Facts, card, readme
+from talaria.runs.folder import EVALS, METRICS, RunFolder, short_id
+from talaria.runs.model_card import Curve, Facts, card, data_label, readme
 from talaria.store.manifest import Manifests, manifests
 from talaria.tracking import lineage
 from talaria.tracking.mlflow_client import plain_errors, version_url
 from talaria.tracking.run_log import RunLog
 from talaria.tracking.system_metrics import cost
+from talaria.tracking.tag_record import OF_A_VERSION, packed
 from talaria.tracking.tracker import catch_up
 
 if TYPE_CHECKING:
@@ -102,7 +108,8 @@ class _Registration:
 
     def run(self) -> list[dict[str, Any]]:
         self._ensure_model()
-        there = {(version.tags.get(STEP), version.tags.get(DIGEST)): version for version in self._versions()}
+        known = ((tags_of(version), version) for version in of_training(self.client, self.name, self.key))
+        there = {(tags.get(STEP), tags.get(DIGEST)): version for tags, version in known}
         if any((str(kept.step), kept.digest) not in there for kept in self.models):
             log_artifacts(self.log, self.inputs)
         else:
@@ -127,7 +134,7 @@ class _Registration:
 
     def _evaluated_again(self, versions: Sequence[tuple[KeptModel, ModelVersion]]) -> None:
         """Give existing versions the results of this evaluation, where theirs are another's (a task was added, say)."""
-        stale = [(kept, found) for kept, found in versions if found.tags.get(ITEMS) != self._results(kept)[ITEMS]]
+        stale = [(kept, found) for kept, found in versions if tags_of(found).get(ITEMS) != self._results(kept)[ITEMS]]
         if stale:
             log_evaluation(self.client, self.log.run_id, self.inputs["evaluate"])
         for kept, found in stale:
@@ -139,10 +146,6 @@ class _Registration:
         own = items_path(evaluation, "tuned" if kept.role == FINAL else kept.folder.name)
         return {ITEMS: own, BASE_ITEMS: items_path(evaluation, "base")}
 
-    def _versions(self) -> list[ModelVersion]:
-        """Return the existing versions of this training."""
-        return search_versions(self.client, self.name, f"tags.`{TRAIN_KEY}` = '{self.key}'")
-
     def _create(self, kept: KeptModel) -> int:
         kept.verify()
         tags = self._tags(kept)
@@ -151,8 +154,15 @@ class _Registration:
         self._place(kept, location, scrub(readme(facts)), model_id)
         self.client.finalize_logged_model(model_id, "READY")
         self._measure(kept, model_id)
+        shown = packed(tags | {MODEL_ID: model_id})
         version = self.client.create_model_version(
-            self.name, location, self.log.run_id, tags | {MODEL_ID: model_id}, description=scrub(card(facts)), model_id=model_id
+            self.name,
+            location,
+            self.log.run_id,
+            shown,
+            description=scrub(card(facts)),
+            model_id=model_id,
+            await_creation_for=0,  # MLflow makes it in one call; waiting would be told on stderr, which Airflow shows in red
         )
         return int(version.version)
 
@@ -160,7 +170,9 @@ class _Registration:
         base = (self.report.get("base") or {}).get("loss")
         tuned = self.report.get("tuned") or {}
         values = {
+            TRAINING: short_id(self.key),
             TRAIN_KEY: self.key,
+            "talaria.data": data_label(self.log.tags),
             STEP: kept.step,
             "talaria.role": kept.role,
             DIGEST: kept.digest,
@@ -176,14 +188,15 @@ class _Registration:
 
     def _logged_model(self, kept: KeptModel, tags: Mapping[str, str]) -> tuple[str, str]:
         """(id, location of its files) of MLflow's model for this kept one; one that a killed registration left is taken up."""
-        wanted = {TRAIN_KEY: self.key, DIGEST: kept.digest, STEP: str(kept.step)}
+        wanted = {TRAINING: short_id(self.key), DIGEST: kept.digest, STEP: str(kept.step)}
         mine = " AND ".join([f"name = '{self.name}'", *(f"tags.`{name}` = '{value}'" for name, value in wanted.items())])
         found = self.client.search_logged_models([self.log.experiment], filter_string=mine, max_results=1)
         if found:
             return found[0].model_id, found[0].artifact_location
         params = {name: value for name, value in lineage.run_params(self.config).items() if name.startswith("train.")}
+        shown = packed(tags, (*OF_A_VERSION, DIGEST)) | lineage.source_tags()
         made = self.client.create_logged_model(
-            self.log.experiment, self.name, self.log.run_id, dict(tags), params=params, model_type="causal-lm"
+            self.log.experiment, self.name, self.log.run_id, shown, params=params, model_type="causal-lm"
         )
         return made.model_id, made.artifact_location
 
@@ -232,7 +245,18 @@ class _Registration:
             curve=curve(train),
             cost=cost(train),
             ranks=status.get("world_size"),
+            champion=self._champion(tags),
+            date=time.strftime("%Y-%m-%d", time.gmtime(status.get("time", time.time()))),
         )
+
+    def _champion(self, tags: Mapping[str, str]) -> tuple[int, float] | None:
+        """The champion of now and its loss, where it is known on the same held-out conversations."""
+        number = find_model(self.client, self.name).get(CHAMPION)
+        if number is None:
+            return None
+        its = tags_of(self.client.get_model_version(self.name, str(number)))
+        loss = as_number(its.get(LOSS))
+        return (number, loss) if loss is not None and its.get(HELDOUT) == tags.get(HELDOUT) is not None else None
 
 
 def metrics_of(kept: KeptModel, report: Mapping[str, Any]) -> dict[str, float]:

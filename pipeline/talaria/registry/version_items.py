@@ -11,6 +11,7 @@ from talaria.evaluation.items import FOLDER as ITEMS_FOLDER
 from talaria.evaluation.items import Items
 from talaria.evaluation.stage import REPORT
 from talaria.evaluation.tasks.checks import FILES
+from talaria.registry.versions import set_tags, tags_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,7 +51,7 @@ def read_items(client: MlflowClient, version: ModelVersion, tag: str) -> Items |
     """Return the results that a version's tag names; None where it names none, or the run's file is gone."""
     from mlflow.exceptions import MlflowException
 
-    path = version.tags.get(tag)
+    path = tags_of(version).get(tag)
     if path is None or not version.run_id:
         return None
     with tempfile.TemporaryDirectory(prefix="talaria-") as scratch:
@@ -67,4 +68,4 @@ def keep_items(client: MlflowClient, version: ModelVersion, tag: str, items: Ite
     with tempfile.TemporaryDirectory(prefix="talaria-") as scratch:
         items.write(Path(scratch) / name)
         client.log_artifact(version.run_id, str(Path(scratch) / name), FOLDER)
-    client.set_model_version_tag(version.name, str(version.version), tag, f"{FOLDER}/{name}")
+    set_tags(client, version.name, version.version, {tag: f"{FOLDER}/{name}"})

@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from talaria.common.errors import DataError
+from talaria.runs.folder import short_id
 from talaria.tracking.mlflow_client import connect, plain_errors
+from talaria.tracking.tag_record import OF_A_VERSION, RECORD, packed, unpacked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+TRAINING = "talaria.training"
+"""The short id of a training: the beginning of TRAIN_KEY, as everywhere."""
 TRAIN_KEY, STEP, DIGEST, CANDIDATE = "talaria.train_key", "talaria.step", "talaria.sha256", "talaria.candidate"
 LOSS, BASE_LOSS, HELDOUT = "talaria.eval_loss", "talaria.eval_base_loss", "talaria.heldout_digest"
 TOKENS, MODEL_ID = "talaria.tokens", "talaria.model_id"
@@ -92,10 +96,25 @@ def find_model(client: MlflowClient, model: str) -> dict[str, int]:
     return {alias: int(version) for alias, version in aliases.items()}
 
 
+def tags_of(version: ModelVersion) -> dict[str, str]:
+    """Return every talaria.* tag of a version under its own name (tracking/tag_record.py)."""
+    return unpacked(version.tags)
+
+
 def keys_of(version: ModelVersion) -> dict[str, str]:
     """Return stage -> key from a version's tags."""
     prefix = "talaria.key."
-    return {name.removeprefix(prefix): value for name, value in version.tags.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): value for name, value in tags_of(version).items() if name.startswith(prefix)}
+
+
+def of_training(client: MlflowClient, model: str, key: str) -> list[ModelVersion]:
+    """Return the versions of the training with this key, newest first."""
+    short, whole = (
+        f"tags.`{TRAINING}` = '{short_id(key)}'",
+        f"tags.`{TRAIN_KEY}` = '{key}'",
+    )  # the second: before RECORD was there
+    found = search_versions(client, model, short) or search_versions(client, model, whole)
+    return [version for version in found if tags_of(version).get(TRAIN_KEY) == key]
 
 
 def as_number(text: str | None) -> float | None:
@@ -104,9 +123,27 @@ def as_number(text: str | None) -> float | None:
 
 def set_tags(client: MlflowClient, model: str, version: int | str, tags: Mapping[str, Any]) -> None:
     """Set a version's tags, except those whose value is None. MLflow takes one tag per call, so calls run in parallel."""
-    values = [(name, str(value)) for name, value in tags.items() if value is not None]
+    new = {name: str(value) for name, value in tags.items() if value is not None}
+    if any(name not in OF_A_VERSION for name in new):  # RECORD is rewritten with what it has
+        new = {name: value for name, value in _recorded(client, model, version).items() if name not in OF_A_VERSION} | new
+    values = list(packed(new).items())
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
         list(pool.map(lambda tag: client.set_model_version_tag(model, str(version), *tag), values))
+
+
+def drop_tags(client: MlflowClient, model: str, version: int | str, prefixes: tuple[str, ...]) -> None:
+    """Remove the talaria.* tags whose names begin so."""
+    known = client.get_model_version(model, str(version)).tags
+    for name in [name for name in known if name.startswith(prefixes)]:
+        client.delete_model_version_tag(model, str(version), name)
+    left = {name: value for name, value in _recorded(client, model, version).items() if not name.startswith(prefixes)}
+    client.set_model_version_tag(model, str(version), RECORD, packed(left, ())[RECORD] if left else "{}")
+
+
+def _recorded(client: MlflowClient, model: str, version: int | str) -> dict[str, str]:
+    """What RECORD of a version says now."""
+    tags = client.get_model_version(model, str(version)).tags
+    return unpacked({RECORD: tags[RECORD]}) if RECORD in tags else {}
 
 
 def prune(model: str, keep: int, *, uri: str) -> dict[str, Any]:
@@ -124,8 +161,8 @@ def prune(model: str, keep: int, *, uri: str) -> dict[str, Any]:
         numbers = {int(version.version): version for version in versions}
         kept = set(aliases.values()) | {int(version.version) for version in versions[:keep]}
         champion = numbers.get(aliases.get(CHAMPION, 0))
-        if champion is not None and PREVIOUS in champion.tags:
-            kept.add(int(champion.tags[PREVIOUS]))
+        if champion is not None and (previous := tags_of(champion).get(PREVIOUS)):
+            kept.add(int(previous))
         removed = sorted(numbers.keys() - kept)
         _delete(client, [numbers[number] for number in removed])
     return {"model": model, "removed": removed, "kept": sorted(numbers.keys() & kept)}
@@ -141,9 +178,9 @@ def _delete(client: MlflowClient, versions: Sequence[ModelVersion]) -> None:
     everywhere = search_versions(client)
     with ThreadPoolExecutor(_AT_A_TIME) as pool:  # a call for each copy
         in_use = set(pool.map(lambda version: location_of(client, version), everywhere))
-    in_use |= {version.tags.get(MODEL_ID, "") for version in everywhere}
+    in_use |= {tags_of(version).get(MODEL_ID, "") for version in everywhere}
     for location, version in located.items():
-        model_id = version.tags.get(MODEL_ID)
+        model_id = tags_of(version).get(MODEL_ID)
         if location in in_use or model_id is None or model_id in in_use:
             continue
         client.delete_logged_model(model_id)

@@ -94,6 +94,11 @@ class RunFolder:
         return left[METRICS]
 
 
+def short_id(key: str) -> str:
+    """Return what people call a training by, everywhere: the beginning of its key."""
+    return key[:8]
+
+
 def step_folder(parent: Path, step: int) -> Path:
     """Name the folder of a checkpoint or an export; the names sort as the steps do."""
     return parent / f"{_STEP}{step:08d}"

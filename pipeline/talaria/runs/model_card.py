@@ -58,6 +58,10 @@ class Facts:
     ranks: int | None
     by_source: Mapping[str, float] = field(default_factory=dict)
     """Held-out loss of this version on each source of a mixture."""
+    champion: tuple[int, float] | None = None
+    """Version of the champion and its held-out loss on the same conversations, when this version was made."""
+    date: str = ""
+    """Day on which training ended."""
 
     @classmethod
     def of_export(cls, config: Config, step: int) -> Facts:
@@ -80,9 +84,30 @@ def readme(facts: Facts) -> str:
 
 def card(facts: Facts) -> str:
     """The description of the version, within LIMIT characters."""
-    sections = [_head(facts), _quality(facts), _data(facts), _curve(facts.curve), _cost(facts), _settings(facts), _origin(facts)]
+    first = [summary(facts), _head(facts), _quality(facts)]
+    sections = [*first, _data(facts), _curve(facts.curve), _cost(facts), _settings(facts), _origin(facts)]
     text = "\n\n".join(section for section in sections if section) + "\n"
     return text if len(text) <= LIMIT else text[: LIMIT - 2].rpartition("\n")[0] + "\n…"
+
+
+def summary(facts: Facts) -> str:
+    """Return the line that lists show of a description: how good it is beside what there was, on which data, from when."""
+    tuned, base = facts.report.get("tuned") or {}, facts.report.get("base") or {}
+    parts = []
+    if facts.loss is not None:
+        rivals = [f"base {_number(base.get('loss'))}"] if base.get("loss") is not None else []
+        rivals += [f"champion {_number(facts.champion[1])}"] if facts.champion else []
+        parts.append(f"Held-out loss {_number(facts.loss)}" + (f" ({', '.join(rivals)})" if rivals else ""))
+    if facts.role == "final" and tuned.get("exact_match") is not None:
+        parts.append(f"exact match {_percent(tuned['exact_match'])} (base {_percent(base.get('exact_match'))})")
+    parts.append(data_label(facts.tags))
+    return ", ".join([*parts, facts.date] if facts.date else parts) + "."
+
+
+def data_label(tags: Mapping[str, str]) -> str:
+    """Return the data's name with the beginning of its commit; a mixture has a commit for each source, so only names."""
+    revision = tags.get("talaria.data.revision") if tags.get("talaria.data.source") != "mixture" else None
+    return tags.get("talaria.data.name", "?") + (f"@{revision[:8]}" if revision else "")
 
 
 def _head(facts: Facts) -> str:

@@ -15,7 +15,7 @@ from talaria.evaluation.tasks.called_tools import as_text
 from talaria.evaluation.tasks.scoring import TaskResult, score_task
 from talaria.evaluation.tasks.task_file import TaskItem, load_items
 from talaria.registry.promotion import champion, rollback
-from talaria.registry.versions import PREVIOUS, as_number, set_tags
+from talaria.registry.versions import PREVIOUS, as_number, drop_tags, set_tags, tags_of
 from talaria.serving.client import ServedModel
 from talaria.tracking.mlflow_client import connect, plain_errors
 
@@ -137,8 +137,8 @@ def _decide(client: MlflowClient, config: Config, measured: WatchScore, uri: str
     }
     beside = f", beside {reference[0]:.3f} of {reference[1]}" if reference else ""
     if reference is None or reference[0] - measured.score <= margin:
-        if RESTORED in version.tags:
-            client.delete_model_version_tag(model, version.version, RESTORED)
+        if RESTORED in tags_of(version):
+            drop_tags(client, model, version.version, (RESTORED,))
         return facts | {"reason": f"Version {measured.version} of {model} scores {measured.described}{beside}."}
     reason = f"it scores {measured.described}{beside}, and watch.margin is {margin:g}"
     _refuse_to_go_back(version, reason)
@@ -153,12 +153,12 @@ def _decide(client: MlflowClient, config: Config, measured: WatchScore, uri: str
 
 def _refuse_to_go_back(version: ModelVersion, reason: str) -> None:
     """Raise DataError where another rollback would not help, or there is nothing to go back to."""
-    if RESTORED in version.tags:
+    if RESTORED in (tags := tags_of(version)):
         raise DataError(
-            f"{version.name}: {reason}. The watch went back to this version from version {version.tags[RESTORED]}; "
+            f"{version.name}: {reason}. The watch went back to this version from version {tags[RESTORED]}; "
             "as it falls too, the cause is not the version, so look at the server."
         )
-    if PREVIOUS not in version.tags:
+    if PREVIOUS not in tags:
         raise DataError(f"{version.name}: {reason}. It is the first champion, so there is none to go back to.")
 
 
@@ -175,15 +175,16 @@ def _reference(client: MlflowClient, version: ModelVersion, measured: WatchScore
     found = []
     if (own := _best(version, measured)) is not None:
         found.append((own, "its own earlier answers"))
-    if PREVIOUS in version.tags:
-        before = client.get_model_version(version.name, version.tags[PREVIOUS])
+    if PREVIOUS in (tags := tags_of(version)):
+        before = client.get_model_version(version.name, tags[PREVIOUS])
         if (best := _best(before, measured)) is not None:
             found.append((best, f"version {before.version}"))
     return max(found, default=None)
 
 
 def _best(version: ModelVersion, measured: WatchScore) -> float | None:
-    return as_number(version.tags.get(BEST)) if version.tags.get(ITEMS) == measured.items else None
+    tags = tags_of(version)
+    return as_number(tags.get(BEST)) if tags.get(ITEMS) == measured.items else None
 
 
 def _record(client: MlflowClient, version: ModelVersion, measured: WatchScore) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from talaria.common.files import digest
 from talaria.common.redact import scrub
 from talaria.config.schema import Config
+from talaria.runs.folder import short_id
 from talaria.stages.table import STAGES, inputs_of, key_of
 from talaria.store.manifest import Manifests
 
@@ -48,7 +49,8 @@ def run_tags(config: Config, known: Manifests, context: Mapping[str, str] | None
     keys = {f"talaria.key.{stage}": manifest["key"] for stage, manifest in sorted(known.items())}
     values = {
         "talaria.config": config.name,
-        "talaria.train_key": train_key(config, known),
+        "talaria.training": short_id(key) if (key := train_key(config, known)) else None,
+        "talaria.train_key": key,
         "talaria.data.source": "mixture" if config.sources else config.download.source,
         "talaria.data.name": config.data_origin,
         "talaria.data.revision": _data_revision(config, known),

@@ -20,10 +20,11 @@ from talaria.common.files import digest, read_object, write_atomically
 from talaria.common.redact import scrub
 from talaria.config.schema import Config
 from talaria.runs.columns import Journal
-from talaria.runs.folder import EVALS, METRICS, MLFLOW, OF_SOURCE, SYSTEM, RunFolder
+from talaria.runs.folder import EVALS, METRICS, MLFLOW, OF_SOURCE, SYSTEM, RunFolder, short_id
 from talaria.store.manifest import manifests, store_of
 from talaria.tracking import lineage
 from talaria.tracking.mlflow_client import ARTIFACTS, connect, experiment_id, plain_errors, public_uri, run_url
+from talaria.tracking.tag_record import OF_A_RUN, packed, unpacked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -155,7 +156,8 @@ class RunLog:
 
     def _create(self) -> Run:
         tags = {ID_TAG: training_id(self.folder), **lineage.source_tags()}
-        name = f"{self.config.name}-{training_id(self.folder)[:8]}"
+        key = lineage.train_key(self.config, manifests(self.inputs)) or training_id(self.folder)
+        name = f"{self.config.name}-{short_id(key)}"
         return self.client.create_run(self.experiment, tags=tags, run_name=name)
 
     def _describe(self, run: Run, trains: bool) -> None:
@@ -165,8 +167,8 @@ class RunLog:
         known = manifests(self.inputs)
         self.tags = lineage.run_tags(self.config, known, self.context)
         if not trains:
-            self.tags |= {name: value for name, value in run.data.tags.items() if name in lineage.ORIGIN}
-        tags = [RunTag(name, value) for name, value in self.tags.items()]
+            self.tags |= {name: value for name, value in unpacked(run.data.tags).items() if name in lineage.ORIGIN}
+        tags = [RunTag(name, value) for name, value in packed(self.tags, OF_A_RUN).items()]
         missing = [Param(k, v) for k, v in lineage.run_params(self.config).items() if k not in run.data.params]
         for first in range(0, max(len(missing), 1), _PARAMS_PER_BATCH):
             batch = missing[first : first + _PARAMS_PER_BATCH]

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 from talaria.registry.promotion import GATE, ROLLED_BACK
 from talaria.tracking.mlflow_client import run_url, tracking_uri, version_url
+from talaria.tracking.tag_record import unpacked
 
 KEPT_SECONDS = 30.0
 TIMEOUT_SECONDS = 3.0
@@ -70,7 +71,7 @@ def _version(uri: str, version: dict[str, Any], model: dict[str, Any]) -> dict[s
 
 def _decision(version: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Return what the gate and people recorded on a version (pipeline/talaria/registry/promotion.py)."""
-    tags = {tag["key"]: tag["value"] for tag in version.get("tags", [])}
+    tags = unpacked({tag["key"]: tag["value"] for tag in version.get("tags", [])})
     if GATE in tags:
         yield f"Gate, version {version['version']}", f"{tags[GATE]}. {tags.get(f'{GATE}.reason', '')}".strip()
     if ROLLED_BACK in tags:
