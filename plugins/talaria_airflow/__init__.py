@@ -1,4 +1,4 @@
-"""Talaria in Airflow: `sft_dag`, `rollback_dag`, `watch_champion_dag` make a DAG, `sft_dags` those of all configurations."""
+"""Talaria in Airflow: `sft_dags` makes the training DAGs of all configurations, each other function the DAG of its name."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from talaria_airflow.dag.factory import sft_dag as sft_dag
     from talaria_airflow.dag.factory import sft_dags as sft_dags
     from talaria_airflow.dag.rollback import rollback_dag as rollback_dag
+    from talaria_airflow.dag.sweep import sweep_dag as sweep_dag
     from talaria_airflow.dag.watch_champion import watch_champion_dag as watch_champion_dag
 
-__all__ = ["rollback_dag", "sft_dag", "sft_dags", "watch_champion_dag"]
+__all__ = ["rollback_dag", "sft_dag", "sft_dags", "sweep_dag", "watch_champion_dag"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,6 +26,10 @@ def __getattr__(name: str) -> Any:
         from talaria_airflow.dag.rollback import rollback_dag
 
         return rollback_dag
+    if name == "sweep_dag":
+        from talaria_airflow.dag.sweep import sweep_dag
+
+        return sweep_dag
     if name == "watch_champion_dag":
         from talaria_airflow.dag.watch_champion import watch_champion_dag
 

@@ -21,6 +21,12 @@ from talaria_airflow import sft_dags
 
 sft_dags()
 ''',
+    "sweep": '''"""The DAG `sweep`: train with several settings, and give the best to the gate."""
+
+from talaria_airflow import sweep_dag
+
+sweep_dag()
+''',
     "rollback": '''"""The DAG `rollback`: give the champion alias back to the previous champion."""
 
 from talaria_airflow import rollback_dag

@@ -29,7 +29,7 @@ CHAMPION = Asset("talaria-champion")
 MODEL_BY_DATA = Asset(BY_DATA)
 ACTIVE_RUNS = 16
 """Runs at a time. The pool lets one at a time train; the others can be refused, prepare data, or wait for a person."""
-FORCE = "{{ params.force }}"
+FORCE = "{{ params.get('force', false) }}"
 DECIDED = "{{ dag.dag_id }} {{ run_id }}: {{ ti.xcom_pull(task_ids=ti.task_id).reason }}"
 FAILED = "{{ dag.dag_id }} {{ run_id }}: {{ ti.task_id }} failed: {{ exception | default('see its log') }}"
 FROM_CONFIG: Any = object()
@@ -77,18 +77,23 @@ def sft_dag(
         max_active_runs=ACTIVE_RUNS,
         deadline=deadline_of(chosen) if chosen else None,
         tags=["talaria", "training"],
-        default_args={
-            "owner": owner or own.owner,
-            **RETRIES,
-            "execution_timeout": timedelta(hours=12),
-            "weight_rule": "upstream",  # of several runs, the one that is further on goes first
-            "on_failure_callback": Alert(FAILED, channels),
-        },
+        default_args=task_defaults(owner or own.owner, channels),
     ) as dag:
         _tasks(config, {"pool": pool or own.pool, "queue": queue or own.queue}, channels)
     # after the tasks: Airflow stores a copy of the DAG's parameters with each task that it finds them at, 0.5 MB in all
     dag.params = ParamsDict(run_parameters(config or default_config(), fixed=config is not None))
     return dag
+
+
+def task_defaults(owner: str, channels: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what all tasks of a DAG that trains have in common."""
+    return {
+        "owner": owner,
+        **RETRIES,
+        "execution_timeout": timedelta(hours=12),
+        "weight_rule": "upstream",  # of several runs, the one that is further on goes first
+        "on_failure_callback": Alert(FAILED, channels),
+    }
 
 
 def _tasks(name: str | None, gpu: Mapping[str, Any], channels: Mapping[str, Any]) -> None:
@@ -100,7 +105,7 @@ def _tasks(name: str | None, gpu: Mapping[str, Any], channels: Mapping[str, Any]
         return dag_tasks.configure(get_current_context(), name)
 
     config: Any = configure()
-    made = _data(config)
+    made = data_tasks(config)
     ready = {"tokenize": made["tokenize"], "base": made["base"]}
     with TaskGroup("model"):
         train = AccelerateLaunchOperator(
@@ -113,8 +118,8 @@ def _tasks(name: str | None, gpu: Mapping[str, Any], channels: Mapping[str, Any]
             execution_timeout=timedelta(days=14),
             **gpu,
         ).output
-        evaluate = _stage("evaluate", config, {"train": train, **ready, "convert": made["convert"]}, **gpu)
-    _registry(config, {**made, "train": train, "evaluate": evaluate}, gpu, channels)
+        evaluate = stage_task("evaluate", config, {"train": train, **ready, "convert": made["convert"]}, **gpu)
+    registry_tasks(config, {**made, "train": train, "evaluate": evaluate}, gpu, channels)
 
 
 def sft_dags() -> list[DAG]:
@@ -123,19 +128,19 @@ def sft_dags() -> list[DAG]:
     return [sft_dag(), *(sft_dag(name, dag_id="sft_" + re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)) for name in scheduled)]
 
 
-def _stage(name: str, config: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
+def stage_task(name: str, config: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
     return StageOperator(task_id=name, stage=name, config=config, inputs=inputs, force=FORCE, **options).output
 
 
-def _data(config: Any) -> dict[str, Any]:
+def data_tasks(config: Any) -> dict[str, Any]:
     """Wire the stages that need no accelerator. Returns stage -> its task's output."""
     with TaskGroup("data"):
-        download = _stage("download", config, {})
-        convert = _stage(
+        download = stage_task("download", config, {})
+        convert = stage_task(
             "convert", config, {"download": download}, outlets=[MESSAGES], trigger_rule="none_failed_min_one_success"
         )
         _convert_parts(config, {"download": download}) >> convert
-        base = _stage("base", config, {"convert": convert})
+        base = stage_task("base", config, {"convert": convert})
 
         @task
         def parts(config: Any, upstream: Any) -> Any:
@@ -152,7 +157,7 @@ def _data(config: Any) -> dict[str, Any]:
         tokenize = TokenizeOperator(task_id="tokenize", config=config, inputs=texts, force=FORCE, **joined)
         ranges >> tokenize
         tokens = tokenize.output
-        report = _stage("report", config, {"download": download, "convert": convert, "tokenize": tokens})
+        report = stage_task("report", config, {"download": download, "convert": convert, "tokenize": tokens})
     return {"download": download, "convert": convert, "base": base, "tokenize": tokens, "report": report}
 
 
@@ -179,7 +184,7 @@ def _convert_parts(config: Any, raw: Mapping[str, Any]) -> Any:
     return converted
 
 
-def _registry(config: Any, made: Mapping[str, Any], gpu: Mapping[str, Any], channels: Mapping[str, Any]) -> None:
+def registry_tasks(config: Any, made: Mapping[str, Any], gpu: Mapping[str, Any], channels: Mapping[str, Any]) -> None:
     """Wire what follows a trained model: versions, the gate's numbers, a person's answer where one is asked for, the alias."""
     with TaskGroup("registry"):
         registered = RegisterOperator(task_id="register", config=config, inputs=made, outlets=[MODEL, MODEL_BY_DATA]).output

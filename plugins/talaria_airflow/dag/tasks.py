@@ -9,7 +9,7 @@ from typing import Any
 from airflow.sdk import Context, get_current_context
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowSkipException
-from talaria.common.errors import ConfigError
+from talaria.common.errors import ConfigError, UserError
 from talaria.config import load as settings
 from talaria.config.folder import config_file, config_names
 from talaria.config.schema import Config
@@ -45,11 +45,11 @@ def configure(context: Context, name: str | None) -> dict[str, Any]:
         raise ConfigError(f"unknown parameter {unknown[0]}; a run takes config, force, set and the settings by their names.")
     given = {**_triggering_revision(context), **form.overrides(params)}
     config = settings.load(config_file(name or params["config"]), given)
-    if run.run_type != "manual" and not params["force"] and (reason := _reason_to_skip(config)):
+    if run.run_type != "manual" and not params.get("force") and (reason := _reason_to_skip(config)):
         log.info("This run is skipped: %s", reason)
         note(context, f"Skipped: {reason}")
         raise AirflowSkipException(reason)
-    _plan(config, force=bool(params["force"]))
+    _plan(config, force=bool(params.get("force")))
     return config.model_dump(mode="json")
 
 
@@ -112,6 +112,56 @@ def convert_part(config: Json, upstream: Json, part: int) -> None:
     convert_parts.convert_part(parse(config), store(), outputs(upstream), part)
 
 
+def configure_sweep(context: Context) -> dict[str, Any]:
+    """Return the validated configuration of a sweep. Raises ConfigError for a sweep that cannot be run."""
+    from talaria.sweep.plan import plan
+
+    config = configure(context, None)
+    plan(parse(config))
+    return config
+
+
+def open_sweep(config: Json, upstream: Json) -> None:
+    """Make the sweep's run in MLflow."""
+    from talaria.sweep.record import SweepRun
+    from talaria.tracking.mlflow_client import tracking_uri
+
+    run = SweepRun.open(parse(config), store(), outputs(upstream), tracking_uri(store().root))
+    log.info("MLflow run: %s", run.url or run.run_id)
+
+
+def trials(config: Json, *, references: bool) -> list[dict[str, Any]]:
+    """Return the sweep's references, or its other trials, each for a mapped task."""
+    from talaria.sweep.plan import plan
+
+    chosen = [trial for trial in plan(parse(config)) if trial.reference is references]
+    return [{"number": trial.number, "settings": dict(trial.settings)} for trial in chosen]
+
+
+def choose(config: Json, upstream: Json, references: Any, others: Any) -> dict[str, Any]:
+    """Return the best trial's configuration and training, and record all of them in MLflow."""
+    from talaria.sweep.plan import plan
+    from talaria.sweep.record import SweepRun
+    from talaria.sweep.run import best_of, by_number, told
+    from talaria.tracking.mlflow_client import tracking_uri
+
+    outcomes = by_number([*(references or ()), *(others or ())])
+    trials = plan(parse(config))
+    if missing := len(trials) - len(outcomes):
+        raise UserError(f"{missing} of {len(trials)} trials have no result: they were marked as success, or skipped. Clear them.")
+    for outcome in outcomes:
+        log.info("trial %s, %s: %s", outcome.number, trials[outcome.number - 1].label, told(outcome))
+    best = best_of(outcomes)
+    run = SweepRun.open(parse(config), store(), outputs(upstream), tracking_uri(store().root))
+    run.close(outcomes, best)
+    found = store().find("train", best.key)
+    if found is None:
+        raise UserError(f"{best.folder}: the best trial's training is gone, pruned perhaps. Clear its task to make it again.")
+    note(get_current_context(), f"The best is trial {best.number}, {trials[best.number - 1].label}: {told(best)}.")
+    chosen = trials[best.number - 1].config.model_dump(mode="json")
+    return {"config": chosen, "train": storable(found.as_json()), "best": best.number}
+
+
 def parts_to_do(config: Json, upstream: Json) -> list[int]:
     """Row ranges to tokenise, each a mapped task."""
     return tokenize_parts.parts_to_do(parse(config), store(), outputs(upstream), force=forced())
@@ -131,7 +181,7 @@ def outputs(upstream: Json) -> dict[str, Output]:
 
 
 def forced() -> bool:
-    return bool(get_current_context()["params"]["force"])
+    return bool(get_current_context()["params"].get("force"))
 
 
 def has_to_be_asked(config: Json, compared: Json) -> bool:

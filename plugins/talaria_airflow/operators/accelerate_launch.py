@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,30 +85,34 @@ class AccelerateLaunchOperator(StageOperator):
         self._counted: TrainingStats | None = None
 
     def make(self, context: Context, config: Config, store: Store, upstream: Mapping[str, Output]) -> Output:
+        config, options = self.prepared(context, config)
+        with as_attempt():
+            if options["machine"].rank:
+                return launch.follow(config, store, upstream, force=self.forced, **options)
+            look = functools.partial(self.look, context)
+            train = functools.partial(launch.run, on_look=look, **options)
+            output = run_stage("train", config, store, upstream, force=self.forced, function=train)
+        self.ended(context, output.path)
+        return output
+
+    def prepared(self, context: Context, config: Config) -> tuple[Config, dict[str, Any]]:
+        """Return the configuration as this task trains it, and the options of `launch`."""
         links.show(context, links.TrainingPageLink, links.training_page(context))
         config = self._placed(config)
-        machine = Machine(int(self.machine_rank), self.rendezvous, self.interpreter, self.environment(context))
-        options: dict[str, Any] = {"machine": machine, "on_line": self.hear, "stop": self._stop, "lifelines": lifelines()}
         self._alarms = TrainingAlarms(
             stall_seconds=config.alerts.stall_seconds,
             patience=config.alerts.patience,
             free_disk=config.alerts.free_disk_fraction,
             now=time.time(),
         )
-        try:
-            if machine.rank:
-                return launch.follow(config, store, upstream, force=self.forced, **options)
-            look = functools.partial(self._look, context)
-            train = functools.partial(launch.run, on_look=look, **options)
-            output = run_stage("train", config, store, upstream, force=self.forced, function=train)
-        except diagnosis.Preempted as stopped:
-            raise TaskPreempted(str(stopped)) from None
-        except diagnosis.TrainingCrashed as crashed:
-            raise TaskCrashed(str(crashed)) from None
-        self._show(context, output.path)
+        machine = Machine(int(self.machine_rank), self.rendezvous, self.interpreter, self.environment(context))
+        return config, {"machine": machine, "on_line": self.hear, "stop": self._stop, "lifelines": lifelines()}
+
+    def ended(self, context: Context, folder: Path) -> None:
+        """Show and count what came since the last look. `folder`: where the training lies now."""
+        self._show(context, folder)
         if self._counted:
-            self._counted.send(output.path)
-        return output
+            self._counted.send(folder)
 
     def _count(self, context: Context, folder: Path) -> None:
         """Send what Airflow's metrics have of the training."""
@@ -124,7 +129,8 @@ class AccelerateLaunchOperator(StageOperator):
         tree["train"] |= {name: value for name, value in given.items() if value is not None}
         return settings.parse(tree, f"task {self.task_id}")
 
-    def _look(self, context: Context, folder: Path) -> None:
+    def look(self, context: Context, folder: Path) -> None:
+        """Show how the training is doing, and tell of trouble; called several times a second."""
         if time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + SHOW_EVERY
             self._show(context, folder)
@@ -144,3 +150,14 @@ class AccelerateLaunchOperator(StageOperator):
                 context["task_state_store"].set(PROGRESS, progress_line(card))
         except AirflowRuntimeError as error:  # the API server hiccups; a display must not end a training
             self.log.warning("cannot show the progress: %s", error)
+
+
+@contextmanager
+def as_attempt() -> Iterator[None]:
+    """Fail this attempt of the task where a training was stopped or crashed; a retry resumes it."""
+    try:
+        yield
+    except diagnosis.Preempted as stopped:
+        raise TaskPreempted(str(stopped)) from None
+    except diagnosis.TrainingCrashed as crashed:
+        raise TaskCrashed(str(crashed)) from None
