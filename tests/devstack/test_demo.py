@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 import typer
-from talaria.cli import airflow_commands, app, model_commands, run_commands, stage_commands  # noqa: F401
+from talaria.cli import airflow_commands, app, model_commands, run_commands, serve_commands, stage_commands  # noqa: F401
 from talaria.devstack.demo import next_steps
 from talaria.devstack.installation import Home, Ports
 
