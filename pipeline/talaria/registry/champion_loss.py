@@ -33,11 +33,12 @@ def champion_loss(
     heldout = tags_of(candidate).get(HELDOUT)
     if heldout is None:
         return None, "the candidate does not say which conversations were held out"
-    if tags_of(champion).get(HELDOUT) == heldout:
-        return as_number(tags_of(champion).get(LOSS)), None
+    known = tags_of(champion)
+    if known.get(HELDOUT) == heldout:
+        return as_number(known.get(LOSS)), None
     kept = f"{_MEASURED}{heldout[:32]}"
-    if kept in tags_of(champion):
-        return as_number(tags_of(champion)[kept]), None
+    if kept in known:
+        return as_number(known[kept]), None
     if not measure:
         return None, "it was not measured on them"
     loss: list[float] = []

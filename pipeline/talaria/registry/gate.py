@@ -12,6 +12,8 @@ _HEADING = "## Gate"
 _ENTRY = re.compile(r"- \d{4}-\d\d-\d\dT[\d:]+Z: ")
 _ENTRIES = 10
 """Decisions kept in the description, newest last."""
+NO_LOSS = "It has no held-out loss; set tokenize.validation_fraction (or sources.NAME.held_out) above 0."
+"""Why neither rule can judge a candidate."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ def decide(losses: Losses, margin: float, champion: int | None, unmeasured: str 
     """Decide whether to promote. `champion`: its version, if any; `unmeasured`: why its loss is unknown, if it is."""
     rivals = [("the base model", losses.base)] + ([(f"the champion (version {champion})", losses.champion)] if champion else [])
     if losses.candidate is None or not math.isfinite(losses.candidate):
-        return Decision(False, "It has no held-out loss; set tokenize.validation_fraction (or sources.NAME.held_out) above 0.")
+        return Decision(False, NO_LOSS)
     beaten = []
     for name, loss in rivals:
         if loss is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from talaria.config.evaluation_settings import HELDOUT_LOSS, GateMetric, Promote
 from talaria.evaluation.items import Items, MetricItems, pair, regressions
 from talaria.evaluation.paired import CONFIDENCE, Interval, Pairs, improvement
-from talaria.registry.gate import Decision
+from talaria.registry.gate import NO_LOSS, Decision
 
 _SHOWN = {"heldout_loss": "held-out loss", "exact_match": "exact match"}
 _LISTED = 3
@@ -57,7 +57,7 @@ def decide_beyond_noise(settings: Promote, ours: Items | None, loss: float | Non
     ours: the candidate's results per item; loss: its held-out loss, which says why there are none.
     """
     if loss is None and any(metric.name.startswith(HELDOUT_LOSS) for metric in settings.compared):
-        return Decision(False, "It has no held-out loss; set tokenize.validation_fraction above 0.")
+        return Decision(False, NO_LOSS)
     if ours is None:
         cure = "evaluate and register it again, or set promote.rule to plain"
         return Decision(False, f"Its evaluation kept no results per item, as earlier versions of Talaria did; {cure}.")

@@ -24,11 +24,8 @@ def parts_to_do(config: Config, store: Store, upstream: Mapping[str, Output], *,
 
     if config.convert.shards == 1:
         return []
-    folders = _folders(config, store, upstream)
-    if not force and store.find(STAGE, folders.key):
+    if not _folders(config, store, upstream).wanted(STAGE, store, force=force):
         return []
-    if force:
-        folders.remove()
     count = len(shares(_data(upstream), config.convert.shards))
     return list(range(count)) if count > 1 else []
 

@@ -32,6 +32,12 @@ class PartFolders:
         root = store.root / ".work" / f"{stage}-{key[:32]}-in-{shards}"
         return cls(root, key, tuple(output.path / MANIFEST for output in upstream.values()))
 
+    def wanted(self, stage: str, store: Store, *, force: bool) -> bool:
+        """Return whether parts have to be made: not where the output exists, and with `force` all of them anew."""
+        if force:
+            self.remove()
+        return force or store.find(stage, self.key) is None
+
     def place(self, part: int, round: str = "") -> Path:
         return self.root / f"{round}{part:05d}"
 

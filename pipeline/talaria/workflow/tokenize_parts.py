@@ -22,11 +22,8 @@ def parts_to_do(config: Config, store: Store, upstream: Mapping[str, Output], *,
     """Return the numbers of the parts to do; empty if one process does it all or the output exists."""
     if config.tokenize.shards == 1:
         return []
-    folders = _folders(config, store, upstream)
-    if not force and store.find(STAGE, folders.key):
+    if not _folders(config, store, upstream).wanted(STAGE, store, force=force):
         return []
-    if force:
-        folders.remove()
     return list(range(config.tokenize.shards))
 
 

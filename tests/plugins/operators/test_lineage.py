@@ -6,10 +6,9 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from talaria_airflow.operators.lineage import of_version
 from talaria_airflow.operators.register import RegisterOperator
 
 from tests.support.airflow_env import REPOSITORY
+from tests.support.http_server import serving
 
 DAG = """
 import sys
@@ -48,13 +48,8 @@ def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
         def log_message(self, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", events
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Handler) as url:
+        yield url, events
 
 
 def names(datasets: list[dict[str, Any]]) -> list[tuple[str, str]]:
