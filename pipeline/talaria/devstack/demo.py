@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from rich.table import Table
 from talaria.common.errors import UserError
 from talaria.devstack.airflow_client import AirflowApi
 from talaria.devstack.follow_run import Follower, TaskView, failure, follow
-from talaria.devstack.installation import Home, Ports, service_environment
+from talaria.devstack.installation import Home, Ports
 from talaria.devstack.services import say_where, up
 
 DAG = "sft"
@@ -39,7 +38,7 @@ def demo(home: Home, console: Console) -> int:
         console.print(f"Triggering {DAG} with configs/{CONFIG}.yaml; its page: {page}", soft_wrap=True)
         for earlier in api.unfinished_runs(DAG)[:1]:
             console.print(f"This run waits for an earlier one to end: {earlier}")
-        _trigger(home, ports, run_id)
+        api.trigger(DAG, run_id, {"config": CONFIG})
         state, tasks = follow(Follower(api, DAG, run_id, home.store), console)
         if state != "success":
             Console(stderr=True, highlight=False).print(f"talaria: {failure(api, DAG, run_id)}", markup=False, soft_wrap=True)
@@ -89,25 +88,6 @@ def _wait_for_dag(api: AirflowApi, timeout: float = 120.0) -> None:
         if time.monotonic() - start > timeout:
             raise UserError(f"Airflow has not loaded the DAG {DAG} after {timeout:.0f} s; see .talaria/logs/dag-processor.log.")
         time.sleep(0.5)
-
-
-def _trigger(home: Home, ports: Ports, run_id: str) -> None:
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "airflow",
-        "dags",
-        "trigger",
-        DAG,
-        "--run-id",
-        run_id,
-        "--conf",
-        json.dumps({"config": CONFIG}),
-    ]
-    done = subprocess.run(command, env=service_environment(home, ports, "trigger"), capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"airflow dags trigger failed: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
 
 
 def _summary(console: Console, tasks: list[TaskView], results: dict[str, Any]) -> None:
