@@ -16,6 +16,7 @@ from talaria.serving.api.metrics import Metrics
 from talaria.serving.api.server import bound
 from talaria.serving.decoding.engine import Limits
 from talaria.serving.decoding.loaded_model import ServedSource
+from talaria.serving.feedback.traces import TraceWriter
 from talaria.serving.follower import AliasFollower
 
 
@@ -37,13 +38,20 @@ class Running:
 
 @contextmanager
 def serving(
-    source: ServedSource, *, key: str | None = None, limits: Limits | None = None, most_bytes: int = 100_000
+    source: ServedSource,
+    *,
+    key: str | None = None,
+    limits: Limits | None = None,
+    most_bytes: int = 100_000,
+    traces: TraceWriter | None = None,
 ) -> Iterator[Running]:
     """The alias is looked at when a test says so (`follower.look`)."""
     metrics = Metrics()
     follower = AliasFollower(source, limits or Limits(), poll=3600, on_swap=metrics.swapped, on_failure=metrics.failed_loads.inc)
     listener = bound("127.0.0.1", 0)
-    config = uvicorn.Config(make_app(follower, metrics, key=key, most_bytes=most_bytes), log_config=None, lifespan="on")
+    config = uvicorn.Config(
+        make_app(follower, metrics, key=key, most_bytes=most_bytes, traces=traces), log_config=None, lifespan="on"
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     listener.listen()  # a client that comes before the server does waits

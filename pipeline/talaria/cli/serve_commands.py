@@ -1,12 +1,17 @@
-"""The command that serves a model."""
+"""The commands that serve a model, and that read what people said of its answers."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
 
-from talaria.cli.app import DEFAULT_STORE, StoreDir, app, say
+from talaria.cli.app import DEFAULT_STORE, AsJson, OutputPath, StoreDir, app, finish, say
+from talaria.common.errors import UserError
+
+feedback_app = typer.Typer(no_args_is_help=True, help="What people said of a served model's answers.")
+app.add_typer(feedback_app, name="feedback")
 
 
 @app.command()
@@ -18,6 +23,9 @@ def serve(
     rows: Annotated[int, typer.Option(min=1, help="Most answers at the same time.")] = 64,
     cached_tokens: Annotated[int, typer.Option(min=16, help="Most tokens in the cache; bounds its memory.")] = 36_864,
     waiting: Annotated[int, typer.Option(min=1, help="Most answers that wait; more requests get 429.")] = 256,
+    traces: Annotated[
+        str | None, typer.Option(metavar="EXPERIMENT", help="Keep requests and feedback as traces in this experiment of MLflow.")
+    ] = None,
     store: StoreDir = DEFAULT_STORE,
 ) -> None:
     """Serve a model to OpenAI's clients (POST /v1/chat/completions); an alias is followed without a failed request."""
@@ -26,5 +34,24 @@ def serve(
     from talaria.serving.decoding.loaded_model import ServedSource
     from talaria.tracking.mlflow_client import tracking_uri
 
-    source = ServedSource(model, tracking_uri(store) if model.startswith("models:") else None)
-    work(source, host=host, port=port, limits=Limits(rows, cached_tokens, waiting), poll=poll, say=say)
+    source = ServedSource(model, tracking_uri(store) if traces or model.startswith("models:") else None)
+    work(source, host=host, port=port, limits=Limits(rows, cached_tokens, waiting), poll=poll, traces=traces, say=say)
+
+
+@feedback_app.command("export")
+def feedback_export(
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="As given to `talaria serve --traces`.")],
+    output: OutputPath,
+    store: StoreDir = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Write the answers that people liked or corrected as a JSONL file to train on."""
+    from talaria.common.files import write_atomically
+    from talaria.serving.feedback.export import liked_rows
+    from talaria.tracking.mlflow_client import tracking_uri
+
+    rows, counts = liked_rows(tracking_uri(store), experiment)
+    if not rows:
+        raise UserError(f"{experiment}: nothing to export, no answer was liked or corrected ({counts or 'nobody judged one'}).")
+    write_atomically(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    finish({"rows": len(rows), **counts}, as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """Tag of an experiment that MLflow's page opens as model training, rather than ask what it is."""
+TRACES = {"mlflow.experimentKind": "genai_development"}
+"""Tag of one that it opens as traces."""
 _AS_TRAINING = "?workflowType=machine_learning"
 """Shows a page among MLflow's pages of trainings; a browser that never chose opens those of traces and judges around it."""
 ARTIFACTS = "mlflow-artifacts"
@@ -79,10 +81,16 @@ def connect(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     with plain_errors(uri):
-        if uri.startswith("sqlite:///"):
-            database = Path(uri.removeprefix("sqlite:///").partition("?")[0])
-            ensure_database(database, (database.parent / ARTIFACTS).as_uri())
+        if artifacts := files_beside(uri):
+            ensure_database(Path(uri.removeprefix("sqlite:///").partition("?")[0]), artifacts.as_uri())
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def files_beside(uri: str) -> Path | None:
+    """Return the folder for experiments' files beside a database in a file; None with a server."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).parent / ARTIFACTS
 
 
 @contextlib.contextmanager
@@ -101,15 +109,18 @@ def plain_errors(uri: str) -> Iterator[None]:
         raise TrackingError(f"MLflow at {public_uri(uri)} {what}") from error
 
 
-def experiment_id(client: MlflowClient, name: str, artifacts: Path | None) -> str:
-    """Return the experiment's id; create it if it is missing. `artifacts`: folder for its files; None: the server's default."""
+def experiment_id(client: MlflowClient, name: str, artifacts: Path | None, *, kind: Mapping[str, str] = MODEL_TRAINING) -> str:
+    """Return the experiment's id; create it if it is missing, with the tag `kind`.
+
+    `artifacts`: folder for its files; None: the server's default.
+    """
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is None:
         location = (artifacts / name).absolute().as_uri() if artifacts else None
         try:
-            return str(client.create_experiment(name, artifact_location=location, tags=MODEL_TRAINING))
+            return str(client.create_experiment(name, artifact_location=location, tags=dict(kind)))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

@@ -23,7 +23,7 @@ from talaria.runs.columns import Journal
 from talaria.runs.folder import EVALS, METRICS, MLFLOW, OF_SOURCE, SYSTEM, RunFolder, short_id
 from talaria.store.manifest import manifests, store_of
 from talaria.tracking import lineage
-from talaria.tracking.mlflow_client import ARTIFACTS, connect, experiment_id, plain_errors, public_uri, run_url
+from talaria.tracking.mlflow_client import ARTIFACTS, connect, experiment_id, files_beside, plain_errors, public_uri, run_url
 from talaria.tracking.tag_record import OF_A_RUN, packed, unpacked
 
 if TYPE_CHECKING:
@@ -178,8 +178,8 @@ class RunLog:
 
     def artifacts_root(self) -> Path | None:
         """Return the folder for the experiment's files: on the store's disk, so that a model is registered without a copy."""
-        if self.uri.startswith("sqlite:///"):
-            return Path(self.uri.removeprefix("sqlite:///").partition("?")[0]).parent / ARTIFACTS
+        if beside := files_beside(self.uri):
+            return beside
         store = store_of(self.folder)
         return store / ARTIFACTS if store and self.config.registry.artifacts == "store" else None
 

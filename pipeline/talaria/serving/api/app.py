@@ -17,18 +17,27 @@ from starlette.routing import Route
 
 from talaria.serving.api.access import check_key
 from talaria.serving.api.chat import ChatCompletions
+from talaria.serving.api.feedback import Feedback
 from talaria.serving.api.metrics import Metrics
 from talaria.serving.api.request import Refusal
+from talaria.serving.feedback.traces import TraceWriter
 from talaria.serving.follower import AliasFollower
 
 _HEALTH_SECONDS = 10.0
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(follower: AliasFollower, metrics: Metrics, *, key: str | None, most_bytes: int = 4_000_000) -> Starlette:
+def make_app(
+    follower: AliasFollower,
+    metrics: Metrics,
+    *,
+    key: str | None,
+    most_bytes: int = 4_000_000,
+    traces: TraceWriter | None = None,
+) -> Starlette:
     """`key`: what clients send; None: none is asked for, and only this machine's names for itself are answered to.
 
-    `most_bytes`: largest body of a request.
+    `most_bytes`: largest body of a request. `traces`: where requests are kept; None: nowhere. It is closed with the server.
     """
     began = int(time.time())
 
@@ -72,11 +81,14 @@ def make_app(follower: AliasFollower, metrics: Metrics, *, key: str | None, most
         follower.start()
         yield
         follower.stop()
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
 
     names = ["localhost", "127.0.0.1", "[::1]", "::1"]  # a site whose name points here, as in DNS rebinding, is not among them
     return Starlette(
         routes=[
-            Route("/v1/chat/completions", known(ChatCompletions(follower, metrics, most_bytes)), methods=["POST"]),
+            Route("/v1/chat/completions", known(ChatCompletions(follower, metrics, most_bytes, traces)), methods=["POST"]),
+            Route("/v1/feedback", known(Feedback(traces, most_bytes)), methods=["POST"]),
             Route("/v1/models", known(models)),
             Route("/v1/models/{name:path}", known(model)),
             Route("/health", health),

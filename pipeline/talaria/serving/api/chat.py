@@ -22,6 +22,7 @@ from talaria.serving.decoding.answer_text import AnswerText
 from talaria.serving.decoding.batch import FAILED, Generation, TextPiece
 from talaria.serving.decoding.engine import Engine, Full, Retired
 from talaria.serving.decoding.sampling import Sampler
+from talaria.serving.feedback.traces import TraceWriter, exchange
 from talaria.serving.follower import AliasFollower
 from talaria.tokenization.rendered.conversation import PromptError
 
@@ -53,8 +54,9 @@ class _Answers:
 class ChatCompletions:
     """The endpoint."""
 
-    def __init__(self, follower: AliasFollower, metrics: Metrics, most_bytes: int) -> None:
-        self.follower, self.metrics, self.most_bytes = follower, metrics, most_bytes
+    def __init__(self, follower: AliasFollower, metrics: Metrics, most_bytes: int, traces: TraceWriter | None) -> None:
+        """`traces`: where requests are kept; None: nowhere."""
+        self.follower, self.metrics, self.most_bytes, self.traces = follower, metrics, most_bytes, traces
 
     async def __call__(self, request: Request) -> Response:
         began = time.monotonic()
@@ -67,11 +69,13 @@ class ChatCompletions:
         except Refusal as refusal:
             self.metrics.requests.labels(refusal.status).inc()
             raise
-        self._count(answers, began)
+        self._count(ask, answers, began)
         return JSONResponse(whole)
 
     async def _submitted(self, ask: Ask) -> _Answers:
         """Hand the request to the engine of now. Raises Refusal."""
+        if ask.request.store and self.traces is None:
+            raise Refusal("store is not supported; leave it out.", "store", code="unsupported_parameter")
         if ask.request.model != self.follower.source.model_id:
             known = self.follower.source.model_id
             raise Refusal(
@@ -126,22 +130,24 @@ class ChatCompletions:
                     yield event(envelope.chunk(choice.index, {}, choice.finish))
             if ask.request.stream_options and ask.request.stream_options.include_usage:
                 yield event(envelope.last_chunk(answers.choices))
-            yield "data: [DONE]\n\n"
             status = 200
+            self._count(ask, answers, began)  # first, so that feedback to what ended finds it
+            yield "data: [DONE]\n\n"
         except Refusal as refusal:
             status = refusal.status
             yield event(refusal.body)
         finally:
-            if status == 200:
-                self._count(answers, began)
-            else:
+            if status != 200:
                 self.metrics.requests.labels(status).inc()
 
-    def _count(self, answers: _Answers, began: float) -> None:
+    def _count(self, ask: Ask, answers: _Answers, began: float) -> None:
         self.metrics.requests.labels(200).inc()
         self.metrics.prompt_tokens.inc(answers.envelope.prompt_tokens)
         self.metrics.answer_tokens.inc(sum(choice.tokens for choice in answers.choices))
         self.metrics.seconds.observe(time.monotonic() - began)
+        if self.traces is not None and ask.request.store is not False:
+            whole = answers.envelope.completion(answers.choices)
+            self.traces.record(exchange(ask.request.messages, ask.request.tools, whole, began))
 
 
 def event(value: dict[str, Any]) -> str:

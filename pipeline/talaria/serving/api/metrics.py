@@ -25,6 +25,7 @@ class Metrics:
         self.waiting = Gauge("talaria_answers_waiting", "Answers that wait for their turn.", registry=registry)
         self.version = Gauge("talaria_served_version", "Version of the registered model that answers.", registry=registry)
         self.swaps = Counter("talaria_model_swaps", "Models taken up, the first one too.", registry=registry)
+        self.lost_traces = Counter("talaria_lost_traces", "Requests that were not kept, though they should.", registry=registry)
         self.failed_loads = Counter(
             "talaria_failed_swaps", "Times that the wanted version could not be served.", registry=registry
         )

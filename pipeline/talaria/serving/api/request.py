@@ -25,7 +25,6 @@ AS_IT_IS: Mapping[str, tuple[Any, ...]] = {
     "parallel_tool_calls": (True,),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
-    "store": (False,),
     "metadata": ({},),
     "service_tier": ("auto", "default"),
     "functions": ([],),
@@ -77,6 +76,8 @@ class ChatRequest(BaseModel):
     stream_options: StreamOptions | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = "auto"
+    store: bool | None = None
+    """False: the request is not kept as a trace."""
 
     @field_validator("stop")
     @classmethod
@@ -146,7 +147,7 @@ def parse(body: bytes) -> Ask:
     try:
         request = ChatRequest.model_validate({name: value for name, value in given.items() if name not in AS_IT_IS})
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise refusal_of(error) from None
     tools = _tools(request.tools or [])
     messages = [_message(turn, number) for number, turn in enumerate(request.messages)]
     return Ask(request, messages, None if request.tool_choice == "none" else tools, caller)
@@ -189,7 +190,8 @@ def _message(turn: dict[str, Any], number: int) -> Message:
     return message
 
 
-def _refusal(error: ValidationError) -> Refusal:
+def refusal_of(error: ValidationError) -> Refusal:
+    """The first thing that is wrong, in OpenAI's form."""
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"] if part not in ("str", "list[str]"))
     if first["type"] == "extra_forbidden":

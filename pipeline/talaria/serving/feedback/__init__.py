@@ -1,0 +1,1 @@
+"""Requests as MLflow traces, what people say of the answers, and the training data that comes of it."""
