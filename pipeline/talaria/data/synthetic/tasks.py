@@ -1,4 +1,4 @@
-"""Short questions with one right answer each, which a model of a million parameters learns from scratch in minutes.
+"""Short questions with one right answer each, which a model of half a million parameters learns from scratch in minutes.
 
 A task is a table (item -> answer) and wordings of the question. A held-out conversation is one that training has not seen as
 it is: a known item, asked in another combination of wording, greeting, system message and other questions.
