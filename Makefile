@@ -83,8 +83,8 @@ audit: ## Look the locked versions up in the advisory database (OSV), where that
 
 # Each stamp stands for a set of extras; what is installed already stays.
 $(RUN):   EXTRAS = train airflow
-$(DEV):   EXTRAS = train airflow dev
-$(STACK): EXTRAS = train airflow production dev stack
+$(DEV):   EXTRAS = train airflow benchmarks dev
+$(STACK): EXTRAS = train airflow benchmarks production dev stack
 $(DOCS):  EXTRAS = train airflow docs
 
 $(RUN) $(DEV) $(STACK) $(DOCS): pyproject.toml uv.lock tools/install.py

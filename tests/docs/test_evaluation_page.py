@@ -58,7 +58,7 @@ def run(place, monkeypatch):
 
 def test_every_configuration_of_the_page_is_valid(place, monkeypatch):
     monkeypatch.chdir(place)
-    assert [load(path).name for path in sorted(place.glob("*.yaml"))] == ["guarded", "judged", "my-model"]
+    assert [load(path).name for path in sorted(place.glob("*.yaml"))] == ["benchmarked", "guarded", "judged", "my-model"]
 
 
 def test_the_commands_of_the_page(place, run, shared_store):

@@ -73,6 +73,23 @@ class TaskSettings(Section):
         return self
 
 
+class BenchmarkSettings(Section):
+    """A public benchmark that lm-evaluation-harness knows, or one of your own in its form."""
+
+    name: str = Field(pattern=NAME, max_length=100, description="Name, as reports and the gate call it (task/NAME).")
+    task: str = Field(min_length=1, description="The harness's name of the task or group, for example arc_easy.")
+    folder: Annotated[Path | None, NotInKey] = Field(
+        None, description="Folder with the task's YAML and data; absent: the harness's own tasks, with data from the hub."
+    )
+    metric: str | None = Field(
+        None, description="What counts, a number from 0 to 1 a question: METRIC, or METRIC,FILTER; absent: the first."
+    )
+    few_shot: Int | None = Field(None, ge=0, le=1_000, description="Solved examples before a question; absent: the task's.")
+    limit: Int | None = Field(None, ge=1, description="Only the first so many questions (of each task of a group).")
+    chat: bool = Field(True, description="Ask through the chat template; false: plain text.")
+    pass_score: float = Field(0.5, gt=0, le=1, description="Score from which an answer counts as right.")
+
+
 class Evaluate(Section):
     prompts: int = Field(64, ge=0, le=1_000_000, description="Held-out prompts to answer; exact match is reported.")
     max_new_tokens: int = Field(128, ge=1, le=1_000_000, description="Longest answer, in tokens.")
@@ -80,16 +97,24 @@ class Evaluate(Section):
     tasks: Annotated[list[TaskSettings], InKeyUnlessDefault] = Field(
         [], description="Files of prompts of your own and how answers are judged; docs/evaluation.md."
     )
+    benchmarks: Annotated[list[BenchmarkSettings], InKeyUnlessDefault] = Field(
+        [], description="Public benchmarks by name, through lm-evaluation-harness; docs/evaluation.md."
+    )
     contamination: Annotated[Literal["warn", "refuse", "ignore"], InKeyUnlessDefault] = Field(
         "warn", description="What to do where a prompt of a task is part of the training data."
     )
 
     @model_validator(mode="after")
     def _names_differ(self) -> Evaluate:
-        names = [task.name for task in self.tasks]
+        names = self.tested
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"evaluate.tasks has two tasks called {twice[0]}; give each a name of its own")
         return self
+
+    @property
+    def tested(self) -> list[str]:
+        """Names of all tasks and benchmarks, in the order in which they are taken."""
+        return [task.name for task in self.tasks] + [benchmark.name for benchmark in self.benchmarks]
 
 
 class GateMetric(Section):

@@ -463,7 +463,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _the_gates_tasks_exist(self) -> Config:
-        names = [task.name for task in self.evaluate.tasks]
+        names = self.evaluate.tested
         for metric in self.promote.metrics:
             if metric.name.startswith("task/") and metric.name.split("/")[1] not in names:
                 raise ValueError(f"promote.metrics names {metric.name}, and evaluate.tasks has {', '.join(names) or 'no task'}")

@@ -24,9 +24,10 @@ from talaria.data.messages_parquet import MESSAGES
 from talaria.evaluation.exam import CACHED, Exam, Result, free, mixture_losses
 from talaria.evaluation.items import FOLDER as ITEMS
 from talaria.evaluation.items import Items
-from talaria.evaluation.tasks.checks import copy_files, find_contamination, tasks_fingerprint
+from talaria.evaluation.tasks.checks import copy_files, find_contamination, task_items, tasks_fingerprint
 from talaria.evaluation.tasks.model_answers import TaskTests, metric_items, table
 from talaria.evaluation.tasks.scoring import TaskResult
+from talaria.evaluation.tasks.task_file import TaskItem
 from talaria.runs.folder import MODEL, exported, step_of
 from talaria.tokenization.dataset import TRAIN, VALIDATION, open_tokens
 
@@ -81,16 +82,17 @@ def measure(
     from talaria.tokenization.dataset import heldout_digest
 
     start = time.monotonic()
-    tests = TaskTests.of(settings, model) if settings.tasks else None
+    tests = TaskTests.of(settings, model) if settings.tested else None
     device = best_device()
     splits = open_tokens(tokens)
     split, trained = splits[VALIDATION], splits[TRAIN]
     assert trained is not None  # only the held-out split may be missing
-    known_prompts = find_contamination(settings, data, trained.rows) if tests else {}
+    known_prompts = find_contamination(settings, task_items(settings), data, trained.rows)
     exam = Exam.of(split, settings, model, data) if split else None
     tuned = exam.take(model, device) if exam else None
     before = exam.take(base, device) if exam and base else None
     tested = _test(tests, {"tuned": model} | ({"base": base} if base else {}), device) if tests else {}
+    known_prompts |= find_contamination(settings, _questions(settings, tested.get("tuned", ())), data, trained.rows)
     known = {weights_of(model): tuned.heldout} if tuned else {}  # the last export is the final model under another name
     kept = {export: known.get(weights_of(export)) or exam.loss_of(export, device) for export in exports} if exam else {}
     report = {
@@ -152,13 +154,19 @@ def _test(tests: TaskTests, folders: Mapping[str, Path], device: torch.device) -
     return found
 
 
+def _questions(settings: Settings, results: Sequence[TaskResult]) -> list[tuple[str, TaskItem]]:
+    """The questions of benchmarks, which are known once they were asked."""
+    benchmarks = {one.name for one in settings.benchmarks}
+    return [(result.task.name, row.item) for result in results if result.task.name in benchmarks for row in result.rows]
+
+
 def measure_items(settings: Settings, model: Path, tokens: Path) -> Items:
     """Measure one model by item, as `measure` does the tuned one."""
     from talaria.evaluation.heldout_loss import best_device
 
     device, split = best_device(), open_tokens(tokens)[VALIDATION]
     exam = Exam.of(split, settings, model) if split else None
-    tested = _test(TaskTests.of(settings, model), {"it": model}, device)["it"] if settings.tasks else ()
+    tested = _test(TaskTests.of(settings, model), {"it": model}, device)["it"] if settings.tested else ()
     return _items_of(exam, exam.take(model, device) if exam else None, tested)
 
 

@@ -27,6 +27,7 @@ def ask(models: Mapping[str, Path], settings: Evaluate) -> list[Row]:
 
     if not settings.tasks:
         raise DataError("there is no prompt to compare answers to; give --prompts FILE.jsonl, or a --config with evaluate.tasks.")
+    settings = settings.model_copy(update={"benchmarks": []})  # most of their answers are likelihoods
     device, papers = best_device(), {name: TaskTests.of(settings, folder) for name, folder in models.items()}
     results = {}
     for name, folder in models.items():

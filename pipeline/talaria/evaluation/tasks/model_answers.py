@@ -12,6 +12,7 @@ import numpy as np
 from talaria.common.errors import DataError
 from talaria.config.evaluation_settings import Evaluate, TaskSettings
 from talaria.evaluation.items import MetricItems
+from talaria.evaluation.tasks import benchmarks
 from talaria.evaluation.tasks.checks import check_tasks
 from talaria.evaluation.tasks.judge_model import api_key
 from talaria.evaluation.tasks.scoring import TaskResult, judge_answers
@@ -43,6 +44,8 @@ class TaskTests:
     ends: list[int]
     """Ids that end an answer, the chat template's first."""
     tokenizer: Any
+    known_benchmarks: list[Any]
+    """What lm-evaluation-harness knows of each benchmark."""
 
     @classmethod
     def of(cls, settings: Evaluate, model: Path) -> TaskTests:
@@ -67,11 +70,14 @@ class TaskTests:
                     raise DataError(f"task {task.name}, {item.id}: {error}") from None
                 prompts.append(Prompt(-1, ids, np.empty(0, np.int32)))
             papers.append(_Paper(task, items, prompts))
-        return cls(settings, papers, end_ids(model), AutoTokenizer.from_pretrained(model, trust_remote_code=False))
+        known = [benchmarks.manager(one) for one in settings.benchmarks]
+        return cls(settings, papers, end_ids(model), AutoTokenizer.from_pretrained(model, trust_remote_code=False), known)
 
     def take(self, hf: Any, max_tokens: int) -> list[TaskResult]:
         """Let an opened model answer, and judge. `max_tokens`: of a batch, with the answers to come."""
-        return [judge_answers(paper.task, paper.items, self._answers(hf, paper, max_tokens)) for paper in self.papers]
+        judged = [judge_answers(paper.task, paper.items, self._answers(hf, paper, max_tokens)) for paper in self.papers]
+        named = zip(self.settings.benchmarks, self.known_benchmarks, strict=True)
+        return judged + [benchmarks.take(one, known, hf, self.tokenizer, max_tokens) for one, known in named]
 
     def _answers(self, hf: Any, paper: _Paper, max_tokens: int) -> list[str | list[float] | Verdict]:
         from talaria.evaluation.greedy_answers import answer_all

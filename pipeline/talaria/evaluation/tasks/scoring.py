@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from talaria.common.errors import UserError
-from talaria.config.evaluation_settings import TaskSettings
+from talaria.config.evaluation_settings import BenchmarkSettings, TaskSettings
 from talaria.evaluation.tasks.judge_model import MODEL_JUDGES, judge_all
 from talaria.evaluation.tasks.task_file import TaskItem, load_items
 from talaria.evaluation.tasks.verdicts import Verdict, by_likelihood, failure, judge_text
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class TaskResult:
-    task: TaskSettings
+    task: TaskSettings | BenchmarkSettings
     rows: list[Row]
 
     @property
