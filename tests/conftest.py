@@ -8,6 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.support import transformers_here
 from tests.support.airflow_env import airflow_db, dags, stack
 from tests.support.mlflow_server import MlflowServer
 from tests.support.object_storage import bucket, storage
@@ -16,6 +17,7 @@ __all__ = ["airflow_db", "bucket", "dags", "mlflow_server", "shared_store", "sta
 
 hypothesis.settings.register_profile("talaria", deadline=None)  # a busy machine is slow, and that decides nothing
 hypothesis.settings.load_profile("talaria")
+transformers_here.use()
 
 TOGETHER = {
     "registry": "registered",  # a trained store and an MLflow server

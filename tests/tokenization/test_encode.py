@@ -217,7 +217,7 @@ def test_a_wrong_id_or_mask_stops_the_run(tmp_path: Path, small_tokenizer: Path,
         return replace(batch, ids=ids)
 
     monkeypatch.setattr(chatml_rows, "encode", wrong)
-    with pytest.raises(EncodingMismatch, match=r"tokens.parquet, row \d+: the encoder's ids differ from Hugging Face's"):
+    with pytest.raises(EncodingMismatch, match=r"tokens.parquet, row \d+: its ids or loss mask differ from the plain rule's"):
         run(tmp_path, small_tokenizer, numbered(50))
     assert [path.name for path in tmp_path.iterdir()] == ["tokens.parquet"]
 

@@ -1,9 +1,9 @@
-"""Rows of the parquet to ids and masks by the ChatML rule, a random share of them also by its plain form, and compared."""
+"""Rows of the parquet to ids and masks by the ChatML rule; a sample is compared with its plain form and with transformers."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +15,26 @@ from talaria.common.arrow import to_numpy
 from talaria.common.errors import DataError
 from talaria.config.schema import Tokenize
 from talaria.tokenization import chatml as chat
-from talaria.tokenization.encoder import Encoded, EncodingMismatch, Mask, TokenBatch, encode, flatten
+from talaria.tokenization.comparison.audit import Candidate
+from talaria.tokenization.comparison.reloaded import reloaded
+from talaria.tokenization.encoder import Encoded, EncodingMismatch, Mask, encode, flatten
 from talaria.tokenization.parquet_chunks import MessageRows
 from talaria.tokenization.reasons import NOT_RENDERED
-from talaria.tokenization.tokenizer import Ids, Loading
+from talaria.tokenization.tokenizer import Loading, begins_with_line_break
 
 _NOTHING = ("", "[]", "null", "{}")
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """What the oracle makes of some rows."""
-
-    rows: list[int]
-    ids: Ids
-    mask: Mask
-
-
 class ChatmlRows:
-    """Encodes rows; holds no state, so that threads can share it."""
+    """Encodes rows; holds no state, so that threads can share it. `compare` is for one thread."""
 
     def __init__(self, parquet: Path, loading: Loading, config: Tokenize) -> None:
         self.parquet, self.config = parquet, config
         self._loading = loading
         self.source = chat.template(loading.oracle.bos_text)
+        self.reloaded = reloaded(loading.folder, self.source)
+        special = [token.content for token in loading.hugging_face.get_added_tokens_decoder().values() if token.special]
+        self._controls = re.compile("|".join(map(re.escape, special)))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -47,20 +43,16 @@ class ChatmlRows:
         begins = {"begins_with": tokenizer.bos_text} if tokenizer.bos_text else {}
         return {"template": "chatml", **begins, "backend": tokenizer.backend, "fallback": tokenizer.fallback}
 
+    day = None
+    holds_the_lock = False
     control_tokens = r"<\|(im_start|im_end|endoftext)\|>"
 
-    def sample(self, numbers: list[int], rows: MessageRows) -> Sampled:
-        """These of the rows by the plain rule; needs no encoder, which may still be loading."""
-        return Sampled(numbers, *self._by_the_oracle(rows.take(numbers).messages))
-
-    def encode(self, rows: MessageRows, first_row: int, sampled: Sampled) -> Encoded:
+    def encode(self, rows: MessageRows, first_row: int) -> Encoded:
         """Raises DataError where a row has something that plain ChatML does not render, unless such rows are dropped."""
         unusable = self._not_rendered(rows, first_row)
         messages = flatten(rows.messages, first_row, str(self.parquet), unusable)
         batch = encode(messages, self._loading.tokenizer, self.config.supervise_newline)
-        counts = Counter(compared=self._compare(sampled, rows.messages, batch, unusable))
-        counts[NOT_RENDERED] = int(np.count_nonzero(unusable))
-        return Encoded(messages, batch, unusable, counts)
+        return Encoded(messages, batch, unusable, Counter({NOT_RENDERED: int(np.count_nonzero(unusable))}))
 
     def _not_rendered(self, rows: MessageRows, first_row: int) -> Mask:
         """Rows with tools, tool calls or reasoning, which plain ChatML has no place for."""
@@ -91,25 +83,25 @@ class ChatmlRows:
             )
         return said
 
-    def _by_the_oracle(self, column: pa.Array) -> tuple[Ids, Mask]:
-        """Ids and mask of these conversations by the plain rule and Hugging Face's tokenizer, as the saved template renders."""
-        oracle, newline = self._loading.oracle, self.config.supervise_newline
-        rows = ([dict(message, content=message["content"] or "") for message in row or []] for row in column.to_pylist())
-        segments = (part for messages in rows for part in chat.segments(messages, newline, oracle.bos_text))
-        ids, mask = oracle.ids(segments, joined=True)
-        return np.array(ids, np.int32), np.array(mask, np.bool_)
+    def compare(self, candidate: Candidate) -> None:
+        """Compare a row's ids and mask with the plain rule's, and its ids with those of the saved folder in transformers.
 
-    def _compare(self, sampled: Sampled, column: pa.Array, batch: TokenBatch, unusable: Mask) -> int:
-        """How many rows were compared. Raises EncodingMismatch that names the row where an id or a mask differs."""
-        stretches = [slice(*batch.offsets[row : row + 2]) for row in sampled.rows]
-        ids, mask = (np.concatenate([values[stretch] for stretch in stretches]) for values in (batch.ids, batch.mask))
-        if np.array_equal(ids, sampled.ids) and np.array_equal(mask, sampled.mask):
-            return len(stretches)
-        for row, stretch in zip(sampled.rows, stretches, strict=True):
-            ids, mask = self._by_the_oracle(column[row : row + 1])
-            if not (np.array_equal(batch.ids[stretch], ids) and np.array_equal(batch.mask[stretch], mask)):
-                raise EncodingMismatch(
-                    f"{self.parquet}, row {batch.rows[row]}: the encoder's ids differ from Hugging Face's; "
-                    "set tokenize.backend to tokenizers and report this row."
-                )
-        raise AssertionError("conversations differ together but not one by one")
+        Raises EncodingMismatch that names the row.
+        """
+        messages = [dict(message, content=message["content"] or "") for message in candidate.rows.messages[0].as_py()]
+        where, newline = f"{self.parquet}, row {candidate.number}", self.config.supervise_newline
+        ids, mask = candidate.ids.tolist(), candidate.mask.tolist()
+        segments = list(chat.segments(messages, newline, self._loading.oracle.bos_text))
+        if (ids, mask) != self._loading.tokenizer.ids(segments):
+            raise EncodingMismatch(f"{where}: its ids or loss mask differ from the plain rule's; report this row.")
+        plain = [{"role": message["role"], "content": message["content"]} for message in messages]
+        if ids == self.reloaded.ids(plain):
+            return
+        text = "".join(segment.text for segment in segments)
+        said = "".join(segment.text for segment in segments if not segment.control)
+        may_differ = self._controls.search(said) or any(begins_with_line_break(message) for message in messages)
+        if not may_differ or ids != self._loading.oracle.ids(segments, joined=True)[0] or text != self.reloaded.text(plain):
+            raise EncodingMismatch(
+                f"{where}: the encoder's ids differ from Hugging Face's for the saved template; "
+                "set tokenize.backend to tokenizers and report this row."
+            )

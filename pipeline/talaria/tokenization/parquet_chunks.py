@@ -47,6 +47,12 @@ class MessageRows(NamedTuple):
         indices = to_arrow(np.array(numbers, np.int64))
         return MessageRows(self.messages.take(indices), self.tools.take(indices) if self.tools is not None else None)
 
+    def slice(self, start: int, stop: int) -> MessageRows:
+        length = stop - start
+        return MessageRows(
+            self.messages.slice(start, length), self.tools.slice(start, length) if self.tools is not None else None
+        )
+
 
 def read(file: pq.ParquetFile, chunks: Sequence[RowRange]) -> Iterator[tuple[RowRange, MessageRows]]:
     """Each of these consecutive chunks with its rows, streamed: memory does not grow with the file or its row groups."""

@@ -1,12 +1,10 @@
-"""What becomes of a chunk of conversations: sampled, encoded, compared, dropped or kept, and given to a split."""
+"""What becomes of a chunk of conversations: encoded, sampled, dropped or kept, and given to a split."""
 
 from __future__ import annotations
 
+import datetime
 import itertools
-import math
-import random
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,15 +18,13 @@ from talaria.config.schema import Tokenize
 from talaria.tokenization import chatml as chat
 from talaria.tokenization import reasons
 from talaria.tokenization.chatml_rows import ChatmlRows
+from talaria.tokenization.comparison.audit import Candidate, candidates
+from talaria.tokenization.comparison.reloaded import Reloaded
 from talaria.tokenization.dataset import TRAIN, VALIDATION
 from talaria.tokenization.encoder import Encoded, Mask, Messages, TokenBatch
 from talaria.tokenization.parquet_chunks import MessageRows, RowRange
 from talaria.tokenization.tokenizer import Loading
 from talaria.tokenization.tokenizer_folder import CHATML, template_source
-
-AUDITED, AUDIT_SHARE, AUDIT_SHARE_BEYOND = 100_000, 0.01, 0.001
-"""Every run compares this share of its first so many rows with Hugging Face's tokenizer, and this one of those beyond. A thousand
-rows find what is wrong with one row of a hundred for certain, and with one of a thousand in two runs of three."""
 
 _KNOWN = ("role", "content", "tool_calls", "reasoning_content", "name", "tool_call_id", *chat.SWITCHES)
 """Fields of a message that are rendered, switch the loss, or identify (name, tool_call_id: as the template has them)."""
@@ -43,6 +39,8 @@ class Kept:
     """Of the chunk, kept or not."""
     splits: dict[str, TokenBatch]
     counts: Counter[str]
+    candidates: list[Candidate]
+    """Rows to compare with transformers."""
 
 
 class RowEncoder(Protocol):
@@ -59,11 +57,22 @@ class RowEncoder(Protocol):
     def control_tokens(self) -> str:
         """A pattern of the tokens that text from the data may look like."""
 
-    def sample(self, numbers: list[int], rows: MessageRows) -> Any:
-        """What `encode` compares with, of these rows of a chunk; called ahead, while an encoder may still be loading."""
+    holds_the_lock: bool
+    """Whether threads would wait for each other most of the time."""
 
-    def encode(self, rows: MessageRows, first_row: int, sampled: Any) -> Encoded:
+    @property
+    def day(self) -> datetime.date | None:
+        """What its template takes for today."""
+
+    @property
+    def reloaded(self) -> Reloaded:
+        """The saved folder, which `compare` compares with."""
+
+    def encode(self, rows: MessageRows, first_row: int) -> Encoded:
         """The rows of a chunk. Raises DataError that names a row which cannot be encoded, unless such rows are dropped."""
+
+    def compare(self, candidate: Candidate) -> None:
+        """Raise EncodingMismatch where a row is not what transformers makes of the saved folder; for one thread."""
 
 
 def row_encoder(parquet: Path, folder: Path, config: Tokenize) -> RowEncoder:
@@ -81,47 +90,34 @@ def row_encoder(parquet: Path, folder: Path, config: Tokenize) -> RowEncoder:
 
 
 class Selector:
-    """Chunks and rows in, Kept out, in two steps: `sample` needs no encoder, which may still be loading.
+    """Chunks and rows in, Kept out. Holds no state, so that threads can share it."""
 
-    Holds no state, so that threads can share it.
-    """
-
-    def __init__(self, parquet: Path, folder: Path, config: Tokenize, held_out_rows: int | None = None) -> None:
-        """`held_out_rows`: of a mixture, whose first rows these are."""
+    def __init__(self, parquet: Path, folder: Path, config: Tokenize, rows: int, held_out_rows: int | None = None) -> None:
+        """`rows`: of the parquet. `held_out_rows`: of a mixture, whose first rows these are."""
         self.config = config
-        self.held_out_rows = held_out_rows
+        self.rows, self.held_out_rows = rows, held_out_rows
         self.splits = [TRAIN, VALIDATION] if config.validation_fraction or held_out_rows else [TRAIN]
         self.encoder = row_encoder(parquet, folder, config)
 
-    def sample(self, unsampled: Iterator[tuple[RowRange, MessageRows]]) -> Any:
-        """Of the next of these chunks, a random share of the rows, at least one."""
-        return self._sample(*next(unsampled))
-
-    def _sample(self, chunk: RowRange, rows: MessageRows) -> Any:
-        count = len(rows.messages)
-        share = AUDIT_SHARE if chunk.start < AUDITED else AUDIT_SHARE_BEYOND
-        numbers = sorted(random.SystemRandom().sample(range(count), math.ceil(share * count)))
-        return self.encoder.sample(numbers, rows)
-
-    def __call__(self, item: tuple[Any, tuple[RowRange, MessageRows]]) -> Kept:
-        sampled, (chunk, rows) = item
-        if sampled is None:  # not ahead: an encoder is there
-            sampled = self._sample(chunk, rows)
-        encoded = self.encoder.encode(rows, chunk.start, sampled)
+    def __call__(self, item: tuple[RowRange, MessageRows]) -> Kept:
+        chunk, rows = item
+        encoded = self.encoder.encode(rows, chunk.start)
+        odd = odd_messages(encoded.messages, self.encoder.control_tokens)
+        chosen = candidates(chunk, self.rows, rows, encoded, odd | further_shapes(encoded.messages))
         counts = (
-            oddities(encoded.messages, self.encoder.control_tokens)
+            oddities(encoded.messages, odd)
             + ignored_fields(rows.messages, encoded.messages, self.encoder.source)
             + encoded.counts
         )
         batch, keep = self._fit(encoded, counts)
         if len(self.splits) == 1:
-            return Kept(chunk.shard, len(batch), {TRAIN: batch.select(keep)}, counts)
+            return Kept(chunk.shard, len(batch), {TRAIN: batch.select(keep)}, counts, chosen)
         if self.held_out_rows is None:
             held_out = held_out_rows(encoded.messages, self.config.validation_fraction)
         else:
             held_out = np.arange(chunk.start, chunk.stop) < self.held_out_rows
         splits = {TRAIN: batch.select(keep & ~held_out), VALIDATION: batch.select(keep & held_out)}
-        return Kept(chunk.shard, len(batch), splits, counts)
+        return Kept(chunk.shard, len(batch), splits, counts, chosen)
 
     def _fit(self, encoded: Encoded, counts: Counter[str]) -> tuple[TokenBatch, Mask]:
         """Drop or truncate what is too long, drop what has nothing to learn from; count each."""
@@ -168,21 +164,38 @@ def ignored_fields(column: pa.Array, messages: Messages, template: str) -> Count
     return counts
 
 
-def oddities(messages: Messages, control_tokens: str) -> Counter[str]:
-    """What is unusual but kept. `control_tokens`: a pattern of them."""
-    control = to_numpy(pc.match_substring_regex(messages.content, control_tokens))
-    line_break = to_numpy(pc.match_substring_regex(messages.content, r"^\s*[\r\n]"))
+def odd_messages(messages: Messages, control_tokens: str) -> dict[str, Mask]:
+    """Which messages are unusual but kept, by the names of `reasons`. `control_tokens`: a pattern of them."""
     empty = to_numpy(pc.binary_length(messages.content)) == 0
-    row = np.searchsorted(messages.offsets, np.flatnonzero(control), side="right")
     first, end = messages.offsets[:-1], messages.offsets[1:]
     first, last = first[end > first], end[end > first] - 1
     after_system = np.minimum(first + to_numpy(pc.equal(messages.role, scalar("system")))[first], last)
-    return Counter(
-        {
-            reasons.CONTROL_TEXT: len(np.unique(row)),
-            reasons.LINE_BREAK: int(np.count_nonzero(line_break & messages.answers)),
-            reasons.EMPTY: int(np.count_nonzero(empty & messages.answers & ~messages.calls)),
-            reasons.ANSWER_FIRST: int(np.count_nonzero(messages.answers[after_system])),
-            reasons.NO_ANSWER_LAST: int(np.count_nonzero(~messages.answers[last])),
-        }
-    )
+    begins, ends = np.zeros(len(messages.answers), np.bool_), np.zeros(len(messages.answers), np.bool_)
+    begins[after_system[messages.answers[after_system]]] = True
+    ends[last[~messages.answers[last]]] = True
+    return {
+        reasons.CONTROL_TEXT: to_numpy(pc.match_substring_regex(messages.content, control_tokens)),
+        reasons.LINE_BREAK: to_numpy(pc.match_substring_regex(messages.content, r"^\s*[\r\n]")) & messages.answers,
+        reasons.EMPTY: empty & messages.answers & ~messages.calls,
+        reasons.ANSWER_FIRST: begins,
+        reasons.NO_ANSWER_LAST: ends,
+    }
+
+
+def oddities(messages: Messages, odd: dict[str, Mask]) -> Counter[str]:
+    """How many messages are odd, and how many rows have text that looks like a control token."""
+    counts = Counter({name: int(np.count_nonzero(found)) for name, found in odd.items()})
+    row = np.searchsorted(messages.offsets, np.flatnonzero(odd[reasons.CONTROL_TEXT]), side="right")
+    counts[reasons.CONTROL_TEXT] = len(np.unique(row))
+    return counts
+
+
+def further_shapes(messages: Messages) -> dict[str, Mask]:
+    """Which messages have shapes that are nothing unusual, and that a random sample of rows may well not have."""
+    asks, instructs = (to_numpy(pc.equal(messages.role, scalar(role))) for role in ("user", "system"))
+    return {
+        "calls": messages.calls,
+        "not_supervised": messages.answers & ~messages.supervised,
+        "other_role": ~(messages.answers | asks | instructs),
+        "white_space_at_the_end": to_numpy(pc.match_substring_regex(messages.content, r"\s$")),
+    }

@@ -7,12 +7,12 @@ shards are spread over parts.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,16 @@ from talaria.common.threads import ordered
 from talaria.config.schema import Config, Tokenize
 from talaria.data.messages_parquet import open_parquet
 from talaria.data.mixture_layout import MixtureLayout
-from talaria.tokenization import reasons
+from talaria.tokenization import chunk_processes, reasons
 from talaria.tokenization.arrow_writer import Shard, ShardWriter, shard_name, write_empty, write_index
+from talaria.tokenization.comparison.audit import Audit
 from talaria.tokenization.dataset import SOURCES, TRAIN
-from talaria.tokenization.parquet_chunks import chunks_of, read
-from talaria.tokenization.row_filter import Selector
+from talaria.tokenization.parquet_chunks import RowRange, chunks_of, read
+from talaria.tokenization.row_filter import Kept, Selector
 from talaria.tokenization.tokenizer_folder import CHATML, OWN, find, save
 
 MESSAGES = "messages.parquet"
 PART = "part.json"
-AHEAD = 24
-"""Chunks that the oracle samples while a large vocabulary is loaded; of the later ones each is sampled where it is encoded."""
 Facts = dict[str, Any]
 OnRows = Callable[[int, int], None]
 """Called with the rows done and the rows to do."""
@@ -83,46 +82,72 @@ def tokenize_range(
     if not 0 <= part < parts:
         raise ValueError(f"part {part} of {parts}")
     part_dir.mkdir(parents=True, exist_ok=True)
-    file = open_parquet(parquet)
-    rows = file.metadata.num_rows
+    rows = open_parquet(parquet).metadata.num_rows
     layout = layout_of(parquet, config)
-    selector = Selector(parquet, tokenizer, config, layout.held_out if layout else None)
+    selector = Selector(parquet, tokenizer, config, rows, layout.held_out if layout else None)
+    encoder = selector.encoder
     chunks = chunks_of(rows, config.shard_rows, part, parts)
-    to_do, done = sum(chunk.stop - chunk.start for chunk in chunks), 0
+    to_do = sum(chunk.stop - chunk.start for chunk in chunks)
     counts: Counter[str] = Counter()
-    written: list[Shard] = []
-    writers: list[ShardWriter] = []
-    ahead = chunks[:AHEAD]  # read a second time: to hold them until they are encoded takes as long
-    unsampled = read(open_parquet(parquet), ahead)
-    sampled = itertools.chain(
-        ordered(selector.sample, itertools.repeat(unsampled, len(ahead)), 1, AHEAD),
-        itertools.repeat(None, len(chunks) - len(ahead)),
-    )
-    workers = config.workers or len(os.sched_getaffinity(0))
-    try:
-        for kept in ordered(selector, zip(sampled, read(file, chunks), strict=True), workers):
-            if not writers or writers[0].number != kept.shard:
-                written += close(writers)
-                writers = [ShardWriter(part_dir, split, kept.shard) for split in selector.splits]
-            for writer in writers:
-                writer.write(kept.splits[writer.split])
-            counts += kept.counts
-            done += kept.rows
-            if on_rows:
-                on_rows(done, to_do)
-    finally:
-        written += close(writers)
+    with (
+        Audit(encoder.compare, encoder.reloaded.close) as audit,
+        closing(encoded(parquet, tokenizer, selector, config, chunks)) as every,
+    ):
+        written = write_shards(noted(every, audit, counts, to_do, on_rows), selector.splits, part_dir)
+        audit.finish()
+    counts[reasons.COMPARED] = audit.compared
     facts = {
         "rows": to_do,
         "counts": dict(counts),
         "splits": selector.splits,
         "mixture": layout.as_json() if layout else None,
-        "encoding": selector.encoder.facts,
-        "chat_template": selector.encoder.source,
+        "encoding": encoder.facts,
+        "chat_template": encoder.source,
         "shards": [shard.as_json() for shard in written],
     }
     (part_dir / PART).write_text(json.dumps(facts, indent=1), encoding="utf-8")
     return facts
+
+
+def encoded(
+    parquet: Path, tokenizer: Path, selector: Selector, config: Tokenize, chunks: Sequence[RowRange]
+) -> Generator[Kept, None, None]:
+    """What becomes of each chunk, in order; by threads, or by processes where threads would wait for each other."""
+    workers = config.workers or len(os.sched_getaffinity(0))
+    if selector.encoder.holds_the_lock and workers > 1 and len(chunks) >= chunk_processes.AT_LEAST:
+        on_day = config.model_copy(update={"template_date": selector.encoder.day})
+        share = chunk_processes.Share(parquet, tokenizer, on_day, selector.rows, selector.held_out_rows, chunks)
+        yield from chunk_processes.in_processes(share, workers)
+    else:
+        yield from ordered(selector, read(open_parquet(parquet), chunks), workers)
+
+
+def noted(every: Iterable[Kept], audit: Audit, counts: Counter[str], to_do: int, on_rows: OnRows | None) -> Iterator[Kept]:
+    """The chunks as they are; `counts` grows by theirs, and `audit` compares some of their rows."""
+    done = 0
+    for kept in every:
+        yield kept
+        audit.add(kept.shard, kept.candidates)
+        counts += kept.counts
+        done += kept.rows
+        if on_rows:
+            on_rows(done, to_do)
+
+
+def write_shards(every: Iterable[Kept], splits: Sequence[str], folder: Path) -> list[Shard]:
+    """Write the chunks, a shard for each stretch of rows and each split."""
+    written: list[Shard] = []
+    writers: list[ShardWriter] = []
+    try:
+        for kept in every:
+            if not writers or writers[0].number != kept.shard:
+                written += close(writers)
+                writers = [ShardWriter(folder, split, kept.shard) for split in splits]
+            for writer in writers:
+                writer.write(kept.splits[writer.split])
+    finally:
+        written += close(writers)
+    return written
 
 
 def close(writers: Sequence[ShardWriter]) -> list[Shard]:

@@ -29,6 +29,11 @@ _LINE_BREAK = re.compile(r"\s*[\r\n]")
 """Begins text that would merge with a line break before it."""
 
 
+def begins_with_line_break(message: chat.Message) -> bool:
+    """Whether this is an answer whose text would merge with its header's line break."""
+    return message["role"] == chat.ASSISTANT and _LINE_BREAK.match(message["content"]) is not None
+
+
 class Encode(Protocol):
     def __call__(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
         """Ids of all texts end to end, and the len(texts) + 1 places where one ends and the next begins.

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from talaria.tokenization.chatml import is_chatml
+from talaria.tokenization.comparison.reloaded import open_saved
 from talaria.tokenization.rendered.chat_template import ChatTemplate, TemplateError
-from talaria.tokenization.rendered.probe import answer_ends, open_saved
+from talaria.tokenization.rendered.probe import answer_ends
 from talaria.tokenization.tokenizer import open_hugging_face
 from talaria.tokenization.tokenizer_folder import template_of
 

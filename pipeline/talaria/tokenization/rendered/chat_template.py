@@ -1,8 +1,8 @@
 """A chat template as transformers renders it, with the text that each message gave marked.
 
 A template comes from whoever made the tokenizer, so it is compiled in transformers' own sandbox. Marks are put into its syntax
-tree: one where a loop takes up a message, one behind the loop, two around a {% generation %} block. They are noncharacters of
-Unicode, which are not for interchange, and are cut out of the text again:
+tree: one where a loop takes up a message, one behind the loop, two around a {% generation %} block. They begin with a
+noncharacter of Unicode, which is not for interchange, and are cut out of the text again:
 
     {% for message in messages %}{{ '<|im_start|>' + message.role ... }}{% endfor %}
     {% for message in messages %}{{ message | mark(0) }}{{ '<|im_start|>' + message.role ... }}{% endfor %}{{ END }}
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import datetime
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,11 +21,14 @@ from talaria.tokenization.rendered.sandbox import compiled_by_transformers, quic
 if TYPE_CHECKING:
     import jinja2
 
-RESERVED = "".join(map(chr, range(0xFDD0, 0xFDD6)))
-BEGIN, NUMBERED, END, OPEN, CLOSE, BREAK = list(RESERVED)
-"""BEGIN loop:message NUMBERED: this loop comes to this message. END loop NUMBERED: it is over. OPEN, CLOSE: {% generation %}.
+RESERVED = "".join(map(chr, range(0xFDD0, 0xFDD2)))
+MARK, BREAK = list(RESERVED)
+"""MARK: begins a mark, four characters: MARK, what it says, the number of the loop and that of the message, each as a character.
 BREAK: put into text from the data that looks like a control token, so that it is none."""
-_MARKS = re.compile(f"{BEGIN}(\\d+):(\\d+){NUMBERED}|{END}(\\d+){NUMBERED}|([{OPEN}{CLOSE}])")
+BEGIN, END, OPEN, CLOSE = "0123"
+"""What a mark says: this loop comes to this message; it is over; {% generation %} begins; it ends."""
+_NUMBERS = 0x10000
+"""The character of this code stands for 0: those from there on are no halves of surrogate pairs."""
 _ORDER = "_message_order"
 
 Messages = Sequence[Mapping[str, Any]]
@@ -116,14 +118,19 @@ class ChatTemplate:
             raise TemplateError(str(error) or type(error).__name__) from error
 
 
+def mark_of(says: str, loop: int = 0) -> str:
+    """A mark of message 0 as text."""
+    return f"{MARK}{says}{chr(_NUMBERS + loop)}{chr(_NUMBERS)}"
+
+
 def mark_filter() -> Any:
     """The filter that writes BEGIN for an item which is a message, nothing for any other."""
     import jinja2
 
     @jinja2.pass_context
-    def mark(context: jinja2.runtime.Context, item: Any, loop: int) -> str:
+    def mark(context: jinja2.runtime.Context, item: Any, begun: str) -> str:
         number = context.parent[_ORDER].get(id(item))
-        return "" if number is None else f"{BEGIN}{loop}:{number}{NUMBERED}"
+        return "" if number is None else begun + chr(_NUMBERS + number)
 
     return mark
 
@@ -134,25 +141,29 @@ def with_marks(tree: Any) -> Any:
     from jinja2.visitor import NodeTransformer
 
     loops = itertools.count()
+    writing = (nodes.Output, nodes.CallBlock, nodes.FilterBlock, nodes.Include, nodes.Block)
 
     def output(expression: Any) -> Any:
         return nodes.Output([expression])
 
     class Marker(NodeTransformer):
         def visit_For(self, node: Any) -> Any:
+            writes = any(node.find_all(writing))
             self.generic_visit(node)
+            if not writes:  # the search for the last question, in Qwen3's
+                return node
             loop = next(loops)
             names = [name.name for name in [node.target, *node.target.find_all(nodes.Name)] if isinstance(name, nodes.Name)]
-            number = nodes.Const(loop)
+            number = nodes.Const(mark_of(BEGIN, loop)[:-1])
             marks = [output(nodes.Filter(nodes.Name(name, "load"), "mark", [number], [], None, None)) for name in names]
             node.body = [*marks, *node.body]
-            return [node, output(nodes.Const(f"{END}{loop}{NUMBERED}"))]
+            return [node, output(nodes.Const(mark_of(END, loop)))]
 
         def visit_CallBlock(self, node: Any) -> Any:
             self.generic_visit(node)
             called = node.call.node
             if isinstance(called, nodes.ExtensionAttribute) and called.name == "_generation_support":
-                node.body = [output(nodes.Const(OPEN)), *node.body, output(nodes.Const(CLOSE))]
+                node.body = [output(nodes.Const(mark_of(OPEN))), *node.body, output(nodes.Const(mark_of(CLOSE)))]
             return node
 
     environment = tree.environment
@@ -160,31 +171,29 @@ def with_marks(tree: Any) -> Any:
 
 
 def without_marks(marked: str) -> Rendered:
-    """The text, and what its marks said. A loop inside a message's turn of the loop, over whatever, ends no region."""
-    text: list[str] = []
+    """The text, and what its marks said. A loop inside a message's turn of the loop, over whatever, ends no region.
+
+    Raises TemplateError where a mark was cut.
+    """
     regions: list[Region] = []
     generated: list[tuple[int, int]] = []
-    at = start = opened = message = 0
+    start = opened = message = 0
     running: str | None = None  # the loop over messages
-
-    def close() -> None:
-        if running is not None and at > start:
-            regions.append(Region(message, start, at))
-
-    split = iter(_MARKS.split(marked))  # text, then the four groups of a mark and the text behind it, and so on
-    text.append(next(split))
-    at = len(text[0])
-    for begun, number, ended, block, behind in zip(*[split] * 5, strict=True):
-        if block == OPEN:
+    text, *parts = marked.split(MARK)
+    pieces, at = [text], len(text)
+    for part in parts:
+        if len(part) < 3:
+            raise TemplateError("the template cuts its own text in the middle of what a loop wrote")
+        says, loop = part[0], part[1]
+        if says == OPEN:
             opened = at
-        elif block == CLOSE:
+        elif says == CLOSE:
             generated.append((opened, at))
-        elif begun is not None and running in (None, begun):
-            close()
-            running, message, start = begun, int(number), at
-        elif ended is not None and ended == running:
-            close()
-            running = None
-        text.append(behind)
-        at += len(behind)
-    return Rendered("".join(text), tuple(regions), tuple(generated))
+        elif loop == running or (running is None and says == BEGIN):
+            if running is not None and at > start:
+                regions.append(Region(message, start, at))
+            running = loop if says == BEGIN else None
+            message, start = ord(part[2]) - _NUMBERS, at
+        pieces.append(part[3:])
+        at += len(part) - 3
+    return Rendered("".join(pieces), tuple(regions), tuple(generated))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -44,13 +45,25 @@ class Conversation:
     """Whether the loss counts the message."""
 
 
+def beginning_of(tokens: Iterable[str]) -> str:
+    """What all of these texts begin with."""
+    return os.path.commonprefix(list(tokens))  # noqa: RUF071  # character by character is what we want
+
+
+def any_of(tokens: Iterable[str]) -> str:
+    """A pattern of these tokens, longest first, with what all begin with written once: the search for it is quick."""
+    begins = beginning_of(tokens)
+    longest_first = sorted((token.removeprefix(begins) for token in tokens), key=len, reverse=True)
+    return f"{re.escape(begins)}(?:{'|'.join(map(re.escape, longest_first))})"
+
+
 class ConversationReader:
     """Makes conversations of rows. Text that looks like one of `controls` gets a BREAK after its first character, so that it is
     none; where `controls_stay_text` is false the row is refused instead."""
 
     def __init__(self, controls: list[str], controls_stay_text: bool = True, keep_reasoning: bool = True) -> None:
-        longest_first = sorted(map(re.escape, controls), key=len, reverse=True)
-        self._unusual = re.compile("|".join([f"[{RESERVED}]", *longest_first]))
+        self._begins = beginning_of(controls)
+        self._unusual = re.compile("|".join([f"[{RESERVED}]", *([any_of(controls)] if controls else [])]))
         self._controls_stay_text, self._keep_reasoning = controls_stay_text, keep_reasoning
         self.json_list = lru_cache(4096)(self._json_list)
         """A list from its JSON text, None where it is empty. Equal texts share a list: the sandbox lets no template change it."""
@@ -111,6 +124,8 @@ class ConversationReader:
         return [self._inside(item) for item in value] if isinstance(value, list) else value
 
     def _text(self, text: str) -> str:
+        if self._begins and text.isascii() and self._begins not in text:
+            return text
         return self._unusual.sub(self._broken, text) if self._unusual.search(text) else text
 
     def _broken(self, found: re.Match[str]) -> str:

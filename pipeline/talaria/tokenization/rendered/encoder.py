@@ -10,8 +10,7 @@ control tokens that swallow white space) takes the slow way: the whole text at o
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -30,15 +29,6 @@ if TYPE_CHECKING:
 TEXT = -1
 
 
-class Pieces(NamedTuple):
-    """A conversation in pieces, in order: text that is encoded by itself, or a control token."""
-
-    texts: list[str]
-    controls: list[int]
-    """The id of each that is a control token, TEXT for text."""
-    supervised: list[bool]
-
-
 class Marked(NamedTuple):
     """A rendered conversation and what of it counts in the loss."""
 
@@ -46,36 +36,55 @@ class Marked(NamedTuple):
     spans: list[LossSpan]
 
 
-def pieces_of(marked: Marked, controls: re.Pattern[str], ids: dict[str, int]) -> Pieces:
-    """The pieces of a conversation."""
-    pieces = Pieces([], [], [])
-    place = 0
-    for _, start, stop in [*marked.spans, LossSpan(0, len(marked.text), len(marked.text))]:
-        for part, supervised in ((marked.text[place:start], False), (marked.text[start:stop], True)):
-            split = controls.split(part)
-            found = [(piece, ids[piece] if at % 2 else TEXT) for at, piece in enumerate(split) if piece]
-            pieces.texts.extend([piece for piece, _ in found])
-            pieces.controls.extend([control for _, control in found])
-            pieces.supervised.extend([supervised] * len(found))
-        place = stop
-    if BREAK in marked.text:
-        pieces.texts[:] = [text.replace(BREAK, "") for text in pieces.texts]
-    return pieces
+class Pieces:
+    """Conversations in pieces, in order: text that is encoded by itself, or a control token."""
+
+    def __init__(self, splitting: re.Pattern[str], ids: Mapping[str, int]) -> None:
+        """`splitting`: a pattern of the control tokens in one group; `ids` has theirs."""
+        self._split, self._ids = splitting.split, ids
+        self.texts: list[str] = []
+        self.controls: list[int] = []
+        """Of each piece: the id of a control token, TEXT for text."""
+        self.supervised: list[bool] = []
+        self.ends: list[int] = []
+        """How many pieces there are up to each conversation's end."""
+
+    def add(self, marked: Marked) -> None:
+        """Add a conversation."""
+        text, place = marked.text, 0
+        first = len(self.texts)
+        for _, start, stop in marked.spans:
+            self._add(text[place:start], False)
+            self._add(text[start:stop], True)
+            place = stop
+        self._add(text[place:], False)
+        if BREAK in text:
+            self.texts[first:] = [piece.replace(BREAK, "") for piece in self.texts[first:]]
+        self.ends.append(len(self.controls))
+
+    def _add(self, part: str, supervised: bool) -> None:
+        is_control = False
+        for piece in self._split(part):
+            if piece:
+                if is_control:
+                    self.controls.append(self._ids[piece])
+                else:
+                    self.controls.append(TEXT)
+                    self.texts.append(piece)
+                self.supervised.append(supervised)
+            is_control = not is_control
 
 
-def encode_pieces(conversations: Sequence[Pieces], rows: Sequence[int], encode: Encode) -> TokenBatch:
+def encode_pieces(pieces: Pieces, rows: Sequence[int], encode: Encode) -> TokenBatch:
     """Ids and masks of these conversations; `rows` are theirs in the parquet."""
-    texts = chain.from_iterable(conversation.texts for conversation in conversations)
-    controls = list(chain.from_iterable(conversation.controls for conversation in conversations))
-    ids, offsets = encode([text for text, control in zip(texts, controls, strict=True) if control == TEXT])
-    control = np.array(controls, np.int32)
-    lengths = np.ones(len(controls), np.int64)
+    ids, offsets = encode(pieces.texts)
+    control = np.array(pieces.controls, np.int32)
+    lengths = np.ones(len(control), np.int64)
     lengths[control == TEXT] = np.diff(offsets)
     out = np.repeat(control, lengths)
     out[out == TEXT] = ids
-    supervised = list(chain.from_iterable(conversation.supervised for conversation in conversations))
-    mask = np.repeat(np.array(supervised, np.bool_), lengths)
-    ends = starts(lengths)[starts(np.array([len(conversation.texts) for conversation in conversations], np.int64))]
+    mask = np.repeat(np.array(pieces.supervised, np.bool_), lengths)
+    ends = starts(lengths)[np.array([0, *pieces.ends], np.int64)]
     return TokenBatch(out, mask, ends, np.array(rows, np.int64), sums(mask, ends))
 
 

@@ -145,26 +145,30 @@ def check_tools(conversation: Conversation, text: str) -> None:
 
     Raises RowError with the first that is not.
     """
-    called = Counter(name for number, message in enumerate(conversation.messages) for name in _called(message, number))
-    for tool in conversation.tools or ():
+    if not conversation.tools:
+        return
+    called = [name for number, message in enumerate(conversation.messages) for name in _called(message, number)]
+    for tool in conversation.tools:
         name = _name(tool, "a tool")
-        if text.count(name) <= called[name]:
+        if text.count(name) <= called.count(name):
             raise RowError(NOT_RENDERED, f"the chat template does not render its tool {name}")
 
 
 def _check_rendered(message: Mapping[str, Any], number: int, text: str, own: list[Region], counts: Counter[str]) -> None:
     """That the template wrote what the message says: a template may know no tools, no role `tool`, or leave reasoning out."""
     start, stop = (own[0].start, own[-1].stop) if own else (0, len(text))
-    said = _text_of(message)
-    if not own and said and said not in text:
+    if not own and _text_of(message) not in text:
         raise RowError(NOT_RENDERED, f"message {number}: the chat template leaves out what role {message['role']} says")
     if message["role"] != chat.ASSISTANT:
         return
-    for name, times in Counter(_called(message, number)).items():
-        if text.count(name, start, stop) < times:
-            raise RowError(NOT_RENDERED, f"message {number}: the chat template does not render its call of {name}")
-    counts[ANSWER_CHANGED] += text.find(said, start, stop) < 0
-    counts[REASONING_LEFT_OUT] += text.find(message.get(REASONING, "").strip(), start, stop) < 0
+    if TOOL_CALLS in message:
+        for name, times in Counter(_called(message, number)).items():
+            if text.count(name, start, stop) < times:
+                raise RowError(NOT_RENDERED, f"message {number}: the chat template does not render its call of {name}")
+    if text.find(_text_of(message), start, stop) < 0:
+        counts[ANSWER_CHANGED] += 1
+    if REASONING in message and text.find(message[REASONING].strip(), start, stop) < 0:
+        counts[REASONING_LEFT_OUT] += 1
 
 
 def _text_of(message: Mapping[str, Any]) -> str:
@@ -178,8 +182,8 @@ def _called(message: Mapping[str, Any], number: int) -> list[str]:
 
 def _name(function: Any, what: str) -> str:
     """The name of a tool or a call, OpenAI's form or the bare function."""
-    inner = function.get("function", function) if isinstance(function, Mapping) else None
-    name = inner.get("name") if isinstance(inner, Mapping) else None
+    inner = function.get("function", function) if isinstance(function, dict) else None
+    name = inner.get("name") if isinstance(inner, dict) else None
     if not isinstance(name, str) or not name:
         raise RowError(UNREADABLE, f"{what} should be {{type: function, function: {{name, ...}}}}, found {str(function)[:60]}")
     return name

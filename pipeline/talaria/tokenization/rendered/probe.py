@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from talaria.common.errors import DataError
 from talaria.tokenization.chatml import END, is_chatml
+from talaria.tokenization.comparison.reloaded import open_saved
 from talaria.tokenization.rendered.chat_template import ChatTemplate, TemplateError
-from talaria.tokenization.tokenizer_folder import save, template_of
+from talaria.tokenization.tokenizer_folder import template_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HuggingFaceTokenizer
@@ -79,20 +78,3 @@ def answer_ends(folder: Path, tokenizer: HuggingFaceTokenizer) -> list[str]:
         answer = next((rendered.text[start:stop].rstrip() for number, start, stop in rendered.regions if number == 1), "")
         found.update(dict.fromkeys(token for token in tokens if answer.endswith(token)))
     return list(found)
-
-
-def open_saved(folder: Path, source: str) -> Any:
-    """The tokenizer as transformers will open the saved folder, beside the model's config.json where there is one.
-
-    Raises DataError where it cannot.
-    """
-    from transformers import AutoTokenizer
-
-    with tempfile.TemporaryDirectory() as work:
-        save(folder, Path(work), source)
-        if (folder / "config.json").is_file():
-            shutil.copyfile(folder / "config.json", Path(work) / "config.json")
-        try:
-            return AutoTokenizer.from_pretrained(work, trust_remote_code=False)
-        except Exception as error:  # whatever a class of transformers does not like in the files
-            raise DataError(f"{folder}: transformers cannot open this tokenizer ({error}).") from error

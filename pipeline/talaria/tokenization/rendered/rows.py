@@ -1,4 +1,4 @@
-"""Rows of the parquet to ids and masks by a chat template, a random share of them also by transformers, and compared."""
+"""Rows of the parquet to ids and masks by a chat template, some of them also by transformers, and compared."""
 
 from __future__ import annotations
 
@@ -14,23 +14,28 @@ import numpy as np
 from talaria.common.errors import DataError
 from talaria.config.schema import Tokenize
 from talaria.tokenization import reasons
-from talaria.tokenization.encoder import Encoded, EncodingMismatch, TokenBatch, flatten
+from talaria.tokenization.comparison.audit import Candidate
+from talaria.tokenization.comparison.reloaded import Here, open_saved
+from talaria.tokenization.encoder import Encoded, EncodingMismatch, flatten
 from talaria.tokenization.parquet_chunks import MessageRows
 from talaria.tokenization.rendered.chat_template import BREAK, ChatTemplate, Rendered, TemplateError
-from talaria.tokenization.rendered.conversation import REASONING, Conversation, ConversationReader, PromptError, RowError
-from talaria.tokenization.rendered.encoder import Marked, encode_pieces, encode_whole, join, pieces_of
+from talaria.tokenization.rendered.conversation import REASONING, Conversation, ConversationReader, PromptError, RowError, any_of
+from talaria.tokenization.rendered.encoder import Marked, Pieces, encode_pieces, encode_whole, join
 from talaria.tokenization.rendered.loss_spans import SpanRule, check_tools, regions_of
-from talaria.tokenization.rendered.probe import open_saved, probe
+from talaria.tokenization.rendered.probe import probe
 from talaria.tokenization.tokenizer import Loading, encode_with
 
 
 class RenderedRows:
     """Encodes rows by a template and the tokenizer as transformers opens them; threads share it."""
 
+    holds_the_lock = True
+
     def __init__(self, parquet: Path, loading: Loading, config: Tokenize, source: str) -> None:
         """Raises DataError where the template or the saved tokenizer cannot be used."""
         self.parquet, self.config, self._loading, self.source = parquet, config, loading, source
         self._transformers = open_saved(loading.folder, source)
+        self.reloaded = Here(loading.folder, source, self._transformers)
         self.day = config.template_date or datetime.date.today()
         where = f"{loading.folder} (tokenize.template: {config.template})"
         self.template = ChatTemplate(source, self._transformers.special_tokens_map, self.day, where)
@@ -39,7 +44,7 @@ class RenderedRows:
         self._controls = {token.content: id for id, token in added.items() if token.special}
         ends = tuple(token.content for token in added.values())
         self._rule = SpanRule(self.template, self.probed.prompts, ends, config.supervise_newline, config.reasoning != "mask")
-        self._splitting = re.compile("(" + "|".join(map(re.escape, sorted(self._controls, key=len, reverse=True))) + ")")
+        self._splitting = re.compile(f"({any_of(self._controls)})")
         self._in_pieces = bool(self._controls) and loading.pieces_equal_whole(
             next(iter(self._controls)), self._splitting.split(self.probed.prompts["user"])[-1]
         )
@@ -62,11 +67,7 @@ class RenderedRows:
         """A pattern of the tokens that text from the data may look like."""
         return self._splitting.pattern
 
-    def sample(self, numbers: list[int], rows: MessageRows) -> list[int]:
-        """The rows to compare; nothing is done ahead."""
-        return numbers
-
-    def encode(self, rows: MessageRows, first_row: int, sampled: list[int]) -> Encoded:
+    def encode(self, rows: MessageRows, first_row: int) -> Encoded:
         """Raises DataError that names a row which cannot be encoded, unless tokenize.on_bad_row is drop."""
         counts: Counter[str] = Counter()
         marked: list[Marked] = []
@@ -87,11 +88,9 @@ class RenderedRows:
                 encoded.append(([], []))
         numbers = range(first_row, first_row + len(marked))
         if self._in_pieces:
-            pieces = [pieces_of(one, self._splitting, self._controls) for one in marked]
-            batch = encode_pieces(pieces, numbers, self._loading.encoder.encode)
+            batch = encode_pieces(self._pieces(*marked), numbers, self._loading.encoder.encode)
         else:
             batch = join(encoded, numbers)
-        counts[reasons.COMPARED] = self._compare([row for row in sampled if not unusable[row]], rows, batch, marked)
         messages = flatten(rows.messages, first_row, str(self.parquet), lenient=np.ones(len(unusable), np.bool_))
         return Encoded(messages, batch, unusable, counts)
 
@@ -105,8 +104,13 @@ class RenderedRows:
             raise PromptError(self.template.where, f"{error}.") from None
         if not self._in_pieces:
             return list(self._transformers.backend_tokenizer.encode(text, add_special_tokens=False).ids)
-        pieces = pieces_of(Marked(text, []), self._splitting, self._controls)
-        return [int(id) for id in encode_pieces([pieces], [0], self._loading.encoder.encode).ids]
+        return [int(id) for id in encode_pieces(self._pieces(Marked(text, [])), [0], self._loading.encoder.encode).ids]
+
+    def _pieces(self, *conversations: Marked) -> Pieces:
+        pieces = Pieces(self._splitting, self._controls)
+        for marked in conversations:
+            pieces.add(marked)
+        return pieces
 
     def mark(self, conversation: Conversation | RowError, counts: Counter[str]) -> Marked:
         """The rendered text and its supervised spans. Raises RowError."""
@@ -129,36 +133,27 @@ class RenderedRows:
         check_tools(conversation, rendered.text)
         return rendered
 
-    def _compare(self, sampled: list[int], rows: MessageRows, batch: TokenBatch, marked: list[Marked]) -> int:
-        """How many rows were compared with what transformers makes of the saved folder.
+    def compare(self, candidate: Candidate) -> None:
+        """Compare a row's ids with what transformers makes of the saved folder. Raises EncodingMismatch that names the row."""
+        (conversation,) = ConversationReader([], True, self.config.reasoning != "drop").read(*candidate.rows)
+        assert isinstance(conversation, Conversation)  # it was encoded
+        found = candidate.ids.tolist()
+        if found == self.reloaded.ids(conversation.messages, conversation.tools):
+            return
+        if not self._equal_by_pieces(conversation, candidate, found):
+            raise EncodingMismatch(
+                f"{self.parquet}, row {candidate.number}: its ids differ from those of the saved template in transformers; "
+                "report this row."
+            )
 
-        Raises EncodingMismatch that names the row where an id differs.
-        """
-        for row in sampled:
-            (conversation,) = ConversationReader([], True, self.config.reasoning != "drop").read(*rows.take([row]))
-            if isinstance(conversation, RowError) or not conversation.messages:
-                continue
-            found = batch.ids[slice(*batch.offsets[row : row + 2])].tolist()
-            if found == self._transformers.apply_chat_template(
-                conversation.messages, tools=conversation.tools, return_dict=False
-            ):
-                continue
-            if not (self._may_differ(marked[row]) and self._equal_by_pieces(conversation, marked[row], found)):
-                raise EncodingMismatch(
-                    f"{self.parquet}, row {batch.rows[row]}: its ids differ from those of the saved template in transformers; "
-                    "report this row."
-                )
-        return len(sampled)
-
-    def _may_differ(self, marked: Marked) -> bool:
-        """Whether the row is one of the two exceptions (encoder.py)."""
-        return self._in_pieces and (
-            BREAK in marked.text or any(marked.text[span.start : span.stop][:1].isspace() for span in marked.spans)
-        )
-
-    def _equal_by_pieces(self, conversation: Conversation, marked: Marked, found: list[int]) -> bool:
-        """Whether the text is transformers', and the ids are those of its pieces by Hugging Face's encoder."""
-        text = self._transformers.apply_chat_template(conversation.messages, tools=conversation.tools, tokenize=False)
-        pieces = pieces_of(marked, self._splitting, self._controls)
-        ids = encode_pieces([pieces], [0], encode_with(self._loading.hugging_face)).ids.tolist()
+    def _equal_by_pieces(self, conversation: Conversation, candidate: Candidate, found: list[int]) -> bool:
+        """Whether the row is one of the two exceptions (encoder.py), the text is transformers', and the ids those of its pieces
+        by Hugging Face's encoder."""
+        (read,) = self._reader.read(*candidate.rows)
+        marked = self.mark(read, Counter())
+        begins = (marked.text[span.start : span.stop][:1] for span in marked.spans)
+        if not self._in_pieces or not (BREAK in marked.text or any(begin.isspace() for begin in begins)):
+            return False
+        ids = encode_pieces(self._pieces(marked), [0], encode_with(self._loading.hugging_face)).ids.tolist()
+        text = self.reloaded.text(conversation.messages, conversation.tools)
         return bool(text == marked.text.replace(BREAK, "") and ids == found)

@@ -6,6 +6,7 @@ plain types below the answers are known, and are the same; everything else goes 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ _OF_DICT = frozenset(dir(dict))
 _OF_STR = frozenset(("strip", "lstrip", "rstrip", "split", "startswith", "endswith", "replace", "lower", "upper", "title"))
 """Methods of a text that return text, lists of it or booleans; `format` and `format_map` are not among them."""
 _OF_LOOP = frozenset(("first", "last", "index", "index0", "revindex", "revindex0", "length", "previtem", "nextitem"))
+REMEMBERED = 4096
 _PLAIN = frozenset((str, int, float, bool, type(None), dict, list))
 
 
@@ -50,6 +52,25 @@ def quick_sandbox(environment: jinja2.Environment) -> jinja2.Environment:
     quick: jinja2.Environment = object.__new__(QuickSandbox)
     quick.__dict__.update(environment.__dict__)  # as Environment.overlay does
     quick.code_generator_class = inlining(environment.code_generator_class)
+    quick.filters = environment.filters | {"tojson": remembering(environment.filters["tojson"])}
+    return quick
+
+
+def remembering(tojson: Callable[..., str]) -> Callable[..., str]:
+    """The filter, which remembers the text of objects: rows share their tools (conversation.py), and no template changes any."""
+    known: dict[int, tuple[Any, str]] = {}
+
+    def quick(value: Any, *options: Any, **named: Any) -> str:
+        if options or named or type(value) is not dict:
+            return tojson(value, *options, **named)
+        held, text = known.get(id(value), (None, ""))
+        if held is not value:
+            text = tojson(value)
+            if len(known) >= REMEMBERED:
+                known.clear()
+            known[id(value)] = (value, text)  # holds the object, so that no other gets its id
+        return text
+
     return quick
 
 
@@ -63,7 +84,11 @@ def inlining(generator: type[CodeGenerator]) -> type[CodeGenerator]:
 
     class Inlining(generator):  # type: ignore[misc,valid-type]
         def visit_Getattr(self, node: Any, frame: Any) -> None:
-            if node.attr in _OF_DICT:
+            if node.attr in _OF_LOOP and isinstance(node.node, nodes.Name) and node.node.name == "loop":
+                self.write(f"(_t.{node.attr} if type(_t := ")
+                self.visit(node.node, frame)
+                self.write(f") is LoopContext else environment.getattr(_t, {node.attr!r}))")
+            elif node.attr in _OF_DICT:
                 super().visit_Getattr(node, frame)
             else:
                 self._read(node.node, node.attr, "getattr", frame)
