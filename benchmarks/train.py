@@ -30,6 +30,7 @@ from typing import Any
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.train_data import SHAPES, TINY, make_model, make_tokens
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ OURS = {
     "qwen2-3b": Ours(BF16, ("trl-qwen2-3b",), "qwen2.5-3b"),
     "llama-3b": Ours(BF16, ("trl-llama-3b",), "llama-3.2-3b"),
     "mistral-3b": Ours(BF16, ("trl-mistral-3b",), "mistral-3b"),
+    "qwen3-8b-offload": Ours({"precision": "mixed", "offload": "optimizer"}, (), "qwen3-8b"),
     "long-32k": Ours({"precision": "bf16", "max_tokens_per_device": 32768, "global_batch": 1}, ("trl-long-32k",), length=32768),
     "long-32k-mixed": Ours({"max_tokens_per_device": 32768, "global_batch": 1}, ("trl-long-32k",), length=32768),
 }
@@ -94,12 +96,15 @@ def main() -> None:
     parser.add_argument("--peer-steps", type=int, default=6, help="optimiser steps of a peer's run")
     parser.add_argument("--warm", type=int, default=3, help="first steps that are not counted")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="train settings for our runs")
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="another model's shape for all runs")
     parser.add_argument("--gpus", type=int, default=1, help="cards of our runs")
     parser.add_argument("--profile", action="store_true", help="where the time of one more step goes, by class of kernel")
     parser.add_argument("--work", type=Path, help="folder for the model and tokens, kept; a temporary one by default")
     parser.add_argument("--json", type=Path, help="write the results here too")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.shape:
+        RUNS.update({name: replace(run, shape=args.shape) for name, run in RUNS.items()})
     if args.measure:
         result = measure(args)
         if os.environ.get("RANK", "0") == "0":
@@ -139,8 +144,6 @@ def prepare(args: argparse.Namespace, work: Path, run: Ours | Trl) -> None:
     """A run's model and tokens, made where they are not there yet; other shapes' models go, as they are large."""
     import torch
 
-    from benchmarks.train_data import SHAPES, TINY, make_model, make_tokens
-
     sizes = SHAPES[run.shape] | (TINY if args.tiny else {})
     model, tokens = folders(work, run)
     if not model.exists():
@@ -174,8 +177,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def line(name: str, results: dict[str, Any]) -> str:
     result = results[name]
     if "failed" in result:
-        return f"{name:12} failed with exit code {result['failed']}"
-    text = f"{name:12} {result['tokens_per_second']:8,.0f} tokens/s  MFU {result['mfu']:.1%}  "
+        return f"{name:16} failed with exit code {result['failed']}"
+    text = f"{name:16} {result['tokens_per_second']:8,.0f} tokens/s  MFU {result['mfu']:.1%}  "
     text += f"memory {result['peak_memory'] / 1e9:.1f} GB (process {result['process_memory'] / 1e9:.1f})"
     if "watts" in result:
         text += f"  {result['clock_mhz']:.0f} MHz at {result['watts']:.0f} W"

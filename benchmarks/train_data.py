@@ -58,6 +58,18 @@ SHAPES: dict[str, dict[str, Any]] = {
         "sliding_window": 512,
         "rope_parameters": ROPE,
     },
+    "qwen3-8b": {
+        "family": "qwen3",
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "tie_word_embeddings": False,
+        "rope_parameters": ROPE,
+    },
     "small": {
         "family": "qwen3",
         "hidden_size": 512,
@@ -115,12 +127,12 @@ def make_tokens(folder: Path, count: int, vocabulary: int, longest: int, *, leng
 
 
 def make_model(folder: Path, sizes: dict[str, Any], device: str, seed: int = 0) -> None:
-    """A Hugging Face folder of bf16 weights drawn on the device; sizes: of `SHAPES`. Embeddings are tied."""
+    """A Hugging Face folder of bf16 weights drawn on the device; sizes: of `SHAPES`. Embeddings are tied unless they say no."""
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = dict(sizes)
-    config = AutoConfig.for_model(sizes.pop("family"), **sizes, tie_word_embeddings=True, dtype="bfloat16")
+    config = AutoConfig.for_model(sizes.pop("family"), **{"tie_word_embeddings": True, **sizes}, dtype="bfloat16")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     config.architectures = [type(model).__name__]

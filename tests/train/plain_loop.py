@@ -43,7 +43,7 @@ def padded(tokens: Tokens, indices: np.ndarray) -> dict[str, torch.Tensor]:
     return batch
 
 
-def plain_loop(job: TrainJob, steps: int) -> PlainRun:
+def plain_loop(job: TrainJob, steps: int, device: str = "cpu") -> PlainRun:
     """The first steps of a job."""
     train = job.config.train
     tokens = train_split(job)
@@ -56,7 +56,7 @@ def plain_loop(job: TrainJob, steps: int) -> PlainRun:
         seed=train.seed,
         max_steps=train.max_steps,
     )
-    model = AutoModelForCausalLM.from_pretrained(job.base, dtype=torch.float32, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(job.base, dtype=torch.float32, attn_implementation="eager").to(device)
     model.get_input_embeddings().padding_idx = None
     matrices = [param for param in model.parameters() if param.ndim >= 2]
     vectors = [param for param in model.parameters() if param.ndim < 2]
@@ -71,7 +71,7 @@ def plain_loop(job: TrainJob, steps: int) -> PlainRun:
             rate = train.min_lr + (train.lr - train.min_lr) * (1 + cosine) / 2
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = model(**padded(tokens, plan.indices(k))).loss
+        loss = model(**{name: tensor.to(device) for name, tensor in padded(tokens, plan.indices(k)).items()}).loss
         loss.backward()
         run.norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)))
         optimizer.step()

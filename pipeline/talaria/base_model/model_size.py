@@ -31,6 +31,8 @@ class ModelSize:
         """Return the least that each of `ranks` holds beside activations: all is sharded, adapters themselves not counted."""
         if train.lora.rank or train.trainable != ["*"] or train.freeze:
             return self.parameters * FROZEN_BYTES[train.precision] / ranks
+        if train.offload == "optimizer":  # weights and gradients are whole on each of them
+            return self.parameters * STATE_BYTES[train.precision][0]
         return self.parameters * sum(STATE_BYTES[train.precision]) / ranks
 
     def checkpoint_bytes(self, train: Train) -> int:

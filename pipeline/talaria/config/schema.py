@@ -255,6 +255,9 @@ class Train(Section):
     shard_size: Annotated[int, NotInKey] = Field(
         0, ge=0, le=102_400_000, description="Ranks per shard group (hybrid); 0: a node's ranks."
     )
+    offload: Annotated[Literal["none", "optimizer"], NotInKey] = Field(
+        "none", description="optimizer: masters and Adam state in host memory, for models that a GPU does not hold otherwise."
+    )
     activation_checkpointing: Annotated[Literal["auto", "off", "selective", "full"], NotInKey] = Field(
         "auto", description="Recompute activations in the backward pass; auto: as little as fits in memory."
     )
@@ -289,6 +292,12 @@ class Train(Section):
     def _adapters_freeze_the_rest(self) -> Train:
         if self.lora.rank and (self.trainable != ["*"] or self.freeze):
             raise ValueError("train.trainable and train.freeze have no place beside train.lora.rank, which trains adapters only")
+        return self
+
+    @model_validator(mode="after")
+    def _offload_needs_whole_weights(self) -> Train:
+        if self.offload == "optimizer" and self.sharding in ("shard", "hybrid"):
+            raise ValueError(f"offload: optimizer keeps whole weights on each GPU, which sharding: {self.sharding} does not")
         return self
 
     @model_validator(mode="after")

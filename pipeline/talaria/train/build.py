@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from talaria.common.errors import ConfigError, DataError
 from talaria.runs.folder import CHECKPOINTS, HOST_MEMORY
 from talaria.tokenization.dataset import TRAIN, VALIDATION, open_tokens
@@ -23,8 +21,9 @@ from talaria.train.model.activation_memory import USABLE
 from talaria.train.model.causal_lm import CausalLM, ModelOptions, lay_out, layers, require_fixed_positions
 from talaria.train.model.loading import load_model
 from talaria.train.model.lora import LoraOptions
-from talaria.train.optim.adamw import AdamW, AdamWSettings
+from talaria.train.optim.adamw import AdamW
 from talaria.train.optim.lr_schedule import LRSchedule
+from talaria.train.optimizer import make_optimizer, require_offloadable, stream_beside_layers
 from talaria.train.telemetry import flops as metrics
 from talaria.train.telemetry.source_losses import Sources
 from talaria.train.telemetry.watchdog import Alive
@@ -72,9 +71,12 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
         _require_known_ids(every, model.core.config.vocab_size, job.tokens)
     flops = metrics.flop_count(model)
     memory = min(group.gather(parallel.device_memory(group.device)))  # all ranks must decide the same by it
-    replicated = parallel.state_bytes(model, train.precision, group.size)
+    offloaded = train.offload == "optimizer"
+    replicated = parallel.state_bytes(model, train.precision, group.size, offloaded=offloaded)
     layout = parallel.choose_layout(train.sharding, train.shard_size, group, replicated, memory)
-    trained = parallel.distribute(model, layers(model), train.precision, layout, group, memory)
+    if offloaded:
+        require_offloadable(model, train, layout, group)
+    trained = parallel.distribute(model, layers(model), train.precision, layout, group, memory, offloaded=offloaded)
     if not layout.sharded:
         lay_out(model)
     model.transient_bytes = trained.transient
@@ -93,17 +95,13 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
     plan.require_fitting(tokens.rows, job.config.tokenize.max_tokens)
     schedule = LRSchedule(train.lr, train.min_lr, train.warmup_fraction, len(plan), train.schedule, train.decay_fraction)
     held_out = _held_out(splits[VALIDATION], train, group.size, flops.quadratic)
-    state_dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
-    optimizer = AdamW(
-        [param for _, param in trained.named],
-        trained.low_bits,
-        adamw_settings(train),
-        state_dtype,
-        spans=trained.spans,
-        updated=trained.updated,
-    )
+    optimizer = make_optimizer(train, trained, memory)
     sources = Sources.of(tokens, per_sample=train.reduction == "sample")
     staging = Staging([name for name, _ in trained.named], optimizer, group.device, host_memory(train), group.rank)
+    checkpoints = CheckpointManager(
+        job.output / CHECKPOINTS, group, staging, identity=identity, keep=train.keep_last, alive=alive
+    )
+    stream_beside_layers(layers(model), optimizer, trained.gradients, staging.fence)
     return Components(
         tokens=tokens,
         held_out=held_out,
@@ -118,16 +116,14 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
             trained.gradients,
             schedule,
             group,
-            fence=staging.fence,
+            fence=checkpoints.fence,
             clip=train.clip,
             reduction=train.reduction,
             seed=train.seed,
             compare_every=train.compare_every if layout.replicas > 1 and not layout.sharded else 0,
             sources=sources,
         ),
-        checkpoints=CheckpointManager(
-            job.output / CHECKPOINTS, group, staging, identity=identity, keep=train.keep_last, alive=alive
-        ),
+        checkpoints=checkpoints,
         exporter=Exporter(model, optimizer, trained, job, group),
         warnings=_senseless(train, schedule, plan),
         sources=sources,
@@ -135,9 +131,12 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
 
 
 def host_memory(train: Train) -> Path | None:
-    """The launcher's folder in memory, which outlives this rank; None where there is none, or no snapshots are asked for."""
+    """The launcher's folder in memory, which outlives this rank; None where there is none, or no snapshots are made.
+
+    With the optimizer's state in host memory there are none: a rank that dies in an update leaves it half changed.
+    """
     folder = os.environ.get(HOST_MEMORY)
-    return Path(folder) if folder and train.snapshot_seconds else None
+    return Path(folder) if folder and train.snapshot_seconds and train.offload == "none" else None
 
 
 def _require_known_ids(splits: Sequence[Tokens], vocab_size: int, folder: Path) -> None:
@@ -186,10 +185,6 @@ def model_options(train: Train) -> ModelOptions:
         trainable=train.trainable,
         freeze=train.freeze,
     )
-
-
-def adamw_settings(train: Train) -> AdamWSettings:
-    return AdamWSettings(train.beta1, train.beta2, train.eps, train.weight_decay)
 
 
 def _packed_tokens(model: CausalLM, train: Train, trained: parallel.TrainedParameters, memory: int) -> int:

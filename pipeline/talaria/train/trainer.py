@@ -97,6 +97,8 @@ class Trainer:
         for oddity in components.warnings:
             self._event("warning", oddity)
         self.report.note(describe(components.model))
+        if components.checkpoints.staging.is_state:
+            self.report.note(str(components.checkpoints.staging))
 
     def _forget_later_steps(self) -> None:
         """What came after the checkpoint comes again, on other ranks perhaps with other last bits."""

@@ -13,11 +13,15 @@ import mmap
 import os
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+_PAGE = 4096
+_TOUCHING = 8
+"""Threads that touch fresh pages: page-locking does it in one, which takes a minute for 100 GB."""
 _SPARE = 1 << 28
 """Bytes of a folder in memory that are left to others."""
 
@@ -38,6 +42,7 @@ class HostBlock:
             os.ftruncate(self.fd, self.size)
         self._map = mmap.mmap(self.fd, self.size)
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+        self.pinned = False
         self._pinning = threading.Thread(target=self._pin, name="pin", daemon=True) if pin else None
         if self._pinning:
             self._pinning.start()
@@ -53,8 +58,12 @@ class HostBlock:
             self._pinning = None
 
     def _pin(self) -> None:
+        if not self.kept:
+            with ThreadPoolExecutor(_TOUCHING) as pool:
+                list(pool.map(Tensor.zero_, self.bytes[::_PAGE].chunk(_TOUCHING)))
         # Refused (a limit on locked memory): copies are slower then, and right all the same.
-        torch.cuda.cudart().cudaHostRegister(self.bytes.data_ptr(), self.size, 0)  # type: ignore[no-untyped-call]
+        refused = torch.cuda.cudart().cudaHostRegister(self.bytes.data_ptr(), self.size, 0)  # type: ignore[no-untyped-call]
+        self.pinned = not int(refused)
 
 
 def _fits(path: Path, size: int) -> bool:

@@ -95,6 +95,12 @@ class CheckpointManager:
 
         self._pending = self._thread.submit(finish)
 
+    def fence(self) -> None:
+        """Let no update change what a save still reads: in copying, and in writing where the state itself is what is written."""
+        self.staging.fence()
+        if self.staging.is_state and self._pending:
+            self._wait(self._pending)
+
     def _settled(self, patience: float | None) -> bool:
         """Wait, at most `patience` seconds, until every rank is through with the save under way; whether they are."""
         if patience is not None:
@@ -109,17 +115,20 @@ class CheckpointManager:
         pending, self._pending = self._pending, None
         if pending is None:
             return
+        self._wait(pending)
+        try:
+            pending.result()
+        except CheckpointError:
+            self._saved_step = -1
+            raise
+
+    def _wait(self, pending: Future[None]) -> None:
         written = -1
         while not wait([pending], timeout=1.0).done:
             size = _written_bytes(self.root)
             if size != written:  # slow is not stuck
                 written = size
                 self.alive()
-        try:
-            pending.result()
-        except CheckpointError:
-            self._saved_step = -1
-            raise
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from talaria.train.checkpoint.host_block import HostBlock
 from talaria.train.optim.adamw import AdamW
+from talaria.train.optim.offload import OffloadedAdamW
 from talaria.train.optim.span import ParamSpan
 
 KINDS = ("param", "exp_avg", "exp_avg_sq")
@@ -44,7 +45,10 @@ class Part:
 
 
 class Staging:
-    """`names`, `optimizer`: of the trained parameters. `folder`: where the block survives this process, if anywhere."""
+    """`names`, `optimizer`: of the trained parameters. `folder`: where the block survives this process, if anywhere.
+
+    The block is the state itself where the optimizer keeps it in host memory: there is room for it only once.
+    """
 
     def __init__(self, names: list[str], optimizer: AdamW, device: torch.device, folder: Path | None, rank: int) -> None:
         self.optimizer, self.device = optimizer, device
@@ -57,6 +61,10 @@ class Staging:
                 self.parts.append(Part(f"{kind}.{name}", kind, index, dtype, span, size))
                 size += -(-self.parts[-1].bytes // _ALIGNED) * _ALIGNED
         self.block = HostBlock(size, folder=folder, name=f"rank-{rank}", pin=device.type == "cuda")
+        self.is_state = isinstance(optimizer, OffloadedAdamW)
+        if isinstance(optimizer, OffloadedAdamW):
+            self.block.ready()
+            optimizer.adopt(*([self.view(part) for part in self.parts if part.kind == kind] for kind in KINDS))
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._copied: torch.cuda.Event | None = None
 
@@ -64,6 +72,7 @@ class Staging:
     def fetch(self) -> None:
         """Begin to copy the state from the device, beside whatever runs next there; `fence` is for what changes it."""
         self.block.ready()
+        self.optimizer.release()
         if self._stream is None:
             self._copy_out()
             return
@@ -88,11 +97,16 @@ class Staging:
         for part in self.parts:
             if part.kind == "param":
                 self.optimizer.set_master(part.index, self.view(part))
-            else:
+            elif not self.is_state:
                 self._state(part).copy_(self.view(part))
 
     def view(self, part: Part) -> Tensor:
         return self.block.view(part.start, part.span.count, part.dtype)
+
+    def __str__(self) -> str:
+        slow = self.device.type == "cuda" and not self.block.pinned
+        locked = ", which could not be page-locked (ulimit -l): copies are slow" if slow else ""
+        return f"{self.block.size / 1e9:.1f} GB of optimizer's state in host memory{locked}"
 
     def files(self) -> list[list[dict[str, Any]]]:
         """What the writing process is to put into which file: of parts that several ranks hold, one writes."""
@@ -103,7 +117,7 @@ class Staging:
         for part in self.parts:
             if part.kind == "param":
                 self.optimizer.copy_master(part.index, self.view(part))
-            else:
+            elif not self.is_state:
                 self.view(part).copy_(self._state(part), non_blocking=True)
 
     def _state(self, part: Part) -> Tensor:

@@ -114,10 +114,13 @@ class TrainedParameters:
         return (self.gather.whole(index, part) if self.gather else part).view(param.shape)
 
 
-def state_bytes(model: nn.Module, precision: Precision, sharing: int = 1) -> int:
-    """Return the bytes of weights, gradients and optimiser state on each of `sharing` ranks that share the last alone."""
+def state_bytes(model: nn.Module, precision: Precision, sharing: int = 1, *, offloaded: bool = False) -> int:
+    """Return the bytes of weights, gradients and optimiser state on each device of `sharing` ranks that share the last alone.
+
+    `offloaded`: the last is in host memory.
+    """
     held, shared = STATE_BYTES[precision]
-    trained, frozen = held + shared / sharing, FROZEN_BYTES[precision]
+    trained, frozen = held + (0 if offloaded else shared / sharing), FROZEN_BYTES[precision]
     return int(sum(param.numel() * (trained if param.requires_grad else frozen) for param in model.parameters()))
 
 
@@ -129,11 +132,19 @@ def device_memory(device: torch.device) -> int:
 
 
 def distribute(
-    model: nn.Module, units: Sequence[nn.Module], precision: Precision, layout: ReplicaLayout, group: ProcessGroup, memory: float
+    model: nn.Module,
+    units: Sequence[nn.Module],
+    precision: Precision,
+    layout: ReplicaLayout,
+    group: ProcessGroup,
+    memory: float,
+    *,
+    offloaded: bool = False,
 ) -> TrainedParameters:
     """Lay the model, fp32 or under precision bf16 in bf16, out in place.
 
-    `units`: modules that sharded ranks fetch, and replicated ranks add up, as a whole; `memory`: bytes of every rank's device.
+    `units`: modules that sharded ranks fetch, and replicated ranks add up, as a whole; `memory`: bytes of every rank's device;
+    `offloaded`: the optimiser's state will not be on the device.
     """
     whole = state_bytes(model, precision)  # over the shards; replicated ranks share the optimiser's part of it alone
     lowered = torch.bfloat16 if precision == "mixed" else None
@@ -167,7 +178,7 @@ def distribute(
         low_bits,
         spans,
         ReplicatedGradients(units, params, spans, dtype, group),
-        state_bytes(model, precision, group.size),
+        state_bytes(model, precision, group.size, offloaded=offloaded),
         gather=gather,
     )
 

@@ -52,34 +52,44 @@ class AdamW:
         spans: Sequence[ParamSpan] | None = None,
         updated: Callable[[int], None] = lambda index: None,
     ) -> None:
-        self.settings, self.updated = settings, updated
+        self.settings, self.updated, self.state_dtype = settings, updated, state_dtype
         self.params = list(params)
         self.low_bits = [None if low is None else low.view(-1) for low in low_bits]
         self.spans = list(spans or [ParamSpan(0, param.numel(), param.numel()) for param in params])
         self.decays = [param.ndim >= 2 for param in params]
         self.steps_done = 0
-        self.exp_avg = [torch.zeros_like(part, dtype=state_dtype) for part in self.parts()]
-        self.exp_avg_sq = [torch.zeros_like(part, dtype=state_dtype) for part in self.parts()]
+        self.exp_avg = [self.moment(part) for part in self.parts()]
+        self.exp_avg_sq = [self.moment(part) for part in self.parts()]
+
+    def moment(self, part: Tensor) -> Tensor:
+        return torch.zeros_like(part, dtype=self.state_dtype)
 
     @torch.no_grad()
     def step(self, grads: Sequence[Tensor], lr: float, scale: float) -> None:
         """One update at rate `lr` with `scale` * grads, each this rank's part (fp32, or bf16 under precision bf16)."""
         self.steps_done += 1
-        params = self.parts()
-        kernels = fused(params[0])
         # Hundreds of small updates: what is done for each of them here must take less time than the update on a GPU.
         shared = AdamWScalars.of(self.settings, self.steps_done, lr, scale)
-        state = zip(params, grads, self.low_bits, self.exp_avg, self.exp_avg_sq, strict=True)
+        state = zip(self.parts(), grads, self.low_bits, self.exp_avg, self.exp_avg_sq, strict=True)
         for index, (param, grad, low, m, v) in enumerate(state):
             scalars = shared.of_parameter(self.steps_done, index, self.decays[index])
-            if kernels:
-                kernels.adamw_(param, low, grad.view(-1), m, v, scalars)
-            else:
-                for start in range(0, len(param), _CHUNK):
-                    piece = slice(start, start + _CHUNK)
-                    lower = None if low is None else low[piece]
-                    update(param[piece], lower, grad.view(-1)[piece], m[piece], v[piece], scalars, start)
+            self.apply(param, low, grad.view(-1), m, v, scalars)
             self.updated(index)
+
+    def apply(
+        self, param: Tensor, low: Tensor | None, grad: Tensor, m: Tensor, v: Tensor, scalars: AdamWScalars, start: int = 0
+    ) -> None:
+        """Update flat tensors on the device; `start`: where in its parameter the first element lies."""
+        if kernels := fused(param):
+            kernels.adamw_(param, low, grad, m, v, scalars, start)
+            return
+        for begin in range(0, len(param), _CHUNK):
+            piece = slice(begin, begin + _CHUNK)
+            lower = None if low is None else low[piece]
+            update(param[piece], lower, grad[piece], m[piece], v[piece], scalars, start + begin)
+
+    def release(self, share: int = 1) -> None:
+        """Nothing of it passes through the device (see OffloadedAdamW)."""
 
     def parts(self) -> list[Tensor]:
         """This rank's stretch of each flattened parameter. Looked up anew each time: fully_shard may move it to other memory."""

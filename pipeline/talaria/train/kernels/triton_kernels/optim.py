@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 
-@triton.jit(do_not_specialize=["salt"])  # a count known to be a multiple of 16 lets it load 16 bytes at a time
+@triton.jit(do_not_specialize=["salt", "start"])  # a count known to be a multiple of 16 lets it load 16 bytes at a time
 def _adamw_kernel(
     param_ptr,
     low_ptr,
@@ -24,6 +24,7 @@ def _adamw_kernel(
     beta2,
     eps,
     salt,
+    start,
     HALF: tl.constexpr,
     LOW: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -49,7 +50,7 @@ def _adamw_kernel(
             high = (bits + 0x8000) >> 16
             tl.store(low_ptr + at, (bits - (high << 16)).to(tl.int16), inside)
         else:
-            noise = at.to(tl.uint32) * 747796405 + salt.to(tl.uint32)
+            noise = (at + start).to(tl.uint32) * 747796405 + salt.to(tl.uint32)
             noise = (noise ^ (noise >> 16)) * 0x45D9F3B
             noise = (noise ^ (noise >> 16)) * 0x45D9F3B
             noise = (noise ^ (noise >> 16)) & 0xFFFF
@@ -59,12 +60,14 @@ def _adamw_kernel(
         tl.store(param_ptr + at, master, inside)
 
 
-def adamw_(param: Tensor, low: Tensor | None, grad: Tensor, m: Tensor, v: Tensor, scalars: tuple[float, ...]) -> None:
-    """optim.update of a whole flat parameter; `scalars` are optim.AdamWScalars."""
+def adamw_(
+    param: Tensor, low: Tensor | None, grad: Tensor, m: Tensor, v: Tensor, scalars: tuple[float, ...], start: int = 0
+) -> None:
+    """optim.update of a flat piece; `scalars` are optim.AdamWScalars; `start`: where in its parameter the piece begins."""
     half = param.dtype == torch.bfloat16
     stored = param.view(torch.int16) if half else param
     count = param.numel()
     if count:
         _adamw_kernel[(triton.cdiv(count, 2048),)](
-            stored, low, grad, m, v, count, *scalars, HALF=half, LOW=low is not None, BLOCK=2048, num_warps=8
+            stored, low, grad, m, v, count, *scalars, start, HALF=half, LOW=low is not None, BLOCK=2048, num_warps=8
         )

@@ -1,0 +1,115 @@
+"""The optimizer's state in host memory: the same run to the bit, resident or not, whatever its chunks and its room are."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from talaria.common.errors import ConfigError
+from talaria.config.load import parse
+from talaria.train import optimizer as made
+from talaria.train.distributed.process_group import ProcessGroup
+from talaria.train.distributed.sharding import ReplicaLayout
+from talaria.train.optim import offload
+from talaria.train.optim.adamw import AdamW, AdamWSettings
+from talaria.train.optim.bf16_masters import split_halves
+from talaria.train.optim.offload import OffloadedAdamW
+from talaria.train.train_state import TrainJob
+
+from tests.train import ranks
+
+SETTINGS: dict[str, Any] = {"max_steps": 9, "save_every": 2, "max_tokens_per_device": 512}
+SHAPES = ((70, 50), (50,), (3, 2, 400))
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def optimizers(precision: str, device: str, room: int) -> tuple[AdamW, OffloadedAdamW]:
+    """One whose state is on the device and one whose is not, of equal parameters."""
+    both: list[Any] = []
+    for offloaded in (False, True):
+        draw = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape, generator=draw).to(device)) for shape in SHAPES]
+        low: list[torch.Tensor | None] = [None] * len(params)
+        for index, param in enumerate(params):
+            if precision == "bf16":
+                param.data = param.data.bfloat16()
+            elif precision == "mixed":
+                param.data, low[index] = split_halves(param.data)
+        how = (params, low, AdamWSettings(0.9, 0.95, 1e-8, 0.1), torch.bfloat16 if precision == "bf16" else torch.float32)
+        both.append(OffloadedAdamW(*how, device_room=lambda: room) if offloaded else AdamW(*how))
+    resident, away = both
+    sizes = [part.numel() for part in away.parts()]
+    where: dict[str, Any] = {"pin_memory": device == "cuda"}
+    masters = [torch.zeros(size, dtype=away.master_dtype(index), **where) for index, size in enumerate(sizes)]
+    away.adopt(masters, *([torch.zeros(size, dtype=away.state_dtype, **where) for size in sizes] for _ in range(2)))
+    return resident, away
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("room", [0, 30_000, 10**9])
+@pytest.mark.parametrize("precision", ["mixed", "bf16", "fp32"])
+def test_updates_are_the_resident_ones_to_the_bit(
+    monkeypatch: pytest.MonkeyPatch, precision: str, room: int, device: str
+) -> None:
+    monkeypatch.setattr(offload, "CHUNK", 1000)
+    resident, away = optimizers(precision, device, room)
+    draw = torch.Generator().manual_seed(1)
+    for step in range(6):
+        grads = [torch.randn(shape, generator=draw).to(device, resident.state_dtype) for shape in SHAPES]
+        away.prefetch()
+        for one in (resident, away):
+            one.step(grads, 1e-2 / (1 + step), 0.5)
+        away.release(3)
+        if step == 3:  # as a checkpoint does, in the midst of a run
+            away.release()
+            for index, chunks in enumerate(masters_of(away)):
+                away.copy_master(index, chunks)
+    away.release()
+    for index in range(len(SHAPES)):
+        assert torch.equal(resident.part(index), away.part(index))
+        assert torch.equal(resident.master(index), away.master(index))
+        assert torch.equal(resident.exp_avg[index].cpu(), away.exp_avg[index])
+        assert torch.equal(resident.exp_avg_sq[index].cpu(), away.exp_avg_sq[index])
+
+
+def masters_of(optimizer: OffloadedAdamW) -> list[torch.Tensor]:
+    return [torch.empty(part.numel(), dtype=optimizer.master_dtype(index)) for index, part in enumerate(optimizer.parts())]
+
+
+@pytest.mark.parametrize("precision", ["mixed", "bf16"])
+def test_a_run_moves_between_host_and_device_and_is_the_same_to_the_bit(
+    job: Callable[..., TrainJob], monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.setattr(offload, "CHUNK", 10_000)  # forked ranks inherit it
+    resident = job("resident", **SETTINGS, precision=precision)
+    ranks.run(resident, 2)
+    moved = job("moved", **SETTINGS, precision=precision, offload="optimizer")
+    stops = (("optimizer", 3), ("optimizer", 5), ("none", 7), ("optimizer", None))
+    for place, stop_at in stops:
+        part = job("moved", **SETTINGS, precision=precision, offload=place)
+        started = ranks.Ranks(part, 2, ranks.at_step(stop_at, 0, signal.SIGTERM) if stop_at else None)
+        assert started.codes() == [0, 0], started.log()
+    assert ranks.status(moved.output)["state"] == "done"
+    assert ranks.steps(moved.output) == ranks.steps(resident.output)
+    weights = "model/model.safetensors"
+    assert (moved.output / weights).read_bytes() == (resident.output / weights).read_bytes()
+    assert "optimizer's state in host memory" in ranks.Ranks.log(started)
+
+
+def test_what_does_not_combine_is_refused() -> None:
+    for sharding in ("shard", "hybrid"):
+        with pytest.raises(ConfigError, match=f"keeps whole weights on each GPU, which sharding: {sharding} does not"):
+            parse({"name": "x", "train": {"offload": "optimizer", "sharding": sharding}}, "test")
+
+
+def test_a_machine_or_a_gpu_with_too_little_memory_is_told_before_it_costs_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = parse({"name": "x", "train": {"offload": "optimizer"}}, "test").train
+    model, group = torch.nn.Linear(100_000, 100_000, device="meta"), ProcessGroup(0, 1, 0, 1, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="but this model's do not fit; leave it off"):
+        made.require_offloadable(model, train, ReplicaLayout(1, 2), group)
+    monkeypatch.setattr(made, "device_memory", lambda _: 10**11)
+    with pytest.raises(ConfigError, match=r"takes 120 of this machine's 100 GB of memory; use a machine with more of it"):
+        made.require_offloadable(model, train, ReplicaLayout(1, 1), group)
