@@ -57,6 +57,7 @@ def test_groups_must_divide_the_ranks() -> None:
 def test_state_of_a_parameter(precision: Any, expected: int) -> None:
     model = torch.nn.Linear(10, 10, bias=False)
     assert state_bytes(model, precision) == 100 * expected
+    assert state_bytes(model, precision, offloaded=True) == 100 * {"mixed": 6, "fp32": 8, "bf16": 4}[precision]
 
 
 def test_replicated_ranks_share_the_optimisers_state() -> None:

@@ -22,7 +22,7 @@ from talaria.train.train_state import TrainJob
 from tests.train import ranks
 
 SETTINGS: dict[str, Any] = {"max_steps": 9, "save_every": 2, "max_tokens_per_device": 512}
-SHAPES = ((70, 50), (50,), (3, 2, 400))
+SHAPES = ((70, 50), (50,), (3, 2, 400), (48, 100))
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
@@ -54,7 +54,7 @@ def optimizers(precision: str, device: str, room: int) -> tuple[AdamW, Offloaded
 def test_updates_are_the_resident_ones_to_the_bit(
     monkeypatch: pytest.MonkeyPatch, precision: str, room: int, device: str
 ) -> None:
-    monkeypatch.setattr(offload, "CHUNK", 1000)
+    monkeypatch.setattr(offload, "CHUNK", 960)
     resident, away = optimizers(precision, device, room)
     draw = torch.Generator().manual_seed(1)
     for step in range(6):
@@ -83,7 +83,7 @@ def masters_of(optimizer: OffloadedAdamW) -> list[torch.Tensor]:
 def test_a_run_moves_between_host_and_device_and_is_the_same_to_the_bit(
     job: Callable[..., TrainJob], monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    monkeypatch.setattr(offload, "CHUNK", 10_000)  # forked ranks inherit it
+    monkeypatch.setattr(offload, "CHUNK", 9_600)  # forked ranks inherit it
     resident = job("resident", **SETTINGS, precision=precision)
     ranks.run(resident, 2)
     moved = job("moved", **SETTINGS, precision=precision, offload="optimizer")

@@ -97,6 +97,8 @@ def test_numbers_of_qwen3_4b() -> None:
     assert ranks.memory(settings, QWEN3_4B.size, where)["state_bytes"] == pytest.approx(8e9, rel=0.01)
     with pytest.raises(UserError, match=r"take 64\.4 GB on each of 1 ranks .* has 40\.0 GB; train on more GPUs"):
         ranks.require_memory(settings, ranks.memory(settings, QWEN3_4B.size, ranks.Place(1, 1, 40_000_000_000)))
+    offloaded = config(train={"offload": "optimizer"})
+    ranks.require_memory(offloaded, ranks.memory(offloaded, QWEN3_4B.size, ranks.Place(1, 1, 40_000_000_000)))
 
 
 def test_a_disk_that_is_too_small_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def require_memory(config: Config, found: Mapping[str, Any]) -> None:
         raise UserError(
             f"{config.base.origin}: weights, gradients and optimiser state take {state / 1e9:.1f} GB on each of {found['ranks']} "
             f"ranks under train.precision {config.train.precision}, but a GPU here has {device / 1e9:.1f} GB; train on more "
-            "GPUs, set train.precision to bf16, or train adapters (train.lora.rank)."
+            "GPUs, set train.offload to optimizer or train.precision to bf16, or train adapters (train.lora.rank)."
         )
 
 
