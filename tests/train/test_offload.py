@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from talaria.common.errors import ConfigError
 from talaria.config.load import parse
 from talaria.train import optimizer as made
+from talaria.train.checkpoint.manager import CheckpointManager
+from talaria.train.checkpoint.writer_process import WriterProcess
 from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.distributed.sharding import ReplicaLayout
 from talaria.train.optim import offload
@@ -97,6 +100,35 @@ def test_a_run_moves_between_host_and_device_and_is_the_same_to_the_bit(
     weights = "model/model.safetensors"
     assert (moved.output / weights).read_bytes() == (resident.output / weights).read_bytes()
     assert "optimizer's state in host memory" in ranks.Ranks.log(started)
+
+
+def test_an_update_waits_until_the_state_is_written(job: Callable[..., TrainJob]) -> None:
+    """Host memory holds it once. Writing is held up here until somebody waits for it."""
+
+    def before(rank: int) -> None:
+        waited_for = threading.Event()
+        wait, write, update = CheckpointManager._wait, WriterProcess.write, OffloadedAdamW.step
+
+        def waits(self: CheckpointManager, *args: Any) -> None:
+            waited_for.set()
+            wait(self, *args)
+
+        def writes(self: WriterProcess, *args: Any) -> Any:
+            waited_for.wait()
+            done = write(self, *args)
+            print("written")
+            return done
+
+        def updates(self: OffloadedAdamW, *args: Any) -> None:
+            print("updated")
+            update(self, *args)
+
+        CheckpointManager._wait, WriterProcess.write = waits, writes  # type: ignore[method-assign]
+        OffloadedAdamW.step = updates  # type: ignore[method-assign]
+
+    run = ranks.run(job(max_steps=5, save_every=2, offload="optimizer", precision="mixed"), before=before)
+    order = [line for line in run.log().splitlines() if line in ("written", "updated")]
+    assert order == ["updated", "updated", "written", "updated", "updated", "written", "updated", "written"]
 
 
 def test_what_does_not_combine_is_refused() -> None:

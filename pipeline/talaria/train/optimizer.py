@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _OF_HOST_MEMORY = 0.9
 """Share of a machine's memory that the optimizer's state may take."""
+_FILLED = USABLE - 0.03
+"""Share of a GPU's memory that state passing through it fills: layers run beside it, and take more than what they save."""
 
 
 def require_offloadable(model: nn.Module, train: Train, layout: ReplicaLayout, group: ProcessGroup) -> None:
@@ -49,7 +51,7 @@ def make_optimizer(train: Train, trained: TrainedParameters, memory: int) -> Ada
     device = params[0].device
 
     def room() -> int:
-        return int(USABLE * memory) - torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+        return int(_FILLED * memory) - torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
     return OffloadedAdamW(params, trained.low_bits, _adamw_settings(train), dtype, device_room=room, **how)
 
