@@ -18,8 +18,9 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # More for pytest, for example: make test PYTEST_ARGS='-k convert -x'
 PYTEST_ARGS ?=
-# Processes that run tests side by side; trainings of two ranks are among them, so more than four gain little.
-WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
+# Processes that run tests side by side: one more than cores, as tests also wait (for servers to start, for heartbeats). Trainings of
+# two ranks are among them, so more than four gain little.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4)))
 
 .DEFAULT_GOAL := help
 .PHONY: help venv up demo down test test-stack test-load test-storm debian lint docs audit lock compose-env test-wheel
@@ -39,7 +40,7 @@ down: ## Stop everything that `make up` and `make demo` started
 	@if [ -x $(BIN)/python ]; then $(LOCAL) down; else echo "Nothing to stop: there is no $(VENV)."; fi
 
 test: $(DEV) ## Run the tests that need nothing but this clone
-	@$(BIN)/pytest -m "not stack and not load and not storm and not wheel" -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	@$(BIN)/pytest -m "not stack and not load and not storm and not wheel" -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 compose-env: ## Write .env with fresh secrets for docker compose; an existing one is kept
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m talaria.devstack.compose_env; else $(PYTHON) -m talaria.devstack.compose_env; fi

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
+from talaria.cli import stage_commands  # noqa: F401 (declares the commands)
+from talaria.cli.app import app
+from typer.testing import CliRunner
 
-from tests.cli.test_run import ONE_THREAD, TALARIA
 from tests.tokenization.chat_templates import FAMILIES, LLAMA, write_tokenizer
 from tests.train.tiny_models import save_tiny
 
@@ -19,7 +21,7 @@ def source(seed: int, **more: object) -> dict[str, object]:
     return {"download": {"source": "sample", "rows": 60, "seed": seed}, **more}
 
 
-def test_three_sources_are_trained_and_measured_each_by_name(tmp_path: Path) -> None:
+def test_three_sources_are_trained_and_measured_each_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tokenizer(FAMILIES["llama"], tmp_path / "llama")
     save_tiny(tmp_path / "llama", "llama", vocab_size=768, num_hidden_layers=1)
     config = {
@@ -31,9 +33,9 @@ def test_three_sources_are_trained_and_measured_each_by_name(tmp_path: Path) -> 
         "evaluate": {"prompts": 1, "max_new_tokens": 1},
     }
     (tmp_path / "mixed.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    words = [TALARIA, "run", "mixed.yaml", "--store", "store", "--json"]
-    done = subprocess.run(words, cwd=tmp_path, env=ONE_THREAD, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["run", "mixed.yaml", "--store", "store", "--json"])
+    assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     held_out = {name: counts["held_out"] for name, counts in facts["convert"]["sources"].items()}
     assert held_out["twice"] == 0 < held_out["plain"] < held_out["exam"] == 60

@@ -18,7 +18,7 @@ from talaria.data.convert import convert
 from talaria.data.synthetic.generator import write_sample
 
 CONVERT = "import sys; from talaria.cli import main; sys.argv = ['talaria', 'convert', '--input', *sys.argv[1:]]; main()"
-ROWS = 60_000
+ROWS = 40_000
 PROGRESS = re.compile(r"convert: [\d,]+ rows")
 
 

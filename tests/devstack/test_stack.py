@@ -59,6 +59,7 @@ def test_down_leaves_nothing_and_up_comes_back_at_the_same_addresses(stack: Stac
 
 def test_a_service_that_cannot_start_is_named_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("talaria.devstack.services.commands", lambda home, ports: {name: ["false"] for name in SERVICES})
+    monkeypatch.setattr("talaria.devstack.services._migrate", lambda home, ports: None)  # seconds, and not what is asked here
     home = Home(tmp_path / "talaria")
     with pytest.raises(UserError, match=r"mlflow stopped while starting; see .*mlflow\.log"):
         up(home, QUIET)

@@ -193,7 +193,7 @@ def test_the_stage_goes_on_in_another_store_and_its_output_takes_the_place_of_th
         inputs = json.dumps({name: upstream[name].as_json() for name in ("tokenize", "base")})
         command = [sys.executable, "-c", DRIVER, str(tmp_path / machine), config.model_dump_json(), inputs]
         tracking = f"sqlite:///{tmp_path}/mlflow.db"
-        env = os.environ | {process_trees.MARK: mark, "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": tracking}
+        env = os.environ | {process_trees.MARK: mark, "MLFLOW_TRACKING_URI": tracking}
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
     def snapshots() -> list[str]:

@@ -30,7 +30,7 @@ class Machine:
 
     def start(self, rendezvous: str) -> subprocess.Popen[str]:
         options = ["--machine-rank", str(self.rank), "--rendezvous", rendezvous]
-        environment = {**os.environ, process_trees.MARK: self.mark, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, process_trees.MARK: self.mark}
         return subprocess.Popen(
             [*self.command, *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
         )

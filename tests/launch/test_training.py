@@ -53,7 +53,7 @@ class Trainings:
 
     def start(self, steps: int) -> subprocess.Popen[str]:
         """Return once `steps` more steps are made."""
-        own = {process_trees.MARK: self.mark, "OMP_NUM_THREADS": "1", "HF_HOME": str(self.root / "home")}
+        own = {process_trees.MARK: self.mark, "HF_HOME": str(self.root / "home")}
         goal = self.steps_made() + steps
         task = subprocess.Popen(
             self.command,

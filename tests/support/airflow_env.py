@@ -6,22 +6,27 @@ Importing this module sets the environment, which has to happen before anything 
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import process_trees
+from tests.support.memory_disk import use_memory
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def _isolate() -> Path:
     """An empty AIRFLOW_HOME; nothing of a developer's own settings reaches the tests."""
+    use_memory()
     home = Path(tempfile.mkdtemp(prefix="talaria-airflow-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     for name in list(os.environ):
@@ -34,6 +39,9 @@ def _isolate() -> Path:
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
         "AIRFLOW__API_AUTH__JWT_SECRET": "a secret for tests, long enough for every component: " + "0123456789" * 3,
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",  # a server that a test has stopped does not come back sooner for waiting
+        "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
+        "OMP_NUM_THREADS": "1",  # several tests run at a time, and threads that wait for each other crawl on a busy machine
     }
     return home
 
@@ -83,7 +91,33 @@ def running_stack(root: Path) -> Iterator[Stack]:
         down(home, console)
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with running_stack(tmp_path_factory.mktemp("talaria")) as stack:
+@pytest.fixture(scope="session")
+def stack_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of the shared stack: it looks every second or two for new DAG files of tests, and for tasks that died."""
+    kwargs = {"path": str(tmp_path_factory.mktemp("dags")), "refresh_interval": 1}
+    bundle = {"name": "tests", "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle", "kwargs": kwargs}
+    return {
+        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps([bundle]),
+        "AIRFLOW__DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
+        process_trees.MARK: process_trees.new_mark(),
+    }
+
+
+@pytest.fixture(scope="session")
+def shared_stack(stack_settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with ExitStack() as services:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in stack_settings.items():
+                patch.setenv(name, value)
+            stack = services.enter_context(running_stack(tmp_path_factory.mktemp("talaria")))
         yield stack
+
+
+@pytest.fixture
+def stack(shared_stack: Stack, stack_settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Stack:
+    """One for all who need no other settings; the environment has them, for tests that start a service again."""
+    for name, value in stack_settings.items():
+        monkeypatch.setenv(name, value)
+    return shared_stack

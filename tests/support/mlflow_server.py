@@ -18,6 +18,11 @@ class MlflowServer(ServerProcess):
         self.folder, self.uri, self.artifact_root = folder, self.url, artifact_root
 
     def start(self) -> None:
+        self.begin_start()
+        self.wait("/health")
+
+    def begin_start(self) -> None:
+        """Start it, for who has other things to do until it answers."""
         if self.process is not None:
             return
         env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -27,4 +32,4 @@ class MlflowServer(ServerProcess):
         command += ["--artifacts-destination", str(self.folder / "server-artifacts")]
         if self.artifact_root:
             env["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = self.artifact_root
-        self.run(command, "/health", env, self.folder)
+        self.begin(command, env, self.folder)

@@ -29,8 +29,15 @@ class ServerProcess:
 
     def run(self, command: Sequence[str], health: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
         """Start the command and wait until it answers at the path `health`."""
+        self.begin(command, env, cwd)
+        self.wait(health)
+
+    def begin(self, command: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=cwd, start_new_session=True)
+
+    def wait(self, health: str) -> None:
+        assert self.process is not None
         for _ in range(3000):  # a busy machine may be slow; a server that cannot start ends by itself
             try:
                 with urllib.request.urlopen(f"{self.url}{health}", timeout=5):

@@ -16,10 +16,10 @@ from talaria.tracking.spending import Spending, spending
 DAY = 86_400_000
 
 
-@pytest.fixture
-def uri(tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """MLflow with four trainings of two models, one of them older than a month, and a run that is no training."""
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = f"sqlite:///{tmp_path_factory.mktemp('spending')}/mlflow.db"
     client, now = connect(uri), int(time.time() * 1000)
     for name, model, price, hours, age in (
         ("chat", "None", "2.5", 4.0, 1),

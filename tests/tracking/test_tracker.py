@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import time
 from pathlib import Path
 
@@ -172,34 +173,26 @@ def test_without_any_address_training_is_not_tracked_and_goes_on(settings, tmp_p
         tracking_uri()
 
 
-def test_many_processes_share_one_sqlite_file(tmp_path, settings):
-    """The trainer's follower, a registration and a person's command line, all at once and on a fresh database."""
-    import subprocess
-    import sys
+def follow(root: Path, name: str) -> None:
+    training = Training(root, name)
+    training.steps(1, 400)
+    training.ends("done")
+    log = catch_up(tiny_pipeline.config(), training.inputs, tracking_uri(root))
+    (root / f"{name}.run").write_text(str(log.run_id))
 
-    code = (
-        "import sys; from pathlib import Path;"
-        "from tests.support import tiny_pipeline; from tests.tracking.test_tracker import Training;"
-        "from talaria.tracking.mlflow_client import tracking_uri; from talaria.tracking.tracker import catch_up;"
-        "root = Path(sys.argv[1]); training = Training(root, 'train-' + sys.argv[2]);"
-        "training.steps(1, 400); training.ends('done');"
-        "print(catch_up(tiny_pipeline.config(), training.inputs, tracking_uri(root)).run_id)"
-    )
-    path = str(Path(__file__).parents[2])
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path), str(child)],
-            env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for child in range(3)
-    ]
-    ended = [child.communicate() for child in children]
-    assert all(child.returncode == 0 for child in children), ended
-    for out, _ in ended:
-        assert len(losses(tracking_uri(tmp_path), out.split()[-1])) == 400
+
+def test_many_processes_share_one_sqlite_file(tmp_path):
+    """The trainer's follower, a registration and a person's command line, all at once and on a fresh database."""
+    context = multiprocessing.get_context("forkserver")  # MLflow is imported once, and then the processes begin together
+    context.set_forkserver_preload(["mlflow", "mlflow.store.tracking.sqlalchemy_store", __name__])
+    children = [context.Process(target=follow, args=(tmp_path, f"train-{child}")) for child in range(3)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0, 0]
+    for run in tmp_path.glob("train-*.run"):
+        assert len(losses(tracking_uri(tmp_path), run.read_text())) == 400
 
 
 def test_a_login_in_the_address_is_used_but_never_shown(monkeypatch, training, settings):

@@ -18,8 +18,9 @@ SCREENSHOTS = Path(__file__).resolve().parents[3] / "build" / "screenshots"
 
 @pytest.fixture(scope="session")
 def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """It starts while Airflow does; who asks it waits for it."""
     server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
-    server.start()
+    server.begin_start()
     yield server
     server.stop()
 
@@ -29,6 +30,7 @@ def registered(mlflow: MlflowServer) -> str:
     """Id of an MLflow run with two model versions: one that the gate let through, one that it refused."""
     from mlflow import MlflowClient
 
+    mlflow.start()
     client = MlflowClient(mlflow.uri)
     experiment = client.create_experiment("talaria")
     run = client.create_run(experiment, run_name="qwen3-4b-base")

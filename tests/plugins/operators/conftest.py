@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,8 @@ from talaria_airflow.operators.accelerate_launch import AccelerateLaunchOperator
 
 from tests.support import tiny_pipeline, working_folder
 
-STUB = Path(__file__).parents[2] / "launch" / "stub"
+LAUNCH = Path(__file__).parents[2] / "launch"
+STUB, QUICK = LAUNCH / "stub", LAUNCH / "quick_launcher"
 
 
 @dataclass
@@ -35,9 +37,10 @@ class Runner:
 
         return self.store.run(stage, stage * 8, write, described_by={}).as_json()
 
-    def train(self, *, stub: dict[str, Any] | None = None, **options: Any) -> Any:
-        """Run a DAG with one training task; returns the task instance."""
-        env = {"PYTHONPATH": str(STUB), "STUB": json.dumps(stub or {}), **options.pop("env", {})}
+    def train(self, *, stub: dict[str, Any] | None = None, quick: bool = True, **options: Any) -> Any:
+        """Run a DAG with one training task; returns the task instance. `quick`: beneath the quick launcher, not accelerate's."""
+        path = os.pathsep.join(map(str, [QUICK, STUB] if quick else [STUB]))
+        env = {"PYTHONPATH": path, "STUB": json.dumps(stub or {}), **options.pop("env", {})}
         config = {"name": "stub", "train": {"num_processes": 1, "stop_grace": 60, "restarts": 0}}
         defaults = {"task_id": "task", "config": config, "inputs": self.upstream, "store": str(self.store.root), "env": env}
         return self.run(lambda: AccelerateLaunchOperator(**{**defaults, **options}))

@@ -11,7 +11,7 @@ import os
 import random
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,21 +24,25 @@ from talaria.devstack.services import up
 from talaria.process import reaper
 from talaria.stages.run import run_stage
 from talaria.store.store import Output, Store
+from talaria.train.train_state import TrainJob
 
 from tests.support import process_trees, tiny_pipeline
+from tests.support.airflow_env import Stack
+from tests.train import ranks
 
 GRACE = 60
 SETTINGS = {"num_processes": 2, "save_every": 10, "keep_epochs": True, "stop_grace": GRACE}
-EPOCHS = {"squall": 5, "storm": 40}
+EPOCHS = {"squall": 3, "storm": 40}
 DAG_FILE = """
-import json, os
+import json
+from pathlib import Path
 from datetime import timedelta
 from airflow.sdk import DAG
 from talaria_airflow.operators.accelerate_launch import AccelerateLaunchOperator
 from talaria_airflow.operators.register import RegisterOperator
 from talaria_airflow.operators.stage import StageOperator
 
-told = json.loads(open(os.environ["STORM"]).read())
+told = json.loads(Path(__file__).with_suffix(".json").read_text())
 inputs = told["inputs"]
 ready = {name: inputs[name] for name in ("tokenize", "base")}
 read = {**ready, "convert": inputs["convert"]}
@@ -54,10 +58,10 @@ for name, config in told["configs"].items():
 class Storm:
     """One run of a DAG, and the processes of its training task."""
 
-    stack: Any
+    stack: Stack
     mark: str
     dag_id: str
-    run_id: str = ""
+    run_id: str = "first"
     seen: set[int] = field(default_factory=set)
     """Every process that trained so far."""
 
@@ -67,7 +71,7 @@ class Storm:
     def trigger(self) -> None:
         process_trees.eventually(lambda: self.stack.api.has_dag(self.dag_id), within=120)
         self.stack.api.unpause(self.dag_id)
-        self.run_id = self.api("POST", "/dagRuns", logical_date=None, conf={})["dag_run_id"]
+        self.stack.api.trigger(self.dag_id, self.run_id, {})
 
     def task(self, name: str = "train") -> dict[str, Any]:
         return next(task for task in self.stack.api.tasks(self.dag_id, self.run_id) if task["task_id"] == name)
@@ -124,38 +128,25 @@ class Storm:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """What the DAG reads, and an environment in which `up` starts an Airflow that has only this DAG."""
-    root = tmp_path_factory.mktemp("storm")
-    configs = {name: configuration(name) for name in EPOCHS}
-    inputs = tiny_pipeline.prepare(Store(root / "inputs"), configs["storm"])
-    told = {
-        "configs": {name: config.model_dump(mode="json") for name, config in configs.items()},
-        "inputs": {name: output.as_json() for name, output in inputs.items()},
-    }
-    (root / "storm.json").write_text(json.dumps(told))
-    (root / "dags").mkdir()
-    (root / "dags" / "storm.py").write_text(DAG_FILE)
-    bundle = {
-        "name": "storm",
-        "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
-        "kwargs": {"path": str(root / "dags")},
-    }
-    mark = process_trees.new_mark()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORM", str(root / "storm.json"))
-        patch.setenv(process_trees.MARK, mark)
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST", json.dumps([bundle]))
-        patch.setenv("AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT", "30")
-        patch.setenv("AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL", "2")
-        yield {"inputs": inputs, "mark": mark, "root": root}
-    process_trees.kill_marked(mark)
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Output]:
+    """What the DAGs read."""
+    return tiny_pipeline.prepare(Store(tmp_path_factory.mktemp("inputs")), configuration("storm"))
 
 
 @pytest.fixture(scope="module")
-def airflow(prepared: dict[str, Any], request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue("stack")  # only now: `up` reads the environment that `prepared` has set
+def airflow(inputs: dict[str, Output], shared_stack: Stack, stack_settings: dict[str, str]) -> Iterator[Stack]:
+    """An Airflow that has found the DAGs; it has no others."""
+    told = {
+        "configs": {name: configuration(name).model_dump(mode="json") for name in EPOCHS},
+        "inputs": {name: output.as_json() for name, output in inputs.items()},
+    }
+    [bundle] = json.loads(stack_settings["AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"])
+    folder = Path(bundle["kwargs"]["path"])
+    (folder / "storm.json").write_text(json.dumps(told))
+    (folder / "storm.py").write_text(DAG_FILE)
+    yield shared_stack
+    for path in folder.glob("storm.*"):
+        path.unlink()
 
 
 def configuration(name: str) -> Config:
@@ -168,14 +159,23 @@ def curve(folder: Path) -> list[Any]:
     return [[row[name] for name in ("step", "epoch", "loss", "lr", "grad_norm", "tokens", "supervised_tokens")] for row in rows]
 
 
-def ends_as_if_undisturbed(storm: Storm, prepared: dict[str, Any]) -> None:
+def undisturbed(name: str, root: Path, inputs: dict[str, Output]) -> Output:
+    """The same training by ranks that are forked, which spares a launcher's start and theirs."""
+
+    def train(config: Config, folders: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+        ranks.run(TrainJob(config, folders["tokenize"], folders["base"], folder), 2)
+        return {}
+
+    return run_stage("train", configuration(name), Store(root / "undisturbed"), inputs, function=train)
+
+
+def ends_as_if_undisturbed(storm: Storm, trained_alone: Output) -> None:
     process_trees.eventually(storm.finished, within=600)
     states = {task["task_id"]: task["state"] for task in storm.stack.api.tasks(storm.dag_id, storm.run_id)}
     assert states == {"train": "success", "evaluate": "success", "register": "success"}
     trained = Output.from_json(storm.stack.api.xcom(storm.dag_id, storm.run_id, "train"))
-    undisturbed = run_stage("train", configuration(storm.dag_id), Store(prepared["root"] / "undisturbed"), prepared["inputs"])
-    assert trained.key == undisturbed.key
-    assert curve(trained.path) == curve(undisturbed.path)
+    assert trained.key == trained_alone.key
+    assert curve(trained.path) == curve(trained_alone.path)
     exports = sorted(path.name for path in (trained.path / "exports").iterdir())
     assert len(exports) == EPOCHS[storm.dag_id]
     versions = storm.stack.api.xcom(storm.dag_id, storm.run_id, "register")["versions"]
@@ -185,25 +185,30 @@ def ends_as_if_undisturbed(storm: Storm, prepared: dict[str, Any]) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_the_task_is_killed_and_its_retry_goes_on(airflow: Any, prepared: dict[str, Any]) -> None:
-    storm = Storm(airflow, prepared["mark"], "squall")
+def test_the_task_is_killed_and_its_retry_goes_on(
+    airflow: Stack, stack: Stack, inputs: dict[str, Output], tmp_path: Path
+) -> None:
+    storm = Storm(airflow, os.environ[process_trees.MARK], "squall")
     storm.trigger()
     # Killed as soon as it has made a few of its steps; nothing is asked of Airflow before, or a quick machine is done by then.
     storm.survives(lambda: os.kill(storm.one("runner"), signal.SIGKILL), random.Random(0))
     process_trees.eventually(lambda: "of" in storm.progress() or storm.finished(), within=240)  # seen without opening the log
+    trained_alone = undisturbed(storm.dag_id, tmp_path, inputs)  # while Airflow goes on
     process_trees.eventually(storm.finished, within=600)
     assert storm.progress().endswith("done")
     assert "step 1/" in storm.log(1)
     # The launcher was killed with the task, so what its ranks left in memory serves the retry on the same machine.
     assert re.search(r"resume: from (the snapshot of step [1-9]|step-0000000[1-9])", storm.log(2))
-    ends_as_if_undisturbed(storm, prepared)
+    ends_as_if_undisturbed(storm, trained_alone)
 
 
 @pytest.mark.storm
 @pytest.mark.timeout(1800)
-def test_a_training_that_is_ended_in_every_way_ends_as_an_undisturbed_one(airflow: Any, prepared: dict[str, Any]) -> None:
+def test_a_training_that_is_ended_in_every_way_ends_as_an_undisturbed_one(
+    airflow: Stack, stack: Stack, inputs: dict[str, Output], tmp_path: Path
+) -> None:
     draw = random.Random(int(os.environ.get("STORM_SEED", "0")))
-    storm = Storm(airflow, prepared["mark"], "storm")
+    storm = Storm(airflow, os.environ[process_trees.MARK], "storm")
 
     def kill(role: str) -> Callable[[], None]:
         return lambda: os.kill(storm.one(role), signal.SIGKILL)
@@ -225,4 +230,4 @@ def test_a_training_that_is_ended_in_every_way_ends_as_an_undisturbed_one(airflo
     storm.survives(kill("supervisor"), draw)
     storm.survives(kill("scheduler"), draw)
     up(airflow.home, Console(quiet=True))
-    ends_as_if_undisturbed(storm, prepared)
+    ends_as_if_undisturbed(storm, undisturbed(storm.dag_id, tmp_path, inputs))

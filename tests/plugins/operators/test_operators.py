@@ -31,7 +31,7 @@ def xcoms(ti: Any) -> dict[str, Any]:
 
 def test_training_returns_the_stores_output_and_tells_its_way(runner, capsys: pytest.CaptureFixture[str]) -> None:
     asset = Asset("operators-model")
-    ti = runner.train(outlets=[asset])
+    ti = runner.train(outlets=[asset], quick=False)
     assert ti.state == "success"
     told = xcoms(ti)
     output = told["return_value"]
