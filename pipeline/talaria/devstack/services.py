@@ -90,7 +90,7 @@ def commands(home: Home, ports: Ports) -> dict[str, list[str]]:
     return {
         "mlflow": [
             *(*python, "talaria.tracking.mlflow_database", database, files),
-            *(*python, "mlflow", "server", "--workers", "1"),
+            *("server", "--workers", "1"),
             *("--host", "127.0.0.1", "--port", str(ports.mlflow)),
             *("--backend-store-uri", f"sqlite:///{database}", "--default-artifact-root", files),
             *("--allowed-hosts", "localhost:*,127.0.0.1:*"),

@@ -1,8 +1,9 @@
 """MLflow's database in a file: made aside and renamed, so that no kill leaves one that MLflow can neither use nor mend.
 
-    python -m talaria.tracking.mlflow_database FILE ARTIFACTS COMMAND...
+    python -m talaria.tracking.mlflow_database FILE ARTIFACTS WORDS...
 
-makes it and becomes the command: MLflow's server, which would make it in place.
+makes it and then does what `mlflow WORDS...` does, in the same process, as importing MLflow takes seconds. Its server would make
+the database in place.
 """
 
 from __future__ import annotations
@@ -100,6 +101,8 @@ def _count(path: Path, name: str | None, rows: str) -> int | None:
 
 
 if __name__ == "__main__":
-    database, files, *command = sys.argv[1:]
+    database, files, *words = sys.argv[1:]
     ensure_database(Path(database), files)
-    os.execv(command[0], command)  # noqa: S606 - the command is the service's own
+    from mlflow.cli import cli
+
+    cli(words, prog_name="mlflow")
