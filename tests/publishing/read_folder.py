@@ -1,8 +1,9 @@
 """Read a model folder with the transformers that is first on the path, and write what it makes of it.
 
-    python read_folder.py FOLDER OUT
+    python read_folder.py FOLDER OUT [GGUF]
 
-Runs in versions 4 and 5; standard library, torch and transformers only.
+GGUF: the file of the folder to read instead of its weights, settings and tokenizer. Runs in versions 4 and 5; standard library,
+torch and transformers only.
 """
 
 import json
@@ -24,9 +25,10 @@ CONVERSATIONS = [
 ]
 
 
-def main(folder, out):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def main(folder, out, gguf=None):
+    file = {"gguf_file": gguf} if gguf else {}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **file).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, **file)
     prompts = [tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) for turns in CONVERSATIONS]
     ids = torch.arange(3, 3 + 40)[None] % model.config.vocab_size
     with torch.no_grad():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from talaria.cli import model_commands
+from talaria.cli import app, model_commands
 from talaria.common.errors import DataError, UserError
 from talaria.publishing import card
 from talaria.publishing.destination import destination
@@ -20,7 +21,7 @@ from talaria.registry.versions import tags_of
 from talaria.tracking.mlflow_client import connect
 from typer.testing import CliRunner
 
-from tests.publishing.conftest import talaria
+from tests.publishing.conftest import REPOSITORY, talaria
 from tests.publishing.hub import TOKEN, Hub, Repository, serve
 from tests.support import tiny_pipeline
 
@@ -86,6 +87,20 @@ def test_a_new_repository_is_private_and_holds_what_others_need(
     assert str(store) not in "".join(made.files[name].decode() for name in made.files if not name.endswith("safetensors"))
     version = find_version(connect(sqlite_uri), published_model)
     assert tags_of(version)[PUBLISHED] == f"hub:some-lab/tuned@{facts['commit']}"
+
+
+def test_the_commands_of_the_page(
+    published_model: str, sqlite_uri: str, at_hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """docs/publishing.md."""
+    commands = re.findall(r"^\$ talaria (.*)$", (REPOSITORY / "docs" / "publishing.md").read_text(), re.MULTILINE)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_uri)
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        words = command.replace("models:/tiny@champion", published_model).split()
+        assert CliRunner().invoke(app.app, words, catch_exceptions=False).exit_code == 0
+    assert (tmp_path / "published" / "model.safetensors").is_file()
+    assert at_hub.models["my-org/tiny"].private
 
 
 def test_publishing_again_replaces_the_files_and_nothing_of_others(
