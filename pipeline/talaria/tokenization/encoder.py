@@ -126,10 +126,10 @@ def flatten(messages: pa.Array, first_row: int, where: str, lenient: Mask | None
 
 def encode(messages: Messages, tokenizer: Tokenizer, supervise_newline: bool) -> TokenBatch:
     """Ids and loss masks of every conversation."""
-    answers, nothing = to_arrow(messages.answers), scalar("")
-    role, separator = pc.if_else(answers, nothing, messages.role), pc.if_else(answers, nothing, scalar("\n"))
-    texts = pc.binary_join_element_wise(role, messages.content, separator)
-    ids, text_offsets = tokenizer.encode(texts.to_pylist())
+    texts = messages.content.to_pylist()
+    for number, role in zip(np.flatnonzero(~messages.answers).tolist(), _others(messages), strict=True):
+        texts[number] = f"{role}\n{texts[number]}"
+    ids, text_offsets = tokenizer.encode(texts)
     header, newline = len(tokenizer.header), len(tokenizer.newline)
 
     before = np.where(messages.answers, 1 + header, 1)
@@ -156,6 +156,12 @@ def encode(messages: Messages, tokenizer: Tokenizer, supervise_newline: bool) ->
     mask = np.repeat(values.ravel(), edges.ravel())
     supervised = sums(edges[:, 1] * messages.supervised, messages.offsets)
     return begun_with(tokenizer.bos, TokenBatch(out, mask, message_offsets[messages.offsets], messages.rows, supervised))
+
+
+def _others(messages: Messages) -> list[str]:
+    """The roles of the messages that are no answers."""
+    roles: list[str] = messages.role.filter(to_arrow(~messages.answers)).to_pylist()
+    return roles
 
 
 def begun_with(bos: Ids, batch: TokenBatch) -> TokenBatch:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from talaria.common.arrow import scalar, to_numpy
+from talaria.common.arrow import scalar, to_arrow, to_numpy
 from talaria.config.schema import Tokenize
 from talaria.tokenization import chatml as chat
 from talaria.tokenization import reasons
@@ -23,7 +24,7 @@ from talaria.tokenization.comparison.reloaded import Reloaded
 from talaria.tokenization.dataset import TRAIN, VALIDATION
 from talaria.tokenization.encoder import Encoded, Mask, Messages, TokenBatch
 from talaria.tokenization.parquet_chunks import MessageRows, RowRange
-from talaria.tokenization.tokenizer import Loading
+from talaria.tokenization.tokenizer import Loading, Offsets
 from talaria.tokenization.tokenizer_folder import CHATML, template_source
 
 _KNOWN = ("role", "content", "tool_calls", "reasoning_content", "name", "tool_call_id", *chat.SWITCHES)
@@ -145,12 +146,18 @@ def held_out_rows(messages: Messages, fraction: float) -> Mask:
         return np.zeros(rows, np.bool_)
     import xxhash
 
-    _, ends, data = messages.content.buffers()
-    ends = np.frombuffer(ends, np.int64)[messages.content.offset :][messages.offsets].tolist()
-    text = memoryview(data) if data is not None else memoryview(b"")
+    text, ends = text_of(messages.content)
     limit = int(fraction * 2**64)
-    hashes = (xxhash.xxh3_64_intdigest(text[start:stop]) for start, stop in itertools.pairwise(ends))
+    stretches = itertools.pairwise(ends[messages.offsets].tolist())
+    hashes = (xxhash.xxh3_64_intdigest(text[start:stop].data) for start, stop in stretches)
     return np.fromiter((value < limit for value in hashes), np.bool_, rows)
+
+
+def text_of(values: pa.Array) -> tuple[npt.NDArray[np.uint8], Offsets]:
+    """The bytes of an array of large_string, and where each text begins and the last one ends."""
+    _, ends, data = values.buffers()
+    text = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
+    return text, np.frombuffer(ends, np.int64)[values.offset :][: len(values) + 1]
 
 
 def ignored_fields(column: pa.Array, messages: Messages, template: str) -> Counter[str]:
@@ -175,7 +182,7 @@ def odd_messages(messages: Messages, control_tokens: str) -> dict[str, Mask]:
     ends[last[~messages.answers[last]]] = True
     return {
         reasons.CONTROL_TEXT: to_numpy(pc.match_substring_regex(messages.content, control_tokens)),
-        reasons.LINE_BREAK: to_numpy(pc.match_substring_regex(messages.content, r"^\s*[\r\n]")) & messages.answers,
+        reasons.LINE_BREAK: _line_breaks(messages),
         reasons.EMPTY: empty & messages.answers & ~messages.calls,
         reasons.ANSWER_FIRST: begins,
         reasons.NO_ANSWER_LAST: ends,
@@ -197,5 +204,25 @@ def further_shapes(messages: Messages) -> dict[str, Mask]:
         "calls": messages.calls,
         "not_supervised": messages.answers & ~messages.supervised,
         "other_role": ~(messages.answers | asks | instructs),
-        "white_space_at_the_end": to_numpy(pc.match_substring_regex(messages.content, r"\s$")),
+        "white_space_at_the_end": _WHITE_SPACE[_edge_bytes(messages, last=True)],
     }
+
+
+def _line_breaks(messages: Messages) -> Mask:
+    """Which answers begin with a line break, white space before it or not."""
+    found = _WHITE_SPACE[_edge_bytes(messages)] & messages.answers
+    some = messages.content.filter(to_arrow(found))
+    found[found] = to_numpy(pc.match_substring_regex(some, r"^\s*[\r\n]"))
+    return found
+
+
+def _edge_bytes(messages: Messages, last: bool = False) -> npt.NDArray[np.uint8]:
+    """The first or the last byte of each content, 0 of an empty one: a search through all text takes ten times as long."""
+    data, ends = text_of(messages.content)
+    found = np.zeros(len(ends) - 1, np.uint8)
+    filled = ends[1:] > ends[:-1]
+    found[filled] = data[(ends[1:] - 1 if last else ends[:-1])[filled]]
+    return found
+
+
+_WHITE_SPACE = np.isin(np.arange(256), list(b" \t\n\v\f\r"))
