@@ -11,9 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from talaria.common.errors import DataError, UserError
+from talaria.config.load import load
 from talaria.config.schema import Config, Download
+from talaria.data.convert import convert_sources
 from talaria.data.download import download, fingerprint
 from talaria.data.synthetic.generator import generate
 
@@ -103,9 +106,14 @@ def test_an_output_that_is_something_else_is_not_replaced(tmp_path: Path) -> Non
 
 
 def fetch(hub: Hub, folder: Path, settings: dict[str, Any] | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`talaria download` of the hub's repository."""
+    return fetch_with(hub, folder, {"download": {"source": "hub", "repo": REPO} | (settings or {})}, **environment)
+
+
+def fetch_with(hub: Hub, folder: Path, tree: dict[str, Any], **environment: str) -> subprocess.CompletedProcess[str]:
     """`talaria download` in a process of its own: the hub library reads its environment when it is imported."""
     config = folder / "run.yaml"
-    config.write_text(json.dumps({"name": "run", "download": {"source": "hub", "repo": REPO} | (settings or {})}))
+    config.write_text(json.dumps({"name": "run"} | tree))
     known = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     command = [sys.executable, "-m", "talaria.cli", "download", str(config), "--output", str(folder / "out"), "--json"]
@@ -137,6 +145,30 @@ def test_the_hubs_data_files_arrive_at_the_commit_of_the_revision(tmp_path: Path
     }
     assert (tmp_path / "out" / "data" / "rows.json").read_bytes() == ROWS
     assert not list(tmp_path.glob(".*"))
+
+
+def test_sources_of_a_mixture_come_from_the_hub_each_at_its_commit(tmp_path: Path) -> None:
+    def lines(*questions: str) -> bytes:
+        return b"".join(json.dumps({"prompt": question, "completion": "Yes."}).encode() + b"\n" for question in questions)
+
+    files = {"train.jsonl": lines("A?", "B?", "C?"), "exam/test.jsonl": lines("B?", "D?"), "README.md": b"# Chats"}
+    (tmp_path / "own.jsonl").write_bytes(lines("E?"))
+    on_hub = {"source": "hub", "repo": REPO}
+    sources = {
+        "chats": {"download": on_hub | {"files": "train*"}},
+        "exam": {"download": on_hub | {"files": "exam/*", "revision": COMMIT}, "held_out": 1},
+        "own": {"download": {"source": "local", "path": str(tmp_path / "own.jsonl")}, "repeat": 2},
+    }
+    with serve(Hub(files)) as hub:
+        done = fetch_with(hub, tmp_path, {"sources": sources})
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)["sources"]
+    assert {name: facts[name].get("commit") for name in sources} == {"chats": COMMIT, "exam": COMMIT, "own": None}
+    config = load(tmp_path / "run.yaml", [])
+    convert_sources(tmp_path / "out" / "data", tmp_path / "messages.parquet", config.sources)
+    asked = [row[0]["content"] for row in pq.read_table(tmp_path / "messages.parquet").column("messages").to_pylist()]
+    assert sorted(asked[:2]) == ["B?", "D?"]
+    assert sorted(asked[2:]) == ["A?", "C?", "E?", "E?"], "what is held out is not trained"
 
 
 def test_a_transfer_that_broke_off_goes_on_in_the_next_run(tmp_path: Path) -> None:
