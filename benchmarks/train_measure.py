@@ -60,7 +60,9 @@ CLASSES = {
     "swiglu": ("_swiglu",),
     "loss": ("_softmax_nll",),
     "optimiser": ("_adamw", "lpnorm", "multi_tensor"),
-    "casts to fp8": ("_quantize",),
+    "casts to fp8": ("_quantize", "_round_kernel", "_contributions"),
+    "transposes of fp8": ("_transpose_kernel",),
+    "sums of gradients": ("functor_add", "functoronself_add", "cudafunctor_add"),
     "embedding": ("index", "sort", "radix", "embedding"),
     "fill and copy": ("memset", "memcpy", "fill", "copy"),
 }

@@ -30,6 +30,7 @@ MODES: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tokens", type=Path)
+    parser.add_argument("--only", nargs="+", choices=MODES, default=list(MODES), help="modes beside fp32")
     parser.add_argument("--shape", default="small", help="a shape of benchmarks/train_data.py")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=64, help="conversations a step")
@@ -55,7 +56,7 @@ def run_all(args: argparse.Namespace, work: Path) -> dict[str, Any]:
 
     make_model(work / "model", SHAPES[args.shape], "cuda" if torch.cuda.is_available() else "cpu")
     losses: dict[str, list[float]] = {}
-    for name in MODES:
+    for name in sorted({*args.only, "fp32"}, key=list(MODES).index):
         out = work / "losses.json"
         inner = ["--run", name, "--model", str(work / "model"), "--json", str(out)]
         subprocess.run([sys.executable, __file__, *sys.argv[1:], *inner], check=True)

@@ -18,7 +18,7 @@ from talaria.train.distributed import sharding as parallel
 from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.export import Exporter
 from talaria.train.model.activation_memory import USABLE
-from talaria.train.model.causal_lm import CausalLM, ModelOptions, lay_out, layers, require_fixed_positions
+from talaria.train.model.causal_lm import CausalLM, ModelOptions, keep_rounded, lay_out, layers, require_fixed_positions
 from talaria.train.model.loading import load_model
 from talaria.train.model.lora import LoraOptions
 from talaria.train.optim.adamw import AdamW
@@ -77,15 +77,17 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
     if offloaded:
         require_offloadable(model, train, layout, group)
     trained = parallel.distribute(model, layers(model), train.precision, layout, group, memory, offloaded=offloaded)
+    room = USABLE * memory - trained.state if model.core.lm_head.weight.is_cuda else None
     if not layout.sharded:
         lay_out(model)
+        room = keep_rounded(model, room)
     model.transient_bytes = trained.transient
     plan = Plan(
         tokens.lengths,
         tokens.targets,
         global_batch=train.global_batch,
         max_tokens=train.max_tokens_per_device,
-        packed_tokens=_packed_tokens(model, train, trained, memory),
+        packed_tokens=_packed_tokens(model, train, trained, room),
         ranks=group.size,
         epochs=train.epochs,
         seed=train.seed,
@@ -187,12 +189,11 @@ def model_options(train: Train) -> ModelOptions:
     )
 
 
-def _packed_tokens(model: CausalLM, train: Train, trained: parallel.TrainedParameters, memory: int) -> int:
-    """Most tokens of a micro-batch of several conversations."""
-    on_gpu = model.core.lm_head.weight.is_cuda
-    if not on_gpu or train.activation_checkpointing != "auto" or trained.fetched_anew:
+def _packed_tokens(model: CausalLM, train: Train, trained: parallel.TrainedParameters, room: float | None) -> int:
+    """Most tokens of a micro-batch of several conversations. room: bytes for activations; None if they are not counted."""
+    if room is None or train.activation_checkpointing != "auto" or trained.fetched_anew:
         return train.max_tokens_per_device
-    return model.activations.packed_tokens(train.max_tokens_per_device, USABLE * memory - trained.state)
+    return model.activations.packed_tokens(train.max_tokens_per_device, room)
 
 
 def _held_out(tokens: Tokens | None, train: Train, ranks: int, quadratic: float) -> Validation | None:

@@ -23,9 +23,11 @@ from torch import Tensor, nn
 
 from talaria.train.kernels import linear
 from talaria.train.kernels.attention import PackedSequences
+from talaria.train.kernels.eight_bits import operand
 from talaria.train.kernels.elementwise import norm, norm_backward, rope, rope_backward, swiglu, swiglu_backward_
-from talaria.train.kernels.linear import Linear, linear_of
-from talaria.train.kernels.matmul import lay_side_by_side, vector_gradient
+from talaria.train.kernels.linear import Linear, gradient_forms, input_form, linear_of
+from talaria.train.kernels.matmul import keep_in_eight_bits, lay_side_by_side, vector_gradient
+from talaria.train.kernels.operand import Form, Operand
 
 FAMILIES = ("qwen3", "qwen2", "llama", "mistral")
 """Model types whose layers are this function."""
@@ -55,7 +57,7 @@ class LayerShape:
     head_eps: float
     scale: float
     fp8: bool
-    """Whether products of activations and weights are taken in e4m3; gradients of weights never are."""
+    """Whether products are taken in e4m3: of activations and weights always, gradients of weights in large micro-batches."""
     lora_scale: float
     window: int | None
     """How many tokens, itself among them, a token attends to at most; None for all before it."""
@@ -77,6 +79,10 @@ class TokenLayout:
     wanted: Tensor | None = None
     """int64[S], ascending: where the layer's output is wanted; absent: everywhere"""
 
+    @property
+    def count(self) -> int:
+        return len(self.rotary.cos)
+
     def pick(self, x: Tensor) -> Tensor:
         """[T, n] to [S, n]."""
         return x if self.wanted is None else x.index_select(0, self.wanted)
@@ -85,7 +91,7 @@ class TokenLayout:
         """The derivative of `pick`: [S, n] to [T, n]."""
         if self.wanted is None:
             return x
-        return x.new_zeros(len(self.rotary.cos), x.shape[1]).index_copy_(0, self.wanted, x)
+        return x.new_zeros(self.count, x.shape[1]).index_copy_(0, self.wanted, x)
 
 
 class Weights(NamedTuple):
@@ -122,6 +128,11 @@ class Weights(NamedTuple):
     def gate_up(self) -> tuple[Linear, ...]:
         return self.gate, self.up
 
+    @property
+    def groups(self) -> tuple[tuple[Linear, ...], ...]:
+        """Those that share their input are a group."""
+        return self.qkv, (self.o,), self.gate_up, (self.down,)
+
 
 _VECTORS = 4
 """How many fields of `Weights` come before the linear layers."""
@@ -146,6 +157,10 @@ class Residuals(NamedTuple):
     q: Tensor | None = None
     k: Tensor | None = None
     act: Tensor | None = None
+    act_rounded: Tensor | None = None
+    """This and the others: parts of operands in 8 bits, where gradients of weights are."""
+    act_scale: Tensor | None = None
+    attended_scale: Tensor | None = None
 
 
 def why_not(layer: nn.Module, config: Any) -> str | None:
@@ -213,6 +228,17 @@ def lay_out(layer: Any) -> None:
         lay_side_by_side([part.weight for part in group])
 
 
+def keep_rounded(layer: Any, *, values: bool) -> None:
+    """Round a laid out layer's weights to 8 bits once after each update: their scales alone, or their `values` too."""
+    for group in weights_of(layer).groups:
+        keep_in_eight_bits([part.weight for part in group], values=values)
+
+
+def rounded_bytes(layer: Any) -> int:
+    """Return how much the values take."""
+    return sum(part.weight.numel() for group in weights_of(layer).groups for part in group)
+
+
 def decoder_layer(w: Weights, shape: LayerShape, stream: Stream, tokens: TokenLayout, saved: Saved) -> Stream:
     """The stream after the layer, where it is wanted."""
     x, add = stream
@@ -226,11 +252,12 @@ class _DecoderLayer(torch.autograd.Function):
         ctx: Any, x: Tensor, add: Tensor | None, shape: LayerShape, tokens: TokenLayout, saved: Saved, *weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         w = Weights.of_tensors(weights)
-        x, n1, rstd1 = norm(x, w.norm1, shape.eps, add)
+        x, n1, rstd1 = norm(x, w.norm1, shape.eps, add, input_form(w.qkv, shape.fp8))
         res = _attend(x, n1, rstd1, w, shape, tokens, saved)
-        act = swiglu(res.gate_up)
-        y, low = linear.forward(act, (w.down,), shape.lora_scale, shape.fp8)
-        res = res._replace(low_down=low, act=act if saved == Saved.ALL else None)
+        kept = gradient_forms((w.down,), shape.fp8, tokens.count)[1] if saved == Saved.ALL else Form.NONE
+        act = swiglu(res.gate_up, input_form((w.down,), shape.fp8) | kept)
+        y, low = linear.forward(act, (w.down,), shape.lora_scale)
+        res = _keep(res._replace(low_down=low), act, kept)
         ctx.shape, ctx.tokens, ctx.saved, ctx.pair = shape, tokens, saved, add is not None
         ctx.save_for_backward(*((x,) if saved == Saved.INPUT else res), *weights)
         return res.x2, y
@@ -242,7 +269,7 @@ class _DecoderLayer(torch.autograd.Function):
         if ctx.saved == Saved.INPUT:
             x, *weights = ctx.saved_tensors
             w = Weights.of_tensors(weights)
-            _, n1, rstd1 = norm(x, w.norm1, shape.eps)
+            _, n1, rstd1 = norm(x, w.norm1, shape.eps, None, input_form(w.qkv, shape.fp8))
             res = _attend(x, n1, rstd1, w, shape, ctx.tokens, Saved.ALL)
         else:
             tensors, count = ctx.saved_tensors, len(Residuals._fields)
@@ -251,17 +278,24 @@ class _DecoderLayer(torch.autograd.Function):
         return dx, dx if ctx.pair else None, None, None, None, *d_weights.tensors()
 
 
-def _attend(x: Tensor, n1: Tensor, rstd1: Tensor, w: Weights, shape: LayerShape, tokens: TokenLayout, saved: Saved) -> Residuals:
+def _attend(x: Tensor, n1: Operand, rstd1: Tensor, w: Weights, shape: LayerShape, tokens: TokenLayout, saved: Saved) -> Residuals:
     """The layer's forward pass up to the MLP's activation."""
-    rotary, lora = tokens.rotary, (shape.lora_scale, shape.fp8)
-    qkv, low_qkv = linear.forward(n1, w.qkv, *lora)
+    rotary, lora = tokens.rotary, shape.lora_scale
+    qkv, low_qkv = linear.forward(n1, w.qkv, lora)
     q, k = rope(qkv, w.q_norm, w.k_norm, rotary.cos, rotary.sin, shape.heads, shape.kv_heads, shape.head_eps)
     attended, lse = tokens.packed.forward(q, k, _values(qkv, shape), shape.scale, shape.window)
-    out, low_o = linear.forward(tokens.pick(attended.flatten(1)), (w.o,), *lora)
-    x2, n2, rstd2 = norm(tokens.pick(x), w.norm2, shape.eps, out)
-    gate_up, low_gate_up = linear.forward(n2, w.gate_up, *lora)
-    res = Residuals(x, rstd1, qkv, attended, lse, x2, rstd2, gate_up, low_qkv, low_o, low_gate_up)
+    heads = operand(tokens.pick(attended.flatten(1)), input_form((w.o,), shape.fp8))
+    out, low_o = linear.forward(heads, (w.o,), lora)
+    x2, n2, rstd2 = norm(tokens.pick(x), w.norm2, shape.eps, out, input_form(w.gate_up, shape.fp8))
+    gate_up, low_gate_up = linear.forward(n2, w.gate_up, lora)
+    res = Residuals(x, rstd1, qkv, attended, lse, x2, rstd2, gate_up, low_qkv, low_o, low_gate_up, attended_scale=heads.scale)
     return res._replace(q=q, k=k) if saved == Saved.ALL else res
+
+
+def _keep(res: Residuals, act: Operand, form: Form) -> Residuals:
+    if Form.EXACT in form:
+        res = res._replace(act=act.exact)
+    return res._replace(act_rounded=act.rounded, act_scale=act.scale) if Form.ROUNDED in form else res
 
 
 def _values(qkv: Tensor, shape: LayerShape) -> Tensor:
@@ -272,23 +306,31 @@ def _backward(
     res: Residuals, w: Weights, shape: LayerShape, tokens: TokenLayout, skip: Tensor, grad: Tensor
 ) -> tuple[Tensor, Weights]:
     """`skip`, `grad`: derivatives by the two halves of the output. Overwrites res.gate_up."""
-    lora, scale = (shape.lora_scale, shape.fp8), shape.lora_scale
-    d_act, d_low_down = linear.backward(grad, (w.down,), *lora)
-    d_gate_up = res.gate_up
-    again = res.act is None and linear.wants_input((w.down,))
-    swiglu_backward_(d_gate_up, d_act, again)
-    (d_down,) = linear.gradients((w.down,), grad, d_act if res.act is None else res.act, res.low_down, d_low_down, scale)
-    dn2, d_low_gate_up = linear.backward(d_gate_up, w.gate_up, *lora)
-    dx2, n2, d_norm2 = norm_backward(res.x2, res.rstd2, w.norm2, dn2, skip)
+    scale = shape.lora_scale
+    qkv, o, gate_up, down = (gradient_forms(group, shape.fp8, tokens.count) for group in w.groups)
+    dy = operand(grad, down[0])
+    d_act, d_low_down = linear.backward(dy, (w.down,), scale)
+    kept = res.act is not None or res.act_rounded is not None
+    d_gate_up, act = swiglu_backward_(res.gate_up, d_act, gate_up[0], Form.NONE if kept else down[1])
+    if kept:
+        act = Operand(res.act, res.act_rounded, res.act_scale)
+    (d_down,) = linear.gradients((w.down,), dy, act, res.low_down, d_low_down, scale)
+    del d_act, act
+    dn2, d_low_gate_up = linear.backward(d_gate_up, w.gate_up, scale)
+    dx2, n2, d_norm2 = norm_backward(res.x2, res.rstd2, w.norm2, dn2, skip, gate_up[1])
     d_gate, d_up = linear.gradients(w.gate_up, d_gate_up, n2, res.low_gate_up, d_low_gate_up, scale)
+    del d_gate_up, n2
 
-    d_attended, d_low_o = linear.backward(dx2, (w.o,), *lora)
-    (d_o,) = linear.gradients((w.o,), dx2, tokens.pick(res.attended.flatten(1)), res.low_o, d_low_o, scale)
-    d_qkv, d_q_norm, d_k_norm = _attention_backward(res, w, shape, tokens, tokens.spread(d_attended).view_as(res.attended))
+    dy = operand(dx2, o[0])
+    d_attended, d_low_o = linear.backward(dy, (w.o,), scale)
+    heads = Operand(tokens.pick(res.attended.flatten(1)), scale=res.attended_scale if Form.ROUNDED in o[1] else None)
+    (d_o,) = linear.gradients((w.o,), dy, heads, res.low_o, d_low_o, scale)
+    d_heads, d_q_norm, d_k_norm = _attention_backward(res, w, shape, tokens, tokens.spread(d_attended).view_as(res.attended))
 
-    dn1, d_low_qkv = linear.backward(d_qkv, w.qkv, *lora)
-    dx, n1, d_norm1 = norm_backward(res.x, res.rstd1, w.norm1, dn1, tokens.spread(dx2))
-    d_q, d_k, d_v = linear.gradients(w.qkv, d_qkv, n1, res.low_qkv, d_low_qkv, scale)
+    dy = operand(d_heads, qkv[0])
+    dn1, d_low_qkv = linear.backward(dy, w.qkv, scale)
+    dx, n1, d_norm1 = norm_backward(res.x, res.rstd1, w.norm1, dn1, tokens.spread(dx2), qkv[1])
+    d_q, d_k, d_v = linear.gradients(w.qkv, dy, n1, res.low_qkv, d_low_qkv, scale)
     parts = zip((w.norm1, w.norm2, w.q_norm, w.k_norm), (d_norm1, d_norm2, d_q_norm, d_k_norm), strict=True)
     vectors = [vector_gradient(weight, part) for weight, part in parts]
     return dx, Weights(vectors[0], vectors[1], vectors[2], vectors[3], d_q, d_k, d_v, d_o, d_gate, d_up, d_down)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from talaria.train.kernels.operand import Form, Operand, plain_operand
+
 
 @cache
 def has_triton() -> bool:
@@ -31,24 +33,28 @@ def fused(tensor: Tensor) -> Any:
     return kernels_triton
 
 
-def norm(x: Tensor, weight: Tensor, eps: float, add: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def norm(
+    x: Tensor, weight: Tensor, eps: float, add: Tensor | None = None, form: Form = Form.EXACT
+) -> tuple[Tensor, Operand, Tensor]:
     """RMSNorm (Zhang & Sennrich, 2019) of s = x + add. Returns (s, norm, 1 / rms as fp32[T]); x, add: [T, H]."""
     if kernels := fused(x):
-        return kernels.norm(x, weight, eps, add)  # type: ignore[no-any-return]
+        return kernels.norm(x, weight, eps, add, form)  # type: ignore[no-any-return]
     total = x if add is None else x + add
     z = total.float()
     rstd = torch.rsqrt(z.square().mean(-1) + eps)
-    return total, (z * rstd[:, None] * weight.float()).to(x.dtype), rstd
+    return total, plain_operand(z * rstd[:, None] * weight.float(), form, x.dtype), rstd
 
 
-def norm_backward(x: Tensor, rstd: Tensor, weight: Tensor, grad: Tensor, skip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def norm_backward(
+    x: Tensor, rstd: Tensor, weight: Tensor, grad: Tensor, skip: Tensor, form: Form = Form.EXACT
+) -> tuple[Tensor, Operand, Tensor]:
     """Returns (skip + derivative by x, the norm again, fp32[any, H] whose sum over rows is the derivative by the weight)."""
     if kernels := fused(x):
-        return kernels.norm_backward(x, rstd, weight, grad, skip)  # type: ignore[no-any-return]
+        return kernels.norm_backward(x, rstd, weight, grad, skip, form)  # type: ignore[no-any-return]
     x_hat, g, w = x.float() * rstd[:, None], grad.float(), weight.float()
     scaled = g * w
     dx = (scaled - x_hat * (scaled * x_hat).mean(-1, keepdim=True)) * rstd[:, None]
-    return (skip.float() + dx).to(x.dtype), (x_hat * w).to(x.dtype), g * x_hat
+    return (skip.float() + dx).to(x.dtype), plain_operand(x_hat * w, form, x.dtype), g * x_hat
 
 
 def rope(
@@ -76,25 +82,26 @@ def rope_backward(
     return torch.cat([part.flatten(1).to(qkv.dtype) for part in (dq_in, dk_in, dv)], dim=1), dwq, dwk
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
+def swiglu(gate_up: Tensor, form: Form = Form.EXACT) -> Operand:
     """silu(gate) * up (Shazeer, 2020); gate_up: [T, 2 * F], gate first. Returns [T, F]."""
     if kernels := fused(gate_up):
-        return kernels.swiglu(gate_up)  # type: ignore[no-any-return]
+        return kernels.swiglu(gate_up, form)  # type: ignore[no-any-return]
     gate, up = gate_up.float().chunk(2, dim=1)
-    return (silu(gate) * up).to(gate_up.dtype)
+    return plain_operand(silu(gate) * up, form, gate_up.dtype)
 
 
-def swiglu_backward_(gate_up: Tensor, grad: Tensor, again: bool) -> None:
-    """In place: gate_up becomes the derivative by it; `grad`, that by the output, becomes the output if wanted `again`."""
+def swiglu_backward_(gate_up: Tensor, grad: Tensor, form: Form, again: Form) -> tuple[Operand, Operand]:
+    """Return the derivative by gate_up in `form` and the output in the form `again`; grad: the derivative by the output.
+
+    What is wanted exactly takes the place of gate_up and of grad.
+    """
     if kernels := fused(gate_up):
-        kernels.swiglu_backward_(gate_up, grad, again)
-        return
+        return kernels.swiglu_backward_(gate_up, grad, form, again)  # type: ignore[no-any-return]
     gate, up = gate_up.float().chunk(2, dim=1)
     sig, g = torch.sigmoid(gate), grad.float()
     derivative = torch.cat([g * up * sig * (1 + gate * (1 - sig)), g * gate * sig], dim=1)
-    if again:
-        grad.copy_(silu(gate) * up)  # to the bit what the forward pass made
-    gate_up.copy_(derivative)
+    made = plain_operand(derivative, form, gate_up.dtype), plain_operand(silu(gate) * up, again, grad.dtype)
+    return _in_place(gate_up, made[0]), _in_place(grad, made[1])  # the output is to the bit what the forward pass made
 
 
 def softmax_nll_(logits: Tensor, targets: Tensor, weights: Tensor | None, want_grad: bool) -> Tensor:
@@ -129,28 +136,8 @@ def add_rows_(total: Tensor, parts: Tensor) -> None:
         total += parts.sum(0)
 
 
-FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
-
-
-def quantize(x: Tensor, column_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Rows of x * column_scale in e4m3, each divided by a scale that takes its largest value to the format's.
-
-    x: [rows, columns], may be strided over rows; column_scale: fp32[columns]. Returns (e4m3[rows, columns], fp32[rows]).
-    """
-    if kernels := fused(x):
-        return kernels.quantize(x, column_scale)  # type: ignore[no-any-return]
-    z = x.float() if column_scale is None else x.float() * column_scale
-    scale = z.abs().amax(-1).clamp(min=1e-12) / FP8_MAX
-    return (z / scale[:, None]).to(FP8), scale
-
-
-def quantize_transposed(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The same of a contiguous matrix, and then transposed: (e4m3[columns, rows], fp32[rows])."""
-    if kernels := fused(x):
-        return kernels.quantize_transposed(x)  # type: ignore[no-any-return]
-    quantized, scale = quantize(x)
-    return quantized.view(torch.uint8).t().contiguous().view(FP8), scale
+def _in_place(memory: Tensor, operand: Operand) -> Operand:
+    return operand if operand.exact is None else operand._replace(exact=memory.copy_(operand.exact))
 
 
 def _split_heads(qkv: Tensor, q_heads: int, k_heads: int, width: int) -> tuple[Tensor, Tensor, Tensor]:

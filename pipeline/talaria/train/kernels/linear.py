@@ -24,6 +24,11 @@ from talaria.train.kernels.matmul import (
     vector_gradient,
     weight_gradients,
 )
+from talaria.train.kernels.operand import Form, Operand
+
+MANY = 5120
+"""Tokens of a micro-batch from which weight gradients are taken in 8 bits (train.fp8): with fewer, transposing operands and
+adding up the product take more time than the product saves (benchmarks/LOG.md)."""
 
 
 class Linear(NamedTuple):
@@ -61,32 +66,51 @@ def why_not_plain_lora(module: nn.Module) -> str | None:
     return None
 
 
-def forward(x: Tensor, group: Sequence[Linear], scale: float, fp8: bool) -> tuple[Tensor, Tensor | None]:
+def input_form(group: Sequence[Linear], fp8: bool) -> Form:
+    """In which forms `forward` wants x."""
+    if not fp8:
+        return Form.EXACT
+    return Form.ROUNDED | (Form.EXACT if _adapted(group) else Form.NONE)
+
+
+def gradient_forms(group: Sequence[Linear], fp8: bool, tokens: int) -> tuple[Form, Form]:
+    """In which forms `backward` and `gradients` want dy and x, in a micro-batch of so many tokens."""
+    trained = any(linear.weight.requires_grad for linear in group)
+    by_weight = Form.NONE if not trained else Form.ROUNDED if fp8 and tokens >= MANY else Form.EXACT
+    low = Form.EXACT if _adapted(group) else Form.NONE
+    dy = by_weight | low | (Form.ROUNDED if fp8 else Form.EXACT)
+    if any(linear.bias is not None and linear.bias.requires_grad for linear in group):
+        dy |= Form.EXACT
+    return dy, by_weight | low
+
+
+def forward(x: Operand, group: Sequence[Linear], scale: float) -> tuple[Tensor, Tensor | None]:
     """Return (y, s x A^T [T, sum of r], which the backward pass wants; None without adapters)."""
-    y = project(x, [linear.weight for linear in group], fp8, _bias(group, x))
+    y = project(x, [linear.weight for linear in group], _bias(group))
     low = _down(x, group, scale)
     if low is not None:
         for place, rows, ranks in _adapters(group):
             part = y[:, rows]
-            torch.addmm(part, low[:, ranks], group[place].lora_b.to(x.dtype).t(), out=part)
+            torch.addmm(part, low[:, ranks], group[place].lora_b.to(y.dtype).t(), out=part)
     return y, low
 
 
-def backward(dy: Tensor, group: Sequence[Linear], scale: float, fp8: bool) -> tuple[Tensor, Tensor | None]:
+def backward(dy: Operand, group: Sequence[Linear], scale: float) -> tuple[Tensor, Tensor | None]:
     """Return (derivative by x, that by x A^T [T, sum of r] or None)."""
-    dx = project_backward(dy, [linear.weight for linear in group], fp8)
+    dx = project_backward(dy, [linear.weight for linear in group])
     adapters = _adapters(group)
     if not adapters:
         return dx, None
-    d_low = torch.empty(len(dy), adapters[-1][2].stop, dtype=dy.dtype, device=dy.device)
+    assert dy.exact is not None
+    d_low = torch.empty(len(dx), adapters[-1][2].stop, dtype=dx.dtype, device=dx.device)
     for place, rows, ranks in adapters:
-        torch.mm(dy[:, rows], group[place].lora_b.to(dy.dtype), out=d_low[:, ranks])
+        torch.mm(dy.exact[:, rows], group[place].lora_b.to(dx.dtype), out=d_low[:, ranks])
     d_low *= scale
-    return dx.addmm_(d_low, _all_a(group, dy.dtype)), d_low
+    return dx.addmm_(d_low, _all_a(group, dx.dtype)), d_low
 
 
 def gradients(
-    group: Sequence[Linear], dy: Tensor, x: Tensor, low: Tensor | None, d_low: Tensor | None, scale: float
+    group: Sequence[Linear], dy: Operand, x: Operand, low: Tensor | None, d_low: Tensor | None, scale: float
 ) -> list[Linear]:
     """Return the derivatives by the group's parameters; None for those that are frozen or have been added to their totals.
 
@@ -100,22 +124,20 @@ def gradients(
             grads[place] = grads[place]._replace(weight=grad)
     else:
         for place in trained:
-            (grad,) = weight_gradients([group[place].weight], dy[:, slices[place]], x)
+            (grad,) = weight_gradients([group[place].weight], dy.columns(slices[place]), x)
             grads[place] = grads[place]._replace(weight=grad)
     if any(linear.bias is not None and linear.bias.requires_grad for linear in group):
-        sums = column_sums(dy)
+        assert dy.exact is not None
+        sums = column_sums(dy.exact)
         for place, (linear, rows) in enumerate(zip(group, slices, strict=True)):
             grads[place] = grads[place]._replace(bias=vector_gradient(linear.bias, sums[:, rows]))
     if d_low is not None:
         low = _down(x, group, scale) if low is None else low
         assert low is not None
-        _adapter_gradients(grads, group, dy, x, low, d_low)
+        assert dy.exact is not None
+        assert x.exact is not None
+        _adapter_gradients(grads, group, dy.exact, x.exact, low, d_low)
     return grads
-
-
-def wants_input(group: Sequence[Linear]) -> bool:
-    """Whether `gradients` reads x."""
-    return any(linear.weight.requires_grad or linear.lora_a is not None for linear in group)
 
 
 def _adapter_gradients(grads: list[Linear], group: Sequence[Linear], dy: Tensor, x: Tensor, low: Tensor, d_low: Tensor) -> None:
@@ -153,14 +175,20 @@ def _all_a(group: Sequence[Linear], dtype: torch.dtype) -> Tensor:
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(dtype)
 
 
-def _down(x: Tensor, group: Sequence[Linear], scale: float) -> Tensor | None:
-    if all(linear.lora_a is None for linear in group):
+def _adapted(group: Sequence[Linear]) -> bool:
+    return any(linear.lora_a is not None for linear in group)
+
+
+def _down(x: Operand, group: Sequence[Linear], scale: float) -> Tensor | None:
+    if not _adapted(group):
         return None
-    return (x @ _all_a(group, x.dtype).t()).mul_(scale)
+    assert x.exact is not None
+    return (x.exact @ _all_a(group, x.exact.dtype).t()).mul_(scale)
 
 
-def _bias(group: Sequence[Linear], x: Tensor) -> Tensor | None:
+def _bias(group: Sequence[Linear]) -> Tensor | None:
     if all(linear.bias is None for linear in group):
         return None
-    parts = [x.new_zeros(len(linear.weight)) if linear.bias is None else linear.bias for linear in group]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.dtype)
+    weights = [linear.weight for linear in group]
+    parts = [w.new_zeros(len(w)) if linear.bias is None else linear.bias for w, linear in zip(weights, group, strict=True)]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(weights[0].dtype)

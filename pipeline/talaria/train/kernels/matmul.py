@@ -2,6 +2,7 @@
 
 Weights that lie side by side in memory (query, key, value; gate, up) are multiplied as one. A weight's gradient is added to
 its running total inside the product itself where there is such a total, which saves a pass over all gradients a micro-batch.
+Operands that come in 8 bits are multiplied in 8 bits.
 """
 
 from __future__ import annotations
@@ -12,8 +13,16 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from talaria.train.kernels.elementwise import add_rows_, quantize, quantize_transposed
-from talaria.train.kernels.torch_internals import scaled_product
+from talaria.train.kernels.eight_bits import (
+    contributions,
+    keep_rounded,
+    rounded_product,
+    rounded_sum,
+    rounded_weight,
+    transposed,
+)
+from talaria.train.kernels.elementwise import add_rows_
+from talaria.train.kernels.operand import Operand
 
 _TOTAL = "_talaria_total"
 
@@ -48,84 +57,117 @@ def lay_side_by_side(weights: Sequence[nn.Parameter]) -> None:
         weight.data = block[rows]
 
 
-def project(x: Tensor, weights: Sequence[Tensor], fp8: bool = False, bias: Tensor | None = None) -> Tensor:
+def keep_in_eight_bits(weights: Sequence[Tensor], *, values: bool) -> None:
+    """Round weights once after each update, their scale alone or their `values` too; see `keep_rounded`."""
+    for block, members in _blocks(weights):
+        keep_rounded(members, block, values=values)
+
+
+def project(x: Operand, weights: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
     """x @ [w1; w2; ...].T + bias. x: [T, K]; weights: [N_i, K]; bias: [sum of N_i]. Returns [T, sum of N_i]."""
-    if fp8:
-        blocks = _blocks(weights)
-        slices = row_slices(blocks)
-        parts = [_project_fp8(x, w, None if bias is None else bias[rows]) for w, rows in zip(blocks, slices, strict=True)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    if x.scale is not None:
+        return _project_rounded(x, weights, bias)
+    exact = _exact(x)
     if (block := side_by_side(weights)) is not None:
-        return x @ block.t() if bias is None else torch.addmm(bias, x, block.t())
-    out = torch.empty(len(x), sum(len(w) for w in weights), dtype=x.dtype, device=x.device)
+        return exact @ block.t() if bias is None else torch.addmm(bias, exact, block.t())
+    out = torch.empty(len(exact), sum(len(w) for w in weights), dtype=exact.dtype, device=exact.device)
     for w, columns in zip(weights, row_slices(weights), strict=True):
         if bias is None:
-            torch.mm(x, w.t(), out=out[:, columns])
+            torch.mm(exact, w.t(), out=out[:, columns])
         else:
-            torch.addmm(bias[columns], x, w.t(), out=out[:, columns])
+            torch.addmm(bias[columns], exact, w.t(), out=out[:, columns])
     return out
 
 
-def project_backward(dy: Tensor, weights: Sequence[Tensor], fp8: bool = False) -> Tensor:
+def project_backward(dy: Operand, weights: Sequence[Tensor]) -> Tensor:
     """Derivative by x: dy @ [w1; w2; ...]. dy: [T, sum of N_i]. Returns [T, K]."""
-    if fp8:
-        blocks = _blocks(weights)
-        parts = [_project_backward_fp8(dy[:, columns], w) for w, columns in zip(blocks, row_slices(blocks), strict=True)]
-        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+    if dy.scale is not None:
+        return _project_backward_rounded(dy, weights)
+    exact = _exact(dy)
     if (block := side_by_side(weights)) is not None:
-        return dy @ block
-    dx = torch.empty(len(dy), weights[0].shape[1], dtype=dy.dtype, device=dy.device)
+        return exact @ block
+    dx = torch.empty(len(exact), weights[0].shape[1], dtype=exact.dtype, device=exact.device)
     for w, columns in zip(weights, row_slices(weights), strict=True):
-        torch.addmm(dx, dy[:, columns], w, beta=int(columns.start > 0), out=dx)
+        torch.addmm(dx, exact[:, columns], w, beta=int(columns.start > 0), out=dx)
     return dx
 
 
-def _project_fp8(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
-    """x @ w.T + bias with both operands in e4m3, a scale for each row of each."""
-    xq, x_scale = quantize(x)
-    wq, w_scale = quantize(w)
-    return _scaled_product(xq, wq, x_scale, w_scale, x.dtype, bias)
-
-
-def _project_backward_fp8(dy: Tensor, w: Tensor) -> Tensor:
-    """dy @ w, likewise: as w's scales belong to the dimension that is summed over, they are moved to dy before it is rounded."""
-    by_column, w_scale = quantize_transposed(w)
-    dyq, dy_scale = quantize(dy, w_scale)
-    return _scaled_product(dyq, by_column, dy_scale, torch.ones(w.shape[1], device=w.device), dy.dtype)
-
-
-def _scaled_product(
-    a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype, bias: Tensor | None = None
-) -> Tensor:
-    """(a * a_scale) @ (b * b_scale).T + bias; scales: fp32, one a row."""
-    if a.is_cuda:
-        return scaled_product(a, b, a_scale, b_scale, dtype, bias)
-    product = (a.float() * a_scale[:, None]) @ (b.float() * b_scale[:, None]).t()
-    return (product if bias is None else product + bias.float()).to(dtype)
-
-
-def _blocks(weights: Sequence[Tensor]) -> list[Tensor]:
-    """One matrix where they lie side by side, else each."""
-    block = side_by_side(weights)
-    return list(weights) if block is None else [block]
-
-
-def weight_gradients(weights: Sequence[Tensor], dy: Tensor, x: Tensor) -> list[Tensor | None]:
+def weight_gradients(weights: Sequence[Tensor], dy: Operand, x: Operand) -> list[Tensor | None]:
     """Derivatives by the weights, dy.T @ x: added to their totals (then None is returned), or returned in the weights' dtype."""
+    if x.scale is not None:
+        return _rounded_gradients(weights, dy, x)
     totals = [total_of(w) for w in weights]
     present = [t for t in totals if t is not None]
     block = side_by_side(present) if len(present) == len(weights) else None
+    exact_dy, exact_x = _exact(dy), _exact(x)
     if block is not None:
-        add_product(block, dy, x)
+        add_product(block, exact_dy, exact_x)
         return [None] * len(weights)
     grads: list[Tensor | None] = []
     for total, columns in zip(totals, row_slices(weights), strict=True):
         if total is None:
-            grads.append(dy[:, columns].t() @ x)
+            grads.append(exact_dy[:, columns].t() @ exact_x)
         else:
-            add_product(total, dy[:, columns], x)
+            add_product(total, exact_dy[:, columns], exact_x)
             grads.append(None)
     return grads
+
+
+def _project_rounded(x: Operand, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+    assert x.rounded is not None
+    assert x.scale is not None
+    parts, start = [], 0
+    for block, members in _blocks(weights):
+        w, w_scale = rounded_weight(members, block).by_row()
+        part_bias = None if bias is None else bias[start : start + len(w)]
+        parts.append(rounded_product(x.rounded, w, x.scale, w_scale, weights[0].dtype, part_bias))
+        start += len(w)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _project_backward_rounded(dy: Operand, weights: Sequence[Tensor]) -> Tensor:
+    assert dy.rounded is not None
+    assert dy.scale is not None
+    parts, start = [], 0
+    for block, members in _blocks(weights):
+        w, w_scale = rounded_weight(members, block).by_column()
+        part = dy.rounded[:, start : start + len(block)]
+        parts.append(rounded_product(part, w, dy.scale, w_scale, weights[0].dtype))
+        start += len(block)
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+
+def _rounded_gradients(weights: Sequence[Tensor], dy: Operand, x: Operand) -> list[Tensor | None]:
+    """As a product in 8 bits cannot be added to a total, this takes a pass of its own over both."""
+    assert dy.rounded is not None
+    assert dy.scale is not None
+    assert x.scale is not None
+    factor, scale = contributions(dy.scale, x.scale)
+    by_row = transposed(dy.rounded, factor)
+    by_column = transposed(_exact(x), x.scale.reciprocal()) if x.rounded is None else transposed(x.rounded)
+    product = rounded_sum(by_row, by_column, scale, weights[0].dtype)
+    totals = [total_of(w) for w in weights]
+    present = [t for t in totals if t is not None]
+    if len(present) == len(weights) and (block := side_by_side(present)) is not None:
+        block.add_(product)
+        return [None] * len(weights)
+    grads: list[Tensor | None] = []
+    for total, rows in zip(totals, row_slices(weights), strict=True):
+        grads.append(product[rows] if total is None else None)
+        if total is not None:
+            total.add_(product[rows])
+    return grads
+
+
+def _exact(x: Operand) -> Tensor:
+    assert x.exact is not None
+    return x.exact
+
+
+def _blocks(weights: Sequence[Tensor]) -> list[tuple[Tensor, Sequence[Tensor]]]:
+    """One matrix where they lie side by side, else each; with those that it is made of."""
+    block = side_by_side(weights)
+    return [(w, [w]) for w in weights] if block is None else [(block, weights)]
 
 
 def vector_gradient(weight: Tensor | None, parts: Tensor | None) -> Tensor | None:

@@ -49,10 +49,20 @@ def _sides(window: int | None) -> dict[str, int]:
 
 
 def scaled_product(
-    a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype, bias: Tensor | None = None
+    a: Tensor,
+    b: Tensor,
+    a_scale: Tensor,
+    b_scale: Tensor,
+    dtype: torch.dtype,
+    bias: Tensor | None = None,
+    *,
+    exact_sums: bool = False,
 ) -> Tensor:
-    """(a * a_scale) @ (b * b_scale).T + bias of e4m3 matrices on a GPU; scales: fp32, one a row."""
-    return torch._scaled_mm(a, b.t(), a_scale[:, None], b_scale[None], bias=bias, out_dtype=dtype, use_fast_accum=True)
+    """(a * a_scale) @ (b * b_scale).T + bias of e4m3 matrices on a GPU; scales: fp32[1] or one a row, [M, 1] and [1, N].
+
+    exact_sums: keep partial sums in fp32, not in the fewer bits of the tensor cores' own.
+    """
+    return torch._scaled_mm(a, b.t(), a_scale, b_scale, bias=bias, out_dtype=dtype, use_fast_accum=not exact_sums)
 
 
 def embedding_gradient(grad: Tensor, ids: Tensor, rows: int) -> Tensor:

@@ -56,8 +56,10 @@ class ActivationMemory:
 
     def packed_tokens(self, limit: int, budget_bytes: float) -> int:
         """Up to `limit`, the most tokens for which no layer has to be recomputed, but enough to keep the GPU busy."""
-        tokens = int((budget_bytes - CHUNK * self.logits) / (self.layers * self.saved_default + 2 * self.saved_all))
-        return min(limit, max(tokens, _FEWEST))
+        return min(limit, max(self.tokens_without_recomputation(budget_bytes), _FEWEST))
+
+    def tokens_without_recomputation(self, budget_bytes: float) -> int:
+        return int((budget_bytes - CHUNK * self.logits) / (self.layers * self.saved_default + 2 * self.saved_all))
 
 
 def inner_width(config: Any) -> int:

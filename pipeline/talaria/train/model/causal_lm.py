@@ -17,6 +17,7 @@ from talaria.train.kernels import attention
 from talaria.train.kernels import decoder_layer as kernels_layer
 from talaria.train.kernels import elementwise as kernels
 from talaria.train.kernels.decoder_layer import Saved, Stream, TokenLayout
+from talaria.train.kernels.linear import MANY
 from talaria.train.kernels.matmul import total_of
 from talaria.train.kernels.torch_internals import embedding_gradient
 from talaria.train.model.activation_memory import USABLE, ActivationMemory, head_width
@@ -223,6 +224,21 @@ def lay_out(model: CausalLM) -> None:
     if model.fused:
         for layer in layers(model):
             kernels_layer.lay_out(layer)
+
+
+def keep_rounded(model: CausalLM, room: float | None) -> float | None:
+    """With fp8, round laid out weights once after each update, not at each use; return what is left of `room`.
+
+    room: bytes for activations (None: they are not counted). Where a large micro-batch's would not fit beside the rounded
+    weights, only scales are kept.
+    """
+    if not model.fp8:
+        return room
+    left = None if room is None else room - sum(map(kernels_layer.rounded_bytes, layers(model)))
+    values = left is None or model.activations.tokens_without_recomputation(left) >= MANY
+    for layer in layers(model):
+        kernels_layer.keep_rounded(layer, values=values)
+    return left if values else room
 
 
 def sum_loss(model: nn.Module, batch: MicroBatch, scale: float = 1.0) -> Tensor:

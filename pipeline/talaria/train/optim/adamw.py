@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.distributed.tensor import DTensor
 
 from talaria.train.kernels.elementwise import fused
@@ -82,11 +83,13 @@ class AdamW:
         """Update flat tensors on the device; `start`: where in its parameter the first element lies."""
         if kernels := fused(param):
             kernels.adamw_(param, low, grad, m, v, scalars, start)
-            return
-        for begin in range(0, len(param), _CHUNK):
-            piece = slice(begin, begin + _CHUNK)
-            lower = None if low is None else low[piece]
-            update(param[piece], lower, grad[piece], m[piece], v[piece], scalars, start + begin)
+        else:
+            for begin in range(0, len(param), _CHUNK):
+                piece = slice(begin, begin + _CHUNK)
+                lower = None if low is None else low[piece]
+                update(param[piece], lower, grad[piece], m[piece], v[piece], scalars, start + begin)
+        # As PyTorch's own writes do, on ranks too that have no part in it: what was made of the weight is now old.
+        increment_version(param)
 
     def release(self, share: int = 1) -> None:
         """Nothing of it passes through the device (see OffloadedAdamW)."""

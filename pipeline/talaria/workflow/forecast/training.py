@@ -24,7 +24,7 @@ _LOOKED_AT = 50  # earlier runs
 _SPEED_OF = ("precision", "fp8", "max_tokens_per_device", "activation_checkpointing", "kernels", "lora")
 """Settings of `train` that decide how fast a rank is."""
 _H100_PEAK = 989e12
-_H100_SHARE = {("mixed", False): 0.55, ("bf16", False): 0.60, ("bf16", True): 0.69, ("mixed", True): 0.53}
+_H100_SHARE = {("mixed", False): 0.55, ("bf16", False): 0.60, ("bf16", True): 0.79, ("mixed", True): 0.57}
 """(precision, fp8) -> share of the peak that one H100 reaches at Qwen3-4B's shape (docs/performance.md)."""
 _SMALLEST = 5e8
 """Parameters below which nobody has measured that share."""

@@ -4,7 +4,7 @@ All of them move each byte once and do their arithmetic in fp32. Row counts are 
 compiles nothing.
 """
 
-from talaria.train.kernels.triton_kernels.fp8 import quantize, quantize_transposed
+from talaria.train.kernels.triton_kernels.fp8 import contributions, quantize, round_into, transposed
 from talaria.train.kernels.triton_kernels.loss import softmax_nll_
 from talaria.train.kernels.triton_kernels.mlp import swiglu, swiglu_backward_
 from talaria.train.kernels.triton_kernels.norms import norm, norm_backward
@@ -16,13 +16,15 @@ __all__ = [
     "adamw_",
     "add_rows_",
     "column_sums",
+    "contributions",
     "norm",
     "norm_backward",
     "quantize",
-    "quantize_transposed",
     "rope",
     "rope_backward",
+    "round_into",
     "softmax_nll_",
     "swiglu",
     "swiglu_backward_",
+    "transposed",
 ]

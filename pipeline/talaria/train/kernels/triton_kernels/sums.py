@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -9,7 +11,13 @@ from torch import Tensor
 
 
 def programs_for(per_multiprocessor: int) -> int:
-    return per_multiprocessor * torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+    return per_multiprocessor * _multiprocessors(torch.cuda.current_device())
+
+
+@cache
+def _multiprocessors(device: int) -> int:
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
 
 
 @triton.jit(do_not_specialize=["rows"])
