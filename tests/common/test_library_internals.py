@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,16 @@ def test_no_other_file_uses_a_librarys_internals() -> None:
         and any(part.startswith("_") for part in [*(node.module or "").split("."), *(alias.name for alias in node.names)])
     }
     assert found <= allowed
+
+
+def test_nothing_asks_whether_a_models_own_code_may_run() -> None:
+    """transformers asks on a terminal, and waits, where it is told neither yes nor no."""
+    asked = [
+        f"{path.relative_to(PACKAGE)}:{call.lineno}"
+        for path in PACKAGE.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call)
+        and re.fullmatch(r"Auto\w+\.from_(pretrained|config)", ast.unparse(call.func))
+        and not any(keyword.arg == "trust_remote_code" and ast.unparse(keyword.value) == "False" for keyword in call.keywords)
+    ]
+    assert asked == []

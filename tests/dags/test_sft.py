@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from talaria.common.errors import ConfigError
+from talaria.common.errors import ConfigError, UserError
 from talaria.config import load as settings
 from talaria.config.schema import Convert
+from talaria_airflow.dag import tasks as dag_tasks
+from talaria_airflow.operators.links import AnswersLink
 
 from tests.support.airflow_env import REPOSITORY
 
@@ -61,12 +64,16 @@ def states(run: Any) -> dict[str, str]:
 
 
 def returned(run: Any, task: str) -> Any:
+    value = pushed(run, task, "return_value")
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def pushed(run: Any, task: str, key: str) -> Any:
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
 
     with create_session() as session:
-        entry = session.scalars(XComModel.get_many(run_id=run.run_id, task_ids=task, key="return_value")).one()
-        return json.loads(entry.value) if isinstance(entry.value, str) else entry.value
+        return session.scalars(XComModel.get_many(run_id=run.run_id, task_ids=task, key=key)).one().value
 
 
 def refusal(run: Any, capsys: pytest.CaptureFixture[str]) -> str:
@@ -94,7 +101,13 @@ def test_the_whole_way_twice(dags: dict[str, Any], installation: str) -> None:
     promoted = returned(first, "registry.promote")
     assert promoted["promoted"]
     client = MlflowClient(installation)
-    assert client.get_model_version_by_alias("small", "champion").version == promoted["version"]
+    version = client.get_model_version_by_alias("small", "champion")
+    assert version.version == promoted["version"]
+    assert client.get_run(version.run_id).data.tags["mlflow.user"] == first.triggering_user_name
+
+    evaluated = returned(first, "model.evaluate")["key"]
+    for task in ("model.evaluate", "registry.compare"):
+        assert f"/talaria/answers/{evaluated}" in pushed(first, task, AnswersLink().xcom_key), "a button of the task"
 
     with create_session() as session:
         events = session.scalars(select(AssetEvent).where(AssetEvent.source_run_id == first.run_id)).all()
@@ -181,7 +194,9 @@ def test_a_misspelt_parameter_is_refused(dags: dict[str, Any], capsys: pytest.Ca
     assert "unknown parameter sets; a run takes config, force, set" in refusal(run(dags, sets={}), capsys)
 
 
-def test_a_pool_that_does_not_exist_is_told_in_the_runs_note(dags: dict[str, Any]) -> None:
+def test_a_run_whose_pool_does_not_exist_is_refused_with_everything_else_that_stops_it(
+    dags: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Airflow's scheduler calls the listener when a run starts; tasks without a pool's slot never do."""
     from airflow.models.pool import Pool
     from airflow.utils.session import create_session
@@ -190,14 +205,24 @@ def test_a_pool_that_does_not_exist_is_told_in_the_runs_note(dags: dict[str, Any
     of_this = run(dags, misspelt=1)
     with create_session() as session:
         started = session.merge(of_this)
+        started.note = "Ann: the last try."
         run_notes.on_dag_run_running(started, "started")
-        assert started.note.startswith("There is no pool with slots called gpu; create it")
-        started.note = None
+        mine, told = started.note.splitlines()
+        assert (mine, told[:51]) == ("Ann: the last try.", "There is no pool with slots called gpu; create it (")
         session.add(Pool(pool="gpu", slots=1, include_deferred=False))
         session.flush()
-        run_notes.on_dag_run_running(started, "started")
-        assert started.note is None
+        run_notes.on_dag_run_running(started, "started again")
+        assert started.note == mine
         session.rollback()
+    with pytest.raises(UserError, match=r"^2 things would stop this run\. There is no pool .* train\.patience needs held-out"):
+        configured(dags, told, {"tokenize.validation_fraction": 0, "train.patience": 1})
+
+
+def configured(dags: dict[str, Any], note: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """What the first task of a run with this note returns."""
+    run = SimpleNamespace(conf={}, note=note, run_type="manual")
+    context = {"dag_run": run, "params": {"config": "tiny", "set": overrides}, "dag": dags["sft"], "triggering_asset_events": {}}
+    return dag_tasks.configure(context, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["no-such", "../pyproject", "/etc/passwd", "tiny.yaml"])

@@ -7,14 +7,16 @@ import os
 import shutil
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from talaria.cli.chat import resolve_model
 from talaria.common.errors import DataError
 from talaria.config.evaluation_settings import Promote
+from talaria.registry.champion_loss import champion_beside
 from talaria.registry.promotion import champion, preview, promote, reject, rollback, unchanged
 from talaria.registry.register import register
-from talaria.registry.versions import find_model, prune, search_versions, set_tags, tags_of
+from talaria.registry.versions import add_entry, find_model, prune, search_versions, set_tags, tags_of
 from talaria.tracking.mlflow_client import connect
 
 from tests.support import tiny_pipeline
@@ -266,7 +268,13 @@ def test_the_champion_is_measured_on_the_candidates_conversations(settings, fold
     assert f"not better than the champion (version {first['candidate']}) beyond noise" in facts["reason"]
     measured = evaluate(settings, model=folders["train"] / "model", tokens=tokens, base=None, output=tmp_path / "again")
     assert facts["losses"]["champion"] == pytest.approx(measured["heldout_loss"], rel=1e-6)
-    tags = tags_of(connect(sqlite_uri).get_model_version(first["model"], str(first["candidate"])))
+    client = connect(sqlite_uri)
+    both = [client.get_model_version(first["model"], str(one["candidate"])) for one in (first, second)]
+    beside = champion_beside(client, *both, settings.evaluate, sqlite_uri)  # what a person is shown who is asked
+    assert beside["metrics"]["exact_match"] == measured["exact_match"]
+    samples = [json.loads(line) for line in (tmp_path / "again" / "samples.jsonl").read_text().splitlines()]
+    assert beside["answers"] == {sample["row"]: sample["tuned"] for sample in samples}
+    tags = tags_of(client.get_model_version(first["model"], str(first["candidate"])))
     assert any(name.startswith("talaria.items_on.") for name in tags)
     shutil.rmtree(tokens)  # the number is kept, so the files are not needed again
     assert promote(second["model"], second["candidate"], uri=sqlite_uri)["losses"] == facts["losses"]
@@ -378,6 +386,20 @@ def test_a_champion_that_is_a_copy_is_measured(settings, folders, sqlite_uri):
     loss, why = champion_loss(client, copy, candidate, sqlite_uri)
     assert why is None
     assert loss == pytest.approx(float(tags_of(candidate)["talaria.eval_loss"]), rel=1e-5)
+
+
+def test_writers_at_once_lose_nothing_of_each_others(local):
+    version = local.add(3.0)
+    with ThreadPoolExecutor(8) as pool:
+        for written in [
+            *(pool.submit(set_tags, local.client, local.name, version, {f"talaria.note.{n}": n}) for n in range(8)),
+            *(pool.submit(add_entry, local.client, local.name, version, "today", f"entry {n}") for n in range(8)),
+        ]:
+            written.result()
+    assert {f"talaria.note.{n}" for n in range(8)} <= local.tags(version).keys()
+    assert sorted(line for line in local.description(version).splitlines() if "entry" in line) == [
+        f"- today: entry {n}" for n in range(8)
+    ]
 
 
 def test_unknown_names_are_one_sentence(models):

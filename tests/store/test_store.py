@@ -48,6 +48,16 @@ def test_the_manifest_tells_what_is_there(tmp_path: Path) -> None:
     assert manifest["versions"]["pyarrow"]
 
 
+def test_modes_follow_the_umask_so_that_others_may_share_the_store(tmp_path: Path) -> None:
+    former = os.umask(0o002)
+    try:
+        output = make(Store(tmp_path / "store"))
+    finally:
+        os.umask(former)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (output.path, *output.path.rglob("*"))}
+    assert modes == {output.path.name: 0o775, "part": 0o775, "greeting.txt": 0o664, "manifest.json": 0o664}
+
+
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     def fail(folder: Path) -> dict[str, Any]:
         write_greeting(folder)

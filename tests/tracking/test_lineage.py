@@ -86,7 +86,7 @@ def test_the_commit_of_the_code_is_git_s(monkeypatch):
 
 
 def test_mlflow_is_told_who_ran_what(monkeypatch):
-    for name in ("AIRFLOW_CTX_DAG_ID", "AIRFLOW_CTX_DAG_RUN_ID", "AIRFLOW_CTX_DAG_OWNER"):
+    for name in ("AIRFLOW_CTX_DAG_ID", "AIRFLOW_CTX_DAG_RUN_ID", "AIRFLOW_CTX_DAG_OWNER", "TALARIA_USER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LOGNAME", "ann")
     assert lineage.source_tags().items() >= {"mlflow.user": "ann", "mlflow.source.name": "talaria"}.items()
@@ -94,6 +94,8 @@ def test_mlflow_is_told_who_ran_what(monkeypatch):
     monkeypatch.setenv("AIRFLOW_CTX_DAG_OWNER", "ml-team")
     expected = {"mlflow.user": "ml-team", "mlflow.source.name": "Airflow: sft", "mlflow.source.type": "JOB"}
     assert lineage.source_tags().items() >= expected.items()
+    monkeypatch.setenv("TALARIA_USER", "ben")
+    assert lineage.source_tags()["mlflow.user"] == "ben"
 
 
 def test_an_experiment_opens_as_model_training(sqlite_uri, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +16,11 @@ from talaria.cli.app import app
 from talaria.common.errors import Unavailable, UserError
 from talaria.config.load import parse
 from talaria.config.schema import Config
+from talaria.data import source_sample
+from talaria.data.convert import convert
+from talaria.data.synthetic.generator import generate
 from talaria.store.store import Store
+from talaria.tokenization.stage import tokenize
 from talaria.workflow.forecast import disk, ranks, training
 from talaria.workflow.forecast.base import BaseModel
 from talaria.workflow.forecast.forecast import forecast, refuse
@@ -134,6 +139,30 @@ def test_the_size_of_a_model_from_random_weights_is_known_before_it_is_made(tmp_
     (bare / "tokenizer.json").unlink()
     (problem,) = forecast(tiny_pipeline.config(base=base | {"path": str(bare)}), store, uri=None)["problems"]
     assert "tokenizer.json: no such file" in problem
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_data_that_was_never_tokenised_is_estimated_from_its_first_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    """The user's own file and model folder, before anything was made of them; then once they are converted."""
+    monkeypatch.setattr(source_sample, "BYTES", 100_000)
+    base = tiny_pipeline.prepare(Store(tmp_path / "other"), tiny_pipeline.config())["base"].path
+    lines_ = "".join(json.dumps(row) + "\n" for row in generate(2000, 0)).encode()
+    (data := tmp_path / ("rows.jsonl.gz" if packed else "rows.jsonl")).write_bytes(gzip.compress(lines_) if packed else lines_)
+    own = {"download": {"source": "local", "path": str(data)}, "base": {"source": "local", "path": str(base)}}
+    settings = tiny_pipeline.config(**own, tokenize={"max_tokens": 512, "validation_fraction": 0.2})
+    store = Store(tmp_path / "store")
+    found = forecast(settings, store, uri=None)["training"]
+
+    convert(data, tmp_path / "messages.parquet", settings.convert)
+    made = tokenize(tmp_path / "messages.parquet", base, tmp_path / "tokens", settings.tokenize)
+    assert found["tokens"] == pytest.approx(made["tokens"]["train"], rel=0.1)
+    assert found["conversations"] == pytest.approx(made["conversations"]["train"], rel=0.1)
+    assert found["trained_tokens"] == pytest.approx(found["tokens"] * settings.train.epochs, rel=0.01)
+    told = "\n".join(lines(forecast(settings, store, uri=None)))
+    assert f"data      about {found['conversations']:,} conversations, about {found['tokens']:,} tokens (estimated from" in told
+    assert "tokens" not in forecast(settings, store, uri=None)["disk"]["parts"], "an estimate refuses nobody"
 
 
 def test_base_of_another_family_is_a_problem(tmp_path: Path) -> None:

@@ -87,11 +87,12 @@ def promote(
     if anyway and dry_run:
         raise UserError("--anyway and --dry-run exclude each other: the gate's word does not count with the first.")
     overrides = set_ if margin is None else [*set_, f"promote.margin={margin}"]
-    settings, uri = load(config, overrides).promote, tracking_uri(store)
+    settings, uri = load(config, overrides), tracking_uri(store)
     if dry_run:
-        answer = preview(model, version, settings=settings, uri=uri)
+        shown = settings.evaluate if settings.promote.approval else None  # a person will be asked
+        answer = preview(model, version, settings=settings.promote, evaluate=shown, uri=uri)
     else:
-        answer = work(model, version, settings=settings, uri=uri, by=getpass.getuser() if anyway else None)
+        answer = work(model, version, settings=settings.promote, uri=uri, by=getpass.getuser() if anyway else None)
     if output is not None:
         write_atomically(output, json.dumps(answer))
     finish(answer, as_json)

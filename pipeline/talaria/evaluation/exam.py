@@ -75,9 +75,16 @@ class Exam:
         return cls(tokens, settings, prompts, ends, ends[-1], lambda ids: str(tokenizer.decode(ids)), named, sources)
 
     def take(self, folder: Path, device: torch.device) -> Result:
+        heldout = self.loss_of(folder, device)
+        answers, texts = self.answers_of(folder, device)
+        references = [self.decode(prompt.reference) for prompt in self.prompts]
+        matches = [text.strip() == reference.strip() for text, reference in zip(texts, references, strict=True)]
+        return Result(heldout, self.items(heldout).metrics[HELDOUT_LOSS].by_tag(), answers, texts, matches)
+
+    def answers_of(self, folder: Path, device: torch.device) -> tuple[list[Answer], list[str]]:
+        """Return a model's answers to the prompts, in their order, as ids and as texts."""
         from talaria.evaluation.greedy_answers import answer_all, open_for_answers
 
-        heldout = self.loss_of(folder, device)
         hf = open_for_answers(folder, device)
         answers = answer_all(
             hf,
@@ -88,11 +95,8 @@ class Exam:
             max_new_tokens=self.settings.max_new_tokens,
             max_tokens=CACHED * self.settings.batch_tokens,
         )
-        texts = [self.decode(answer.ids) for answer in answers]
-        references = [self.decode(prompt.reference) for prompt in self.prompts]
         free(hf)
-        matches = [text.strip() == reference.strip() for text, reference in zip(texts, references, strict=True)]
-        return Result(heldout, self.items(heldout).metrics[HELDOUT_LOSS].by_tag(), answers, texts, matches)
+        return answers, [self.decode(answer.ids) for answer in answers]
 
     def loss_of(self, folder: Path, device: torch.device) -> HeldOut:
         from talaria.evaluation.heldout_loss import heldout_loss, open_model

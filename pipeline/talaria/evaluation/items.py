@@ -52,6 +52,11 @@ class MetricItems:
         names, tags = [self.items[place] for place in places], [self.tags[place] for place in places]
         return MetricItems(names, self.values[at], self.weights[at], self.right[at], tags)
 
+    def on(self, items: Sequence[str]) -> MetricItems:
+        """Return the items of these names, all of which were measured."""
+        places = {name: place for place, name in enumerate(self.items)}
+        return self.take([places[name] for name in items])
+
     def by_tag(self) -> dict[str, float]:
         """Return tag -> mean of its items, by name; of many tags those with the most items."""
         counted = Counter(tag for tags in self.tags for tag in tags)
@@ -141,10 +146,9 @@ def conversation_ids(tokens: Tokens) -> list[str]:
 
 def pair(ours: MetricItems, theirs: MetricItems, *, lower_is_better: bool) -> Pairs | None:
     """Return improvements of `ours` over `theirs` on all of our items; None where `theirs` lacks one."""
-    place = {item: place for place, item in enumerate(theirs.items)}
-    if not ours.items or not place.keys() >= set(ours.items):
+    if not ours.items or not set(theirs.items) >= set(ours.items):
         return None
-    others = theirs.values[[place[item] for item in ours.items]]
+    others = theirs.on(ours.items).values
     gained = others - ours.values if lower_is_better else ours.values - others
     return Pairs(gained, ours.weights)
 

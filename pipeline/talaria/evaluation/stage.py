@@ -170,6 +170,18 @@ def measure_items(settings: Settings, model: Path, tokens: Path) -> Items:
     return _items_of(exam, exam.take(model, device) if exam else None, tested)
 
 
+def heldout_answers(settings: Settings, model: Path, tokens: Path) -> dict[int, str]:
+    """Return row -> a model's answer to each held-out prompt, as `samples.jsonl` has them of the tuned one."""
+    from talaria.evaluation.heldout_loss import best_device
+
+    split = open_tokens(tokens)[VALIDATION]
+    if split is None or not settings.prompts:
+        return {}
+    exam = Exam.of(split, settings, model)
+    _, texts = exam.answers_of(model, best_device())
+    return {prompt.row: text for prompt, text in zip(exam.prompts, texts, strict=True)}
+
+
 def _items_of(exam: Exam | None, taken: Result | None, tested: Sequence[TaskResult]) -> Items:
     """Return everything that was measured of one model, by item."""
     found = exam.items(taken.heldout, taken.matches) if exam and taken else Items()

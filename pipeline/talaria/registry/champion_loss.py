@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from talaria.common.files import file_digest, read_object
 from talaria.config.evaluation_settings import HELDOUT_LOSS, Evaluate
@@ -83,6 +83,24 @@ def champion_items(
     if why is None:
         keep_items(client, champion, later, found, f"on-{later.removeprefix(MEASURED)}-version-{champion.version}.parquet")
     return found, why
+
+
+def champion_beside(
+    client: MlflowClient, champion: ModelVersion, candidate: ModelVersion, evaluate: Evaluate, uri: str
+) -> dict[str, Any]:
+    """Return what a person sees of the champion beside a candidate: `metrics` (name -> mean on the candidate's items) and
+    `answers` (row -> text) to its held-out prompts. What is not known is measured; what cannot be is left out."""
+    from talaria.evaluation.stage import heldout_answers
+
+    metrics: dict[str, float | None] = {}
+    if (ours := read_items(client, candidate, ITEMS)) is not None:
+        theirs, _ = champion_items(client, champion, candidate, ours, list(ours.metrics), uri)
+        metrics = {
+            name: theirs.metrics[name].on(ours.metrics[name].items).mean for name in theirs.metrics if name in ours.metrics
+        }
+    answers: dict[int, str] = {}
+    _on_its_files(client, champion, candidate, uri, lambda own, tokens: answers.update(heldout_answers(evaluate, own, tokens)))
+    return {"metrics": metrics, "answers": answers}
 
 
 def _on_its_files(

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from talaria.common.errors import DataError
 from talaria.common.redact import scrub
-from talaria.config.evaluation_settings import HELDOUT_LOSS, Promote
-from talaria.registry.gate import Decision, Losses, decide, with_entry
+from talaria.config.evaluation_settings import HELDOUT_LOSS, Evaluate, Promote
+from talaria.registry.gate import Decision, Losses, decide
 from talaria.registry.noise_rule import Rival, decide_beyond_noise, metrics_needed
 from talaria.registry.version_items import BASE_ITEMS, ITEMS, read_items
 from talaria.registry.versions import (
@@ -25,6 +25,7 @@ from talaria.registry.versions import (
     LOSS,
     PREVIOUS,
     TRAIN_KEY,
+    add_entry,
     as_number,
     drop_tags,
     find_model,
@@ -91,11 +92,18 @@ def promote(
 
 
 def preview(
-    model: str, version: int | None = None, *, settings: Promote | None = None, margin: float | None = None, uri: str
+    model: str,
+    version: int | None = None,
+    *,
+    settings: Promote | None = None,
+    margin: float | None = None,
+    evaluate: Evaluate | None = None,
+    uri: str,
 ) -> dict[str, Any]:
     """Return what `promote` would decide, and move nothing. Measures the champion where its loss is not known.
 
-    `promoted`: whether the alias would move now; `rejected`: whether a person has said no to this version.
+    `promoted`: whether the alias would move now; `rejected`: whether a person has said no to this version; `beside`: with
+    `evaluate`, the settings of the candidate's evaluation, what a person who is asked sees of the champion.
     """
     client = connect(uri)
     with plain_errors(uri):
@@ -109,6 +117,11 @@ def preview(
                 },
             }
         losses, decision = _ask(client, candidate, champion, _rules(settings, margin), None, uri)
+        beside = None
+        if evaluate is not None and champion is not None and decision.promoted:
+            from talaria.registry.champion_loss import champion_beside
+
+            beside = champion_beside(client, _get(client, model, champion), candidate, evaluate, uri)
     return {
         "model": model,
         "version": number,
@@ -117,6 +130,7 @@ def preview(
         "losses": {"candidate": losses.candidate, "base": losses.base, "champion": losses.champion},
         "champion": champion,
         "rejected": f"{REJECTED}_by" in tags_of(candidate),
+        **({"beside": beside} if beside else {}),
     }
 
 
@@ -128,8 +142,7 @@ def reject(model: str, version: int, *, by: str, uri: str) -> dict[str, Any]:
         reason = f"Version {version} is not promoted. It was rejected by {scrub(by)}."
         if tags_of(candidate).get(f"{REJECTED}_by") is None:
             set_tags(client, model, version, {GATE: "rejected", f"{REJECTED}_by": scrub(by), f"{REJECTED}_at": _now()})
-            text = with_entry(candidate.description or "", _now(), f"Rejected by {scrub(by)}")
-            client.update_model_version(model, str(version), text)
+            add_entry(client, model, version, _now(), f"Rejected by {scrub(by)}")
     return {"model": model, "version": version, "promoted": False, "reason": reason, "champion": champion, "previous": champion}
 
 
@@ -274,7 +287,7 @@ def _write_decision(
         PREVIOUS: champion if decision.promoted else None,
     }
     set_tags(client, model, number, tags)
-    client.update_model_version(model, number, with_entry(candidate.description or "", _now(), decision.reason))
+    add_entry(client, model, number, _now(), decision.reason)
     if decision.promoted:
         drop_tags(client, model, number, (ROLLED_BACK, REJECTED))  # a person's promotion ends what an earlier word forbade
 
@@ -319,8 +332,7 @@ def _get(client: MlflowClient, model: str, version: int) -> ModelVersion:
 
 def _write_rollback(client: MlflowClient, leaving: ModelVersion, back: int, reason: str, who: str, request: str | None) -> None:
     model, number = leaving.name, str(leaving.version)
-    text = f"Rolled back to version {back} by {who}: {reason}"
-    client.update_model_version(model, number, with_entry(leaving.description or "", _now(), text))
+    add_entry(client, model, number, _now(), f"Rolled back to version {back} by {who}: {reason}")
     tags = {"": "true", "_to": back, "_by": who, "_at": _now(), "_reason": reason}
     set_tags(client, model, number, {f"{ROLLED_BACK}{name}": value for name, value in tags.items()})
     set_tags(client, model, number, {f"{ROLLED_BACK}_request": request})  # last: it says that the rest is written

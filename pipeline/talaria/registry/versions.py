@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from talaria.common.errors import DataError
+from talaria.common.locks import locked
+from talaria.registry.gate import with_entry
 from talaria.runs.folder import short_id
 from talaria.tracking.mlflow_client import connect, plain_errors
 from talaria.tracking.tag_record import OF_A_VERSION, RECORD, packed, unpacked
@@ -124,26 +127,53 @@ def as_number(text: str | None) -> float | None:
 def set_tags(client: MlflowClient, model: str, version: int | str, tags: Mapping[str, Any]) -> None:
     """Set a version's tags, except those whose value is None. MLflow takes one tag per call, so calls run in parallel."""
     new = {name: str(value) for name, value in tags.items() if value is not None}
-    if any(name not in OF_A_VERSION for name in new):  # RECORD is rewritten with what it has
-        new = {name: value for name, value in _recorded(client, model, version).items() if name not in OF_A_VERSION} | new
-    values = list(packed(new).items())
-    with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        list(pool.map(lambda tag: client.set_model_version_tag(model, str(version), *tag), values))
+    with contextlib.ExitStack() as stack:
+        if any(name not in OF_A_VERSION for name in new):  # RECORD is rewritten with what it has
+            known = stack.enter_context(alone(client, model, version))
+            new = {name: value for name, value in _recorded(known).items() if name not in OF_A_VERSION} | new
+        values = list(packed(new).items())
+        with ThreadPoolExecutor(_AT_A_TIME) as pool:
+            list(pool.map(lambda tag: client.set_model_version_tag(model, str(version), *tag), values))
 
 
 def drop_tags(client: MlflowClient, model: str, version: int | str, prefixes: tuple[str, ...]) -> None:
     """Remove the talaria.* tags whose names begin so."""
-    known = client.get_model_version(model, str(version)).tags
-    for name in [name for name in known if name.startswith(prefixes)]:
-        client.delete_model_version_tag(model, str(version), name)
-    left = {name: value for name, value in _recorded(client, model, version).items() if not name.startswith(prefixes)}
-    client.set_model_version_tag(model, str(version), RECORD, packed(left, ())[RECORD] if left else "{}")
+    with alone(client, model, version) as known:
+        for name in [name for name in known.tags if name.startswith(prefixes)]:
+            client.delete_model_version_tag(model, str(version), name)
+        left = {name: value for name, value in _recorded(known).items() if not name.startswith(prefixes)}
+        client.set_model_version_tag(model, str(version), RECORD, packed(left, ())[RECORD] if left else "{}")
 
 
-def _recorded(client: MlflowClient, model: str, version: int | str) -> dict[str, str]:
-    """What RECORD of a version says now."""
-    tags = client.get_model_version(model, str(version)).tags
-    return unpacked({RECORD: tags[RECORD]}) if RECORD in tags else {}
+def add_entry(client: MlflowClient, model: str, version: int | str, at: str, text: str) -> None:
+    """Add a dated line to the history in a version's description."""
+    with alone(client, model, version) as known:
+        client.update_model_version(model, str(version), with_entry(known.description or "", at, text))
+
+
+@contextlib.contextmanager
+def alone(client: MlflowClient, model: str, version: int | str) -> Iterator[ModelVersion]:
+    """Yield a version as it is now; until the block ends, nobody else rewrites what it says.
+
+    MLflow has no lock and no compare-and-set, so the kernel's is used: beside MLflow's database where that is a file, else
+    beside the version's files, where they are on a disk that this machine sees. Where neither is, the last writer wins.
+    """
+    number = str(version)
+    uri = client.tracking_uri
+    if uri.startswith("sqlite:///"):
+        folder: Path | None = Path(uri.removeprefix("sqlite:///").partition("?")[0]).parent
+    else:
+        files = local_folder(location_of(client, client.get_model_version(model, number)))
+        folder = files.parent if files else None
+    with contextlib.ExitStack() as stack:
+        if folder is not None and os.access(folder, os.W_OK):
+            stack.enter_context(locked(folder / f".{model}-{number}.lock"))
+        yield client.get_model_version(model, number)
+
+
+def _recorded(version: ModelVersion) -> dict[str, str]:
+    """What RECORD of a version says."""
+    return unpacked({RECORD: version.tags[RECORD]}) if RECORD in version.tags else {}
 
 
 def prune(model: str, keep: int, *, uri: str) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from talaria.store.manifest import Manifests
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
+USER = "TALARIA_USER"
+"""Variable: who asked for what this process does, where that is not the user that it runs as."""
 ORIGIN = ("talaria.dag_id", "talaria.run_id", "talaria.git_commit")
 """Tags that identify the Airflow run and the code, not the data."""
 _MAX_PARAM = 6000  # MLflow's longest param
@@ -146,7 +148,7 @@ def source_tags() -> dict[str, str]:
     """Return the tags of a new run from which MLflow's pages fill "Created by" and "Source"."""
     context = airflow_context()
     try:
-        user = os.environ.get("AIRFLOW_CTX_DAG_OWNER") or getpass.getuser()
+        user = os.environ.get(USER) or os.environ.get("AIRFLOW_CTX_DAG_OWNER") or getpass.getuser()
     except (KeyError, OSError):  # a container whose user has no name
         user = str(os.getuid())
     tags = {

@@ -20,7 +20,7 @@ from talaria_airflow.notifiers.alert import Alert
 from talaria_airflow.operators.accelerate_launch import AccelerateLaunchOperator
 from talaria_airflow.operators.approval import AskOperator, CompareOperator
 from talaria_airflow.operators.register import BY_DATA, RegisterOperator
-from talaria_airflow.operators.stage import StageOperator, TokenizeOperator
+from talaria_airflow.operators.stage import EvaluateOperator, StageOperator, TokenizeOperator
 from talaria_airflow.parameters.form import run_parameters
 
 MESSAGES, TOKENS, MODEL = Asset("talaria-messages"), Asset("talaria-tokens"), Asset("talaria-model")
@@ -118,7 +118,7 @@ def _tasks(name: str | None, gpu: Mapping[str, Any], channels: Mapping[str, Any]
             execution_timeout=timedelta(days=14),
             **gpu,
         ).output
-        evaluate = stage_task("evaluate", config, {"train": train, **ready, "convert": made["convert"]}, **gpu)
+        evaluate = evaluate_task(config, {"train": train, **ready, "convert": made["convert"]}, gpu)
     registry_tasks(config, {**made, "train": train, "evaluate": evaluate}, gpu, channels)
 
 
@@ -130,6 +130,10 @@ def sft_dags() -> list[DAG]:
 
 def stage_task(name: str, config: Any, inputs: Mapping[str, Any], **options: Any) -> Any:
     return StageOperator(task_id=name, stage=name, config=config, inputs=inputs, force=FORCE, **options).output
+
+
+def evaluate_task(config: Any, inputs: Mapping[str, Any], gpu: Mapping[str, Any]) -> Any:
+    return EvaluateOperator(task_id="evaluate", config=config, inputs=inputs, force=FORCE, **gpu).output
 
 
 def data_tasks(config: Any) -> dict[str, Any]:

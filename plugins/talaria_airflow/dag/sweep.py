@@ -10,7 +10,7 @@ from airflow.sdk.definitions.param import ParamsDict
 from talaria.config.schema import Config
 
 from talaria_airflow.dag import tasks as dag_tasks
-from talaria_airflow.dag.factory import ACTIVE_RUNS, data_tasks, registry_tasks, stage_task, task_defaults
+from talaria_airflow.dag.factory import ACTIVE_RUNS, data_tasks, evaluate_task, registry_tasks, task_defaults
 from talaria_airflow.dag.scheduling import default_config
 from talaria_airflow.operators.sweep_trial import NAME, SweepTrialOperator
 from talaria_airflow.parameters.form import run_parameters
@@ -89,5 +89,5 @@ def _tasks(gpu: dict[str, Any], channels: dict[str, Any]) -> None:
 
     best: Any = choose(config, ready, references.output, others.output)
     with TaskGroup("model"):
-        evaluate = stage_task("evaluate", best["config"], {"train": best["train"], **ready, "convert": made["convert"]}, **gpu)
+        evaluate = evaluate_task(best["config"], {"train": best["train"], **ready, "convert": made["convert"]}, gpu)
     registry_tasks(best["config"], {**made, "train": best["train"], "evaluate": evaluate}, gpu, channels)

@@ -17,10 +17,10 @@ from talaria.stages.table import planned_keys
 from talaria.store.store import Output, Store
 from talaria.workflow import convert_parts, tokenize_parts
 
-from talaria_airflow.listeners.run_notes import NOTE
+from talaria_airflow.listeners.run_notes import NOTE, told_of_pools
 from talaria_airflow.notifiers.alert import Alert
 from talaria_airflow.operators.approval import ANSWER_DAYS, REJECT
-from talaria_airflow.operators.stage import given, given_output, store_root
+from talaria_airflow.operators.stage import given, given_output, name_user, store_root
 from talaria_airflow.operators.xcom import storable
 from talaria_airflow.parameters import form
 
@@ -49,12 +49,15 @@ def configure(context: Context, name: str | None) -> dict[str, Any]:
         log.info("This run is skipped: %s", reason)
         note(context, f"Skipped: {reason}")
         raise AirflowSkipException(reason)
-    _plan(config, force=bool(params.get("force")))
+    _plan(config, told_of_pools(run.note), force=bool(params.get("force")))
     return config.model_dump(mode="json")
 
 
-def _plan(config: Config, *, force: bool) -> None:
-    """Log what the run will reuse, make, take and cost. Raises UserError with everything that is certain to fail."""
+def _plan(config: Config, no_pool: str | None, *, force: bool) -> None:
+    """Log what the run will reuse, make, take and cost. Raises UserError with everything that is certain to fail.
+
+    `no_pool`: the sentence on a pool without slots.
+    """
     from talaria.tracking.mlflow_client import tracking_uri
     from talaria.workflow.forecast.forecast import forecast, refuse
     from talaria.workflow.forecast.lines import lines
@@ -63,7 +66,7 @@ def _plan(config: Config, *, force: bool) -> None:
     facts = forecast(config, store(), uri=tracking_uri(store().root), trains_here=one_machine, force=force)
     for line in lines(facts):
         log.info("%s", line)
-    refuse(facts)
+    refuse(facts | {"problems": [no_pool, *facts["problems"]], "passing": False} if no_pool else facts)
 
 
 def note(context: Context, sentence: str) -> None:
@@ -126,6 +129,7 @@ def open_sweep(config: Json, upstream: Json) -> None:
     from talaria.sweep.record import SweepRun
     from talaria.tracking.mlflow_client import tracking_uri
 
+    name_user(get_current_context())
     run = SweepRun.open(parse(config), store(), outputs(upstream), tracking_uri(store().root))
     log.info("MLflow run: %s", run.url or run.run_id)
 

@@ -20,7 +20,8 @@ from talaria.tracking.tag_record import unpacked
 
 KEPT_SECONDS = 30.0
 TIMEOUT_SECONDS = 3.0
-_NOTHING: dict[str, Any] = {"run_url": None, "versions": [], "decision": [], "problem": None}
+_NOTHING: dict[str, Any] = {"run_url": None, "versions": [], "answers": None, "decision": [], "problem": None}
+_EVALUATED = "talaria.key.evaluate"
 
 
 class MlflowFacts:
@@ -29,8 +30,9 @@ class MlflowFacts:
         self._asking = threading.Lock()
 
     def facts(self, run_id: str | None) -> dict[str, Any]:
-        """`run_url`; `versions`, newest first: name, version, url, aliases; `decision`: the gate's words and what followed,
-        as pairs of a heading and a text; `problem`: why these lack, if they do."""
+        """`run_url`; `versions`, newest first: name, version, url, aliases; `answers`: the address of their page, beside this
+        one; `decision`: the gate's words and what followed, as pairs of a heading and a text; `problem`: why these lack, if
+        they do."""
         if not run_id or not os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
             return _NOTHING
         when, facts = self._kept.get(run_id, (-math.inf, _NOTHING))
@@ -55,9 +57,11 @@ def _ask(uri: str, run_id: str) -> dict[str, Any]:
     except (httpx.HTTPError, KeyError, ValueError) as error:
         return {**_NOTHING, "problem": f"MLflow does not answer ({type(error).__name__})."}
     found.sort(key=lambda version: -int(version["version"]))
+    evaluations = [key for version in found if (key := _tags(version).get(_EVALUATED))]
     return {
         "run_url": run_url(uri, run["info"]["experiment_id"], run_id),
         "versions": [_version(uri, version, models[version["name"]]) for version in found],
+        "answers": f"answers/{evaluations[0]}" if evaluations else None,
         "decision": [line for version in found for line in _decision(version)],
         "problem": None,
     }
@@ -71,12 +75,16 @@ def _version(uri: str, version: dict[str, Any], model: dict[str, Any]) -> dict[s
 
 def _decision(version: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Return what the gate and people recorded on a version (pipeline/talaria/registry/promotion.py)."""
-    tags = unpacked({tag["key"]: tag["value"] for tag in version.get("tags", [])})
+    tags = _tags(version)
     if GATE in tags:
         yield f"Gate, version {version['version']}", f"{tags[GATE]}. {tags.get(f'{GATE}.reason', '')}".strip()
     if ROLLED_BACK in tags:
         who, why = (tags.get(f"{ROLLED_BACK}_{name}", "?") for name in ("by", "reason"))
         yield "Rolled back", f"by {who}: {why}"
+
+
+def _tags(version: dict[str, Any]) -> dict[str, str]:
+    return unpacked({tag["key"]: tag["value"] for tag in version.get("tags", [])})
 
 
 def _get(client: httpx.Client, path: str, **query: str) -> dict[str, Any]:

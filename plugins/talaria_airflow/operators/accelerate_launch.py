@@ -25,7 +25,7 @@ from talaria.store.store import Output, Store
 
 from talaria_airflow.notifiers.alert import Alert
 from talaria_airflow.operators import links, training_stats
-from talaria_airflow.operators.stage import StageOperator, given, lifelines
+from talaria_airflow.operators.stage import StageOperator, given, lifelines, name_user
 from talaria_airflow.operators.training_stats import TrainingStats
 
 PROGRESS = "progress"
@@ -97,6 +97,7 @@ class AccelerateLaunchOperator(StageOperator):
 
     def prepared(self, context: Context, config: Config) -> tuple[Config, dict[str, Any]]:
         """Return the configuration as this task trains it, and the options of `launch`."""
+        name_user(context)
         links.show(context, links.TrainingPageLink, links.training_page(context))
         config = self._placed(config)
         self._alarms = TrainingAlarms(

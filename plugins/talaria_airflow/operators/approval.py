@@ -12,6 +12,7 @@ from typing import Any
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Context
 from talaria.config import load as settings
+from talaria.config.evaluation_settings import EXACT_MATCH, TASK
 from talaria.store.store import Store
 
 from talaria_airflow.notifiers.alert import Alert
@@ -37,6 +38,7 @@ class CompareOperator(StageOperator):
     """
 
     template_fields = (*StageOperator.template_fields, "registered", "evaluated")
+    operator_extra_links = (links.AnswersLink(), links.ModelVersionLink())
 
     def __init__(self, *, registered: Any, evaluated: Any, **kwargs: Any) -> None:
         super().__init__(stage="compare", inputs={}, **kwargs)
@@ -55,8 +57,13 @@ class CompareOperator(StageOperator):
             words = ["promote", model, str(version), "--dry-run", "--config", str(Path(scratch) / "config.yaml")]
             self.run_command([*words, "--store", str(store.root), "--output", str(answer)], context, Path(scratch))
             compared = json.loads(answer.read_text())
-        compared |= {"numbers": _numbers(compared, evaluated.facts), "examples": _examples(evaluated.path)}
-        return storable(compared | {"url": registered.get("model_url"), "answers_url": links.answers_page(evaluated.key)})
+        champions = compared.pop("beside", {})
+        numbers = _numbers(compared, evaluated.facts, champions.get("metrics", {}))
+        compared |= {"numbers": numbers, "examples": _examples(evaluated.path, champions.get("answers", {}))}
+        addresses = {"url": registered.get("model_url") or "", "answers_url": links.answers_page(evaluated.key)}
+        links.show(context, links.ModelVersionLink, addresses["url"])
+        links.show(context, links.AnswersLink, addresses["answers_url"])
+        return storable(compared | addresses)
 
 
 class AskOperator(HITLOperator):
@@ -109,26 +116,31 @@ def question(compared: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-_SHOWN = (("reference", "reference"), ("base", "base"), ("candidate", "tuned"))
+_SHOWN = (("reference", "reference"), ("base", "base"), ("champion", "champion"), ("candidate", "tuned"))
 
 
-def _numbers(compared: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Name of a measure -> its value for base, champion and candidate."""
-    return {
-        "held-out loss": dict(compared["losses"]),
-        "exact match": {"base": facts.get("base_exact_match"), "candidate": facts.get("exact_match")},
-        **{f"task {name}": {"base": one["base"], "candidate": one["tuned"]} for name, one in (facts.get("tasks") or {}).items()},
+def _numbers(compared: Mapping[str, Any], facts: Mapping[str, Any], champions: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name of a measure -> its value for base, champion and candidate. `champions`: metric -> the champion's mean."""
+    exact = {"base": facts.get("base_exact_match"), "champion": champions.get(EXACT_MATCH), "candidate": facts.get("exact_match")}
+    tasks = {
+        f"task {name}": {"base": one["base"], "champion": champions.get(f"{TASK}/{name}"), "candidate": one["tuned"]}
+        for name, one in (facts.get("tasks") or {}).items()
     }
+    return {"held-out loss": dict(compared["losses"]), "exact match": exact, **tasks}
 
 
-def _examples(evaluated: Path) -> list[dict[str, Any]]:
-    """The first held-out prompts with their answers, those first on which base and candidate differ."""
+def _examples(evaluated: Path, champions: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The first held-out prompts with their answers, those first on which base and candidate differ.
+
+    `champions`: row -> the champion's answer.
+    """
     from talaria.evaluation.stage import SAMPLES
 
     with (evaluated / SAMPLES).open(encoding="utf-8") as file:
         samples = [json.loads(line) for line in file]
     samples.sort(key=lambda sample: sample["base"] == sample["tuned"])
-    return [{key: sample[key] for key in ("prompt", "reference", "base", "tuned")} for sample in samples[:EXAMPLES]]
+    kept = ("prompt", "reference", "base", "tuned")
+    return [{key: sample[key] for key in kept} | {"champion": champions.get(str(sample["row"]))} for sample in samples[:EXAMPLES]]
 
 
 def _rounded(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Buttons on a task's page: the MLflow run, the model version, the page that shows the training."""
+"""Buttons on a task's page: the MLflow run, the model version, the training, the answers of an evaluation."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ class ModelVersionLink(UrlLink):
 
 class TrainingPageLink(UrlLink):
     name = "Training page"
+
+
+class AnswersLink(UrlLink):
+    name = "Answers"
 
 
 def show(context: Context, link: type[UrlLink], url: str) -> None:

@@ -11,7 +11,7 @@ from talaria.store.store import Store
 
 from talaria_airflow.operators import links
 from talaria_airflow.operators.lineage import EmitsLineage, of_version
-from talaria_airflow.operators.stage import as_task_failure, given, given_output, store_root
+from talaria_airflow.operators.stage import as_task_failure, given, given_output, name_user, store_root
 from talaria_airflow.operators.xcom import storable
 
 BY_DATA = "talaria-model-by-data"
@@ -41,6 +41,7 @@ class RegisterOperator(EmitsLineage, BaseOperator):
         from talaria.registry.register import register
         from talaria.tracking.mlflow_client import public_uri, tracking_uri
 
+        name_user(context)
         with as_task_failure():
             store = Store(store_root())
             folders = {name: given_output(store, name, value).path for name, value in self.inputs.items()}

@@ -20,8 +20,10 @@ from talaria.config.schema import Config
 from talaria.process import reaper, supervisor
 from talaria.stages.run import made_before
 from talaria.store.store import Output, Store
+from talaria.tracking.lineage import USER
 from talaria.workflow import tokenize_parts
 
+from talaria_airflow.operators import links
 from talaria_airflow.operators.lineage import EmitsLineage, of_output
 from talaria_airflow.operators.xcom import storable
 
@@ -161,6 +163,20 @@ class TokenizeOperator(StageOperator):
         return tokenize_parts.join(config, store, upstream, force=self.forced)
 
 
+class EvaluateOperator(StageOperator):
+    """The stage `evaluate`, with a button that shows the answers of base and tuned model side by side."""
+
+    operator_extra_links = (links.AnswersLink(),)
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(stage="evaluate", **kwargs)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        made = super().execute(context)
+        links.show(context, links.AnswersLink, links.answers_page(made["key"]))
+        return made
+
+
 def given(task: str, value: Any) -> Mapping[str, Any]:
     """Return what an upstream task returned. Raises UserError, naming Airflow's cure, where it returned nothing."""
     if not isinstance(value, Mapping):
@@ -198,6 +214,11 @@ def store_root() -> str:
     if not (root := os.environ.get("TALARIA_STORE")):
         raise UserError("TALARIA_STORE is not set; it names the folder of all stage outputs, shared by the workers.")
     return root
+
+
+def name_user(context: Context) -> None:
+    """Have what this task writes to MLflow name the person who triggered the run; of a scheduled one, the DAG's owner."""
+    os.environ[USER] = context["dag_run"].triggering_user_name or ""
 
 
 def lifelines() -> Sequence[int]:

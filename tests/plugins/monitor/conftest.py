@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from talaria.tracking.tag_record import RECORD
 
 from tests.plugins.monitor.server import Airflow, ApiServer, environment, prepare
 from tests.support import synthetic_runs as synthetic
@@ -41,6 +43,7 @@ def registered(mlflow: MlflowServer) -> str:
         client.set_model_version_tag(
             "qwen3-4b-base", version.version, "talaria.gate.reason", f"Held-out loss after {step} steps."
         )
+    client.set_model_version_tag("qwen3-4b-base", "2", RECORD, json.dumps({"key.evaluate": synthetic.key(9)}))
     client.set_registered_model_alias("qwen3-4b-base", "champion", "1")
     return str(run.info.run_id)
 

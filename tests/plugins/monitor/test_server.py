@@ -206,6 +206,7 @@ def test_the_registry_tells_versions_and_the_gates_decision(airflow: Airflow, st
         ["Gate, version 2", "refused. Held-out loss after 200 steps."],
         ["Gate, version 1", "promoted. Held-out loss after 100 steps."],
     ]
+    assert facts["answers"] == f"answers/{synthetic.key(9)}"
     assert facts["problem"] is None
 
 

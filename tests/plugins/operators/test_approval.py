@@ -27,9 +27,10 @@ COMPARED: dict[str, Any] = {
     "champion": 3,
     "numbers": {
         "held-out loss": {"base": 2.0, "champion": 1.5, "candidate": 1.23456789},
-        "exact match": {"base": 0.0, "champion": None, "candidate": 0.5},
+        "exact match": {"base": 0.0, "champion": 0.25, "candidate": 0.5},
+        "task sums": {"base": 0.0, "champion": None, "candidate": 1.0},
     },
-    "examples": [{"prompt": "2 + 2 =\n?", "reference": "4", "base": "| <b>five</b> |", "tuned": "4"}],
+    "examples": [{"prompt": "2 + 2 =\n?", "reference": "4", "base": "| <b>five</b> |", "champion": "four", "tuned": "4"}],
     "url": "http://mlflow.example/7",
     "answers_url": "http://airflow.example/talaria/answers/0",
 }
@@ -41,11 +42,14 @@ def test_the_question_shows_all_three_side_by_side_with_answers() -> None:
         "|  | base | champion (version 3) | candidate (version 7) |",
         "| --- | --- | --- | --- |",
         "| held-out loss | 2.0000 | 1.5000 | 1.2346 |",
-        "| exact match | 0.0000 | – | 0.5000 |",
+        "| exact match | 0.0000 | 0.2500 | 0.5000 |",
     ]
+    assert lines[4] == "| task sums | 0.0000 | – | 1.0000 |"
     assert f"The gate would promote it: {COMPARED['reason']}" in lines
     assert "| prompt | 2 \\+ 2 = ? |" in lines
-    assert "| base | \\| \\<b\\>five\\</b\\> \\| |" in lines
+    assert lines[lines.index("| prompt | 2 \\+ 2 = ? |") + 2 :][:4] == [
+        *("| reference | 4 |", "| base | \\| \\<b\\>five\\</b\\> \\| |", "| champion | four |", "| candidate | 4 |")
+    ]
     assert lines[-1] == "[The version in MLflow](http://mlflow.example/7)"
     assert lines[-3] == "[Answers of base and candidate side by side](http://airflow.example/talaria/answers/0)"
     assert "champion" not in question(COMPARED | {"champion": None}).splitlines()[0]

@@ -28,6 +28,8 @@ class BaseModel:
     size: ModelSize | None = None
     settings: Mapping[str, Any] | None = None
     """Its config.json."""
+    tokenizer: Path | None = None
+    """Folder with its tokenizer; None where one has to be made first."""
 
     def as_json(self) -> dict[str, Any]:
         size = {"parameters": self.size.parameters, "bytes": self.size.stored_bytes} if self.size else {}
@@ -42,11 +44,11 @@ def look(config: Config, store: Store, keys: Mapping[str, str]) -> BaseModel:
     base, origin = config.base, config.base.origin
     if (made := store.here("base", keys["base"]) if "base" in keys else None) is not None:
         settings = read_json(made.path / "config.json")
-        return BaseModel(origin, settings.get("model_type"), size_of_folder(made.path), settings)
+        return BaseModel(origin, settings.get("model_type"), size_of_folder(made.path), settings, made.path)
     if base.source == "random":
         if base.tokenizer is not None:
             _require_tokenizer(base.tokenizer, config)
-        return BaseModel(origin, "qwen3", size_of_random(base), json.loads(base.shape.model_dump_json()))
+        return BaseModel(origin, "qwen3", size_of_random(base), json.loads(base.shape.model_dump_json()), base.tokenizer)
     if base.source == "local":
         assert base.path is not None  # the configuration has checked it
         if not base.path.is_dir():  # the stage's key has said so
@@ -54,7 +56,7 @@ def look(config: Config, store: Store, keys: Mapping[str, str]) -> BaseModel:
         require_trainable_base(config)
         _require_tokenizer(base.path, config)
         settings = read_json(base.path / "config.json")
-        return BaseModel(origin, settings["model_type"], size_of_folder(base.path), settings)
+        return BaseModel(origin, settings["model_type"], size_of_folder(base.path), settings, base.path)
     from talaria.common.hub import snapshot
 
     folder, _ = snapshot(base.repo, base.revision, ["config.json", *FILES, TEMPLATE_FILE])
@@ -65,7 +67,7 @@ def look(config: Config, store: Store, keys: Mapping[str, str]) -> BaseModel:
         size = size_on_hub(base, folder / "config.json")
     except Unavailable:  # offline, with the files in the library's cache
         size = None
-    return BaseModel(origin, settings["model_type"], size, settings)
+    return BaseModel(origin, settings["model_type"], size, settings, folder)
 
 
 def flops_per_token(model: BaseModel) -> float | None:

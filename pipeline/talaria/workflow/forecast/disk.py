@@ -29,7 +29,7 @@ def needed(
     Only what is known beforehand is counted, so the sum is a lower bound. What an interrupted attempt left counts as written.
     """
     parts: dict[str, int] = {}
-    if stages.get("tokenize") == "runs" and trained.get("tokens"):
+    if stages.get("tokenize") == "runs" and trained.get("tokens") and not trained["estimated"]:
         parts["tokens"] = trained["tokens"] * _TOKEN_BYTES
     if model.size and stages.get("base") == "runs" and config.base.source != "local":
         parts["base model"] = model.size.stored_bytes

@@ -36,15 +36,19 @@ def _base(base: Mapping[str, Any]) -> str:
 
 def _data(training: Mapping[str, Any]) -> str:
     named = (("conversations", training["conversations"]), ("tokens", training["tokens"]))
-    known = ", ".join(f"{value:,} {name}" for name, value in named if value is not None)
+    about = "about " if training["estimated"] else ""
+    known = ", ".join(f"{about}{value:,} {name}" for name, value in named if value is not None)
     return f"{known} ({training['data_from']})" if known else training["data_from"]
 
 
 def _training(training: Mapping[str, Any], reused: bool) -> str:
     if reused:
         return "none: its output is there"
+    about = "about " if training["estimated"] else ""
     parts = [
-        f"{value:,} {name}" for name, value in (("steps", training["steps"]), ("tokens", training["trained_tokens"])) if value
+        f"{about}{value:,} {name}"
+        for name, value in (("steps", training["steps"]), ("tokens", training["trained_tokens"]))
+        if value
     ]
     if training["tokens_per_second"]:
         parts.append(f"{training['tokens_per_second']:,.0f} tokens/s ({training['speed_from']})")

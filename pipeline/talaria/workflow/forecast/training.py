@@ -16,6 +16,7 @@ from talaria.runs.summary import finite
 from talaria.store.store import Store
 from talaria.tokenization.dataset import TRAIN
 from talaria.tracking.system_metrics import cost
+from talaria.workflow.forecast import sample
 from talaria.workflow.forecast.base import BaseModel, flops_per_token
 from talaria.workflow.forecast.ranks import Place
 
@@ -33,8 +34,14 @@ _SMALLEST = 5e8
 def estimate(
     config: Config, store: Store, keys: Mapping[str, str], stages: Mapping[str, str], model: BaseModel, where: Place
 ) -> Facts:
-    """Return conversations, tokens, steps, hours, gpu_hours and cost, and where each number comes from; None for the unknown."""
+    """Return conversations, tokens, steps, hours, gpu_hours and cost, and where each number comes from; None for the unknown.
+
+    `estimated`: conversations and tokens, and what follows from them, were scaled up from a sample.
+    """
     data = _data(config, store, keys)
+    if data["tokens"] is None and stages.get("train") == "runs":
+        found = sample.estimate(config, store, keys, model.tokenizer)
+        data |= {**found, "data_from": "estimated from the first rows", "estimated": True} if found else {}
     speed = _speed_of_earlier(config, store, where) or _measured_speed(config, model, where)
     facts: Facts = {**data, **_steps(config, data), **speed}
     if stages.get("train") != "runs":
@@ -63,14 +70,17 @@ def _data(config: Config, store: Store, keys: Mapping[str, str]) -> Facts:
             "conversations": min(rows, config.convert.rows or rows),
             "tokens": None,
             "data_from": "at most, before tokenising",
+            "estimated": False,
         }
-    return {"conversations": config.convert.rows, "tokens": None, "data_from": "not known before the data is tokenised"}
+    unknown = "not known before the data is tokenised"
+    return {"conversations": config.convert.rows, "tokens": None, "data_from": unknown, "estimated": False}
 
 
 def _counted(facts: Mapping[str, Any], told: str) -> Facts:
     counts = {name: facts.get(name) for name in ("conversations", "tokens")}
     return {name: value.get(TRAIN) if isinstance(value, Mapping) else None for name, value in counts.items()} | {
-        "data_from": told
+        "data_from": told,
+        "estimated": False,
     }
 
 

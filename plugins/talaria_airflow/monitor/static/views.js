@@ -120,6 +120,7 @@ export function drawFacts(container, run, registry) {
     for (const one of run.restarts) pairs.push(["Restarted", `at step ${count(one.step)}, ${clock(one.time)}: ${one.why}`]);
     if (run.skipped_lines) pairs.push(["Broken lines", `${count(run.skipped_lines)} passed over in the logs`]);
     if (registry?.versions.length) pairs.push(["Versions", registry.versions.map(version)]);
+    if (registry?.answers) pairs.push(["Answers", linkOut("base and tuned model, side by side", new URL(registry.answers, document.baseURI).href)]);
     for (const [name, text] of registry?.decision ?? []) pairs.push([name, text]);
     if (registry?.problem) pairs.push(["MLflow", registry.problem]);
     return [
