@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from talaria.train.batching.plan import Plan
 from talaria.train.distributed import sharding as parallel
+from talaria.train.kernels import linear
 from talaria.train.train_state import TrainJob
 from talaria.train.trainer import Trainer
 from talaria.train.warm_up import _size, new_sizes
@@ -63,6 +64,19 @@ def test_losses_do_not_depend_on_how_the_work_is_divided(
     divided = job(sharding=sharding, shard_size=2 if sharding == "hybrid" else 0, epochs=3, max_steps=STEPS, **settings)
     ranks.run(divided, size)
     assert_same(ranks.steps(divided.output), reference)
+
+
+def test_weights_kept_in_eight_bits_follow_what_other_ranks_update(
+    job: Callable[..., TrainJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "MANY", 1)  # forked ranks inherit this
+    losses = []
+    for size in (1, 2):
+        made = job(str(size), epochs=3, max_steps=5, lr=1e-2, precision="mixed", fp8=True, sharding="replicate")
+        ranks.run(made, size)
+        losses.append([step["loss"] for step in ranks.steps(made.output)])
+    assert losses[0][-1] < 0.9 * losses[0][0]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
 
 
 def test_a_model_that_no_rank_has_room_for_is_sharded(job: Callable[..., TrainJob], reference: list[dict[str, Any]]) -> None:
