@@ -47,9 +47,9 @@ TOGETHER = {
 FIRST = (
     "registered",
     "stack",
+    "monitor",
     "dags/test_sft.py",
     "launch/test_training.py",
-    "monitor",
     "launch/test_launch.py",
     "cli/test_run_mixture.py",
     "train/test_resume.py",
