@@ -143,12 +143,12 @@ def table(results: dict[str, list[TaskResult]]) -> list[dict[str, Any]]:
     lines = []
     for number, result in enumerate(results["tuned"]):
         for place, row in enumerate(result.rows):
-            last = row.item.messages[-1]["content"]
-            line = {"task": result.task.name, "item": row.item.id, "tags": row.item.tags, "prompt": last, "judge": row.item.judge}
-            line |= {"messages": row.item.messages, "expected": row.item.expected}
+            item = row.item
+            line: dict[str, Any] = {"task": result.task.name, "prompt": item.messages[-1]["content"], "expected": item.expected}
             for model, all_results in results.items():
                 judged = all_results[number].rows[place]
                 line |= {model: judged.answer, f"{model}_score": judged.verdict.score, f"{model}_right": judged.right}
                 line |= {f"{model}_why": judged.verdict.why, f"{model}_failed": judged.verdict.failed}
+            line |= {"judge": item.judge, "tags": item.tags, "item": item.id, "messages": item.messages}
             lines.append(line)
     return lines
