@@ -1,6 +1,6 @@
 """What surrounds the matrix products of a decoder layer: norms, rotary embedding, SwiGLU, each with its derivative.
 
-On a GPU with Triton these are fused kernels (kernels_triton/); elsewhere the plain PyTorch below, which is also the
+On a GPU with Triton these are fused kernels (triton_kernels/); elsewhere the plain PyTorch below, which is also the
 reference that the kernels are tested against. Arithmetic is fp32 whatever the inputs are, and rounds once, at the end.
 
 T: tokens of a micro-batch; H: hidden width; d: width of a head; F: width of the MLP.

@@ -171,7 +171,7 @@ class AdamWScalars(NamedTuple):
 def update(param: Tensor, low: Tensor | None, grad: Tensor, m: Tensor, v: Tensor, scalars: AdamWScalars, start: int = 0) -> None:
     """AdamW on a flat piece, in place, in fp32; `start`: where in its parameter the piece begins.
 
-    Its twin on a GPU is kernels_triton/optim.py.
+    Its twin on a GPU is triton_kernels/optim.py.
     """
     n = scalars
     master = param.float() if low is None else join_halves(param, low)

@@ -1,7 +1,8 @@
-"""Triton kernels for what surrounds the matrix products of a decoder layer. Each has a plain twin in elementwise.py or adamw.py.
+"""Triton kernels for what surrounds the matrix products of a decoder layer. Each has a plain twin in elementwise.py,
+eight_bits.py or adamw.py.
 
-All of them move each byte once and do their arithmetic in fp32. Row counts are not specialised, so a new micro-batch size
-compiles nothing.
+All of them move each byte once and do their arithmetic in fp32; a wide row that is rounded to 8 bits is read twice.
+Row counts are not specialised, so a new micro-batch size compiles nothing.
 """
 
 from talaria.train.kernels.triton_kernels.fp8 import contributions, quantize, round_into, transposed
