@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from talaria.common.torch_free import hide_torch
 from talaria.config.schema import Tokenize
 from talaria.tokenization.parquet_chunks import RowRange, read
 from talaria.tokenization.row_filter import Kept, Selector
@@ -36,8 +37,7 @@ class Share(NamedTuple):
 def in_processes(share: Share, count: int) -> Iterator[Kept]:
     """Yield what becomes of the share's chunks, in order. Raises what a process raises."""
     command = [sys.executable, "-P", "-c", "from talaria.tokenization.chunk_processes import main; main()"]
-    quiet = os.environ | {"TRANSFORMERS_VERBOSITY": "error"}
-    begun = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=quiet) for _ in range(count)]
+    begun = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(count)]
     try:
         for number, process in enumerate(begun):
             assert process.stdin
@@ -68,7 +68,7 @@ def _next(process: subprocess.Popen[bytes], chunk: RowRange) -> Kept:
 
 def main() -> None:
     """Encode the chunks that stdin names, and write what becomes of them to stdout."""
-    sys.modules["torch"] = None  # type: ignore[assignment]  # transformers then finds none, and takes a second less
+    hide_torch()
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
     share = pickle.load(sys.stdin.buffer)  # noqa: S301  # from the process that began this one

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from talaria.common.errors import DataError
+from talaria.common.torch_free import hide_torch
 from talaria.tokenization.tokenizer_folder import save
 
 Messages = Sequence[Mapping[str, Any]]
@@ -95,7 +95,6 @@ class Apart:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=os.environ | {"TRANSFORMERS_VERBOSITY": "error"},
             text=True,
             encoding="utf-8",
         )
@@ -137,7 +136,7 @@ class Apart:
 
 def main() -> None:
     """Answer each line of stdin until it ends."""
-    sys.modules["torch"] = None  # type: ignore[assignment]  # transformers then finds none
+    hide_torch()
     opened = json.loads(sys.stdin.readline() or "null")
     if not opened:
         return
