@@ -4,7 +4,8 @@
 
 Each run prints its steps' median speed, the slowest of its first ten steps over the median, the seconds from the launch to the
 first step, the longest step at a save and beside its writing, the host memory that the state took, and, where a rank was killed,
-the seconds until the next new step. `--package pipeline` measures a checkout from before November 2026 in the same way.
+the seconds until the next step, and until the next one that had not been made before. `--package pipeline` measures a checkout
+from before November 2026 in the same way.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-SAVED_AND_KILLED = {"steps": 16, "save_every": 5, "kill_after": 11, "snapshot_seconds": 20.0}
+SAVED_AND_KILLED = {"steps": 14, "save_every": 5, "kill_after": 11, "snapshot_seconds": 20.0}
 RUNS: dict[str, dict[str, Any]] = {
     "one": {"gpus": 1, "global_batch": 128, "steps": 8},
     "128 a card": {"global_batch": 256, "steps": 8},
@@ -56,21 +57,23 @@ def run(name: str, options: dict[str, Any], args: argparse.Namespace, work: Path
     old = args.package == "pipeline"
     for key in ("snapshot_seconds",) if old else ():
         chosen.pop(key, None)
-    output = work / "out"
-    shutil.rmtree(output, ignore_errors=True)
+    output = work / f"out-{os.getpid()}"  # several may run at once, on cards of their own
     command = [sys.executable, "-c", DRIVER.format(old=old), json.dumps({"name": "r", "train": chosen}), str(work), str(output)]
     began, shared = time.time(), memory("Shmem")
-    log = (work / "log.txt").open("a")
+    log = (work / f"log-{os.getpid()}.txt").open("a")
     process = subprocess.Popen(command, stdout=log, stderr=log)
     most, killed, found = 0, None, []
+    first = furthest = beyond = None
     while process.poll() is None and time.time() - began < args.limit:
         time.sleep(0.1)
         found = rows(output / "metrics.jsonl")
         most = max(most, memory("Shmem") - shared)
         last = found[-1]["step"] if found else 0
+        first = first or (found[0]["time"] - began if found else None)
+        beyond = beyond or (found[-1]["time"] - killed if killed and last > furthest else None)
         if kill_after and killed is None and last >= kill_after:
             os.kill(rank_of(output, chosen["num_processes"] - 1), signal.SIGKILL)
-            killed = time.time()
+            killed, furthest = time.time(), last
         if last >= wanted:
             process.send_signal(signal.SIGINT)
             time.sleep(0.3)
@@ -83,7 +86,11 @@ def run(name: str, options: dict[str, Any], args: argparse.Namespace, work: Path
             time.sleep(0.3)
             process.send_signal(signal.SIGINT)
     process.wait(120)
-    return summary(found, rows(output / "events.jsonl"), began, killed, most)
+    result = {"launch_to_first_step_ends": first, **summary(found, rows(output / "events.jsonl"), began, killed, most)}
+    if killed:
+        result["killed_to_step_not_made_before"] = beyond
+    shutil.rmtree(output, ignore_errors=True)
+    return result
 
 
 def summary(
@@ -100,7 +107,6 @@ def summary(
         "mfu": statistics.median(row["mfu"] or 0 for row in settled),
         "median_step": median,
         "slowest_of_ten_over_median": max(seconds[:10]) / median,
-        "launch_to_first_step_ends": found[0]["time"] - began if found else None,
         "shared_memory_gb": shared / 1e9,
         "gaps_at_saves": [b["time"] - a["time"] - b["seconds"] for a, b in itertools.pairwise(found) if a["step"] in saves],
         "steps_beside_writes": [row["seconds"] / median for row in found if row["step"] - 1 in saves],
@@ -153,7 +159,7 @@ def main() -> None:
         from train_gpus import make_tokenizer
 
         begun = time.time()
-        make_model(work / "model", args.shape, "cpu" if args.shape == "tiny" else "cuda")
+        make_model(work / "model", SHAPES[args.shape], "cpu" if args.shape == "tiny" else "cuda")
         make_tokens(work / "tokens", 256 * 20, SHAPES[args.shape]["vocab_size"], 8000)
         make_tokenizer(work / "tokens" / "tokenizer")
         print(f"model and tokens made in {time.time() - begun:.0f} s", flush=True)

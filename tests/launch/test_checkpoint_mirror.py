@@ -54,7 +54,7 @@ def job(upstream: dict[str, Output], tmp_path: Path) -> Callable[[str], TrainJob
 
 def mirrored(job: TrainJob, told: list[str], **options: Any) -> checkpoint_mirror.Mirror:
     identity = run_identity(job.config, job.tokens, job.base, job.output)
-    found = checkpoint_mirror.of_store(job.output, identity, on_line=told.append, patience=60.0, **options)
+    found = checkpoint_mirror.of_store(job.output, lambda: identity, on_line=told.append, patience=60.0, **options)
     assert found is not None
     return found
 

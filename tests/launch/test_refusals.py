@@ -1,4 +1,4 @@
-"""What cannot be trained is refused by the launcher, in one sentence, before any rank is started."""
+"""What cannot be trained is refused by the launcher, in one sentence, before any rank is started or as soon as it is known."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,14 @@ from talaria.base_model.families import FAMILIES, refusal
 from talaria.common.errors import DataError, UserError
 from talaria.common.files import file_digest, read_object
 from talaria.config.schema import Train
+from talaria.launch import input_check
 from talaria.launch import stage as launch
 from talaria.launch.accelerate_command import Machine, command
 from talaria.launch.launcher_chatter import LauncherChatter
+from talaria.process.supervisor import Stop
 from talaria.runs import identity
 from talaria.runs.folder import RunFolder
-from talaria.runs.identity import run_identity
+from talaria.runs.identity import noted_identity, run_identity
 from talaria.store.store import Store
 from talaria.workflow.run_all import run_all
 
@@ -202,6 +206,56 @@ def test_a_launch_reads_its_inputs_once_and_its_ranks_rely_on_that(launches, mon
             launches.start()
         listed = [folder / name for folder in folders for name in read_object(folder / "manifest.json")["files"]]
         assert sorted(hashed) == sorted(listed)
+
+
+@pytest.fixture
+def slow_reading(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Inputs are not read before the event is set, as if they were large."""
+    may_read = threading.Event()
+    monkeypatch.setattr(input_check, "_FIRST", 0.0)
+    monkeypatch.setattr(identity, "file_digest", lambda path: [may_read.wait(60), file_digest(path)][1])
+    return may_read
+
+
+def test_ranks_start_beside_the_reading_of_large_inputs_and_wait_for_it(
+    launches, monkeypatch: pytest.MonkeyPatch, slow_reading: threading.Event
+) -> None:
+    inputs = launches.config(), launches.root / "tokens", launches.root / "model"
+    seen: list[str | None] = []
+
+    def rank(*args: Any, **how: Any) -> int:
+        seen.append(noted_identity(*inputs, launches.output))
+        slow_reading.set()
+        seen.append(run_identity(*inputs, launches.output))
+        RunFolder(launches.output).set_status("failed", kind="user", reason="through")
+        return 2
+
+    monkeypatch.setattr(launch.supervisor, "run", rank)
+    with pytest.raises(UserError, match="through"):
+        launches.start()
+    assert seen == [None, noted_identity(*inputs, launches.output)]
+
+
+def test_ranks_are_ended_where_a_large_input_turns_out_damaged(
+    launches, monkeypatch: pytest.MonkeyPatch, slow_reading: threading.Event
+) -> None:
+    path = launches.root / "model" / WEIGHTS
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    stop, ended = Stop(), threading.Event()
+    monkeypatch.setattr(stop, "end_now", ended.set)
+
+    def rank(*args: Any, on_look: Callable[[], None], **how: Any) -> int:
+        slow_reading.set()
+        deadline = time.monotonic() + 60
+        while not ended.wait(0.01) and time.monotonic() < deadline:
+            on_look()
+        return -9
+
+    monkeypatch.setattr(launch.supervisor, "run", rank)
+    with pytest.raises(DataError, match="is not what"):
+        launches.start(stop=stop)
+    assert RunFolder(launches.output).status()["kind"] == "user"
 
 
 def test_a_file_that_is_missing(launches, no_ranks: None) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import talaria.train.trainer  # noqa: F401 (before the fork, once for all ranks)
 import torch
 from talaria.train.__main__ import train
 from talaria.train.batching.dataloader import Prepared

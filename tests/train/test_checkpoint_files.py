@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from talaria.train.checkpoint.host_block import HostBlock
+from talaria.train.checkpoint.host_block import PAGE, HostBlock, make_pages, pieces
 from talaria.train.checkpoint.reader import read
 from talaria.train.checkpoint.staging import Part
 from talaria.train.checkpoint.writer_process import WriteFailed, WriterProcess
@@ -85,3 +85,15 @@ def test_a_block_in_a_folder_outlives_its_process(tmp_path: Path) -> None:
     assert again.kept
     assert again.bytes.tolist() == [7] * 64
     assert not HostBlock(128, folder=tmp_path, name="rank-0", pin=False).kept  # another size: another state
+
+
+def test_memory_is_made_without_changing_it_and_locked_where_no_copy_is_cut() -> None:
+    block = HostBlock(10 * PAGE, folder=None, name="test", pin=False)
+    block.bytes[:3] = 5
+    make_pages(block.bytes)
+    assert block.bytes.sum() == 15
+    large = 300 << 20
+    starts = [0, PAGE, large, large + PAGE, 2 * large]
+    assert list(pieces(starts, 2 * large + 1)) == [(0, large), (large, 2 * large), (2 * large, 2 * large + 1)]
+    assert list(pieces(starts, 2 * large)) == [(0, large), (large, 2 * large)]
+    assert list(pieces([0], 1)) == [(0, 1)]

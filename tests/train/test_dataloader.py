@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from talaria.tokenization.dataset import Tokens, open_tokens
 from talaria.train.batching.dataloader import Loader, filler
 from talaria.train.batching.packing import MicroBatch, pack
 from talaria.train.batching.plan import Plan
+from talaria.train.warm_up import coming_sizes
 
 CPU = torch.device("cpu")
 
@@ -40,6 +42,24 @@ def test_depth_changes_nothing(tokens: Tokens) -> None:
 
     assert read(1) == read(4) == read(32)
     assert read(2, start=5) == read(1)[5:]
+
+
+def test_sizes_are_told_before_they_come(tokens: Tokens) -> None:
+    plan = plan_of(tokens)
+    own = [batch for step in plan.walk() for batch in step.micro_batches[1] if len(batch)]
+    expected = [(len(batch), int(plan.lengths[batch].max())) for batch in own]
+    told: list[tuple[int, int]] = []
+    with Loader(tokens, plan, rank=1, device=CPU, on_size=lambda *size: told.append(size)) as loader:
+        for prepared in loader:
+            made = sum(
+                len(batch) > 0
+                for step in itertools.islice(plan.walk(), prepared.plan.index + 1)
+                for batch in step.micro_batches[1]
+            )
+            assert len(told) >= made
+    assert told == expected
+    first = list(coming_sizes(plan, 1, 0))
+    assert first == expected[: len(first)] != []
 
 
 def test_ranks_together_have_each_row_once_and_the_plans_counts(tokens: Tokens) -> None:

@@ -188,6 +188,8 @@ def test_too_large_a_step_says_what_to_lower(job: Callable[..., TrainJob]) -> No
         ({"max_tokens_per_device": 16}, 1, "do not fit into train.max_tokens_per_device (16)"),
         ({"num_processes": 4}, 2, "asks for 4 ranks, but 2 started"),
         ({"sharding": "hybrid", "shard_size": 3}, 2, "cannot be split into groups of 3"),
+        ({"context_parallel_size": 2}, 1, "context_parallel_size is 2, but 1 ranks cannot be split into groups of so many"),
+        ({"context_parallel_size": 2, "kernels": "plain"}, 2, "but the layers run as transformers wrote them (train.kernels"),
     ],
 )
 def test_bad_settings_end_with_a_sentence(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from talaria.runs.folder import HOST_MEMORY
 from talaria.train.batching.dataloader import Prepared
+from talaria.train.checkpoint.host_block import HostBlock
 from talaria.train.checkpoint.manager import CheckpointManager
 from talaria.train.checkpoint.save_clock import SaveClock
 from talaria.train.distributed.replicas import ReplicasDiffer, all_equal, for_sum, weights_digest
@@ -65,6 +66,18 @@ def test_it_goes_on_with_fewer_and_more_ranks(job: Callable[..., TrainJob], unin
     assert [step["rows_checksum"] for step in found] == [step["rows_checksum"] for step in expected]
     assert [step["loss"] for step in found] == pytest.approx([step["loss"] for step in expected], rel=1e-5)
     assert [event["world_size"] for event in ranks.events(moved.output, "resume")] == [1, 4]
+
+
+def test_a_save_that_is_due_before_its_host_memory_is_made_comes_after(job: Callable[..., TrainJob]) -> None:
+    started = job(max_steps=4, save_every=2, num_processes=2)
+    made = iter([False])
+
+    def before(me: int) -> None:
+        if me == 1:
+            HostBlock.made = property(lambda self: next(made, True))  # type: ignore[assignment]
+
+    ranks.run(started, 2, before)
+    assert [event["step"] for event in ranks.events(started.output, "checkpoint")] == [3, 4]
 
 
 def test_a_finished_run_is_left_as_it_is(job: Callable[..., TrainJob]) -> None:

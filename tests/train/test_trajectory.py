@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from talaria.train.batching.plan import Plan
 from talaria.train.distributed import sharding as parallel
-from talaria.train.kernels import linear
+from talaria.train.kernels import attention, linear
 from talaria.train.train_state import TrainJob
 from talaria.train.trainer import Trainer
-from talaria.train.warm_up import _size, new_sizes
 
 from tests.train import ranks
 
@@ -88,6 +86,17 @@ def test_a_model_that_no_rank_has_room_for_is_sharded(job: Callable[..., TrainJo
     assert_same(ranks.steps(divided.output), reference)
 
 
+@pytest.mark.parametrize(("size", "spread", "sharding"), [(2, 2, "replicate"), (4, 2, "shard")])
+def test_ranks_that_share_the_tokens_of_conversations_change_nothing(
+    job: Callable[..., TrainJob], reference: list[dict[str, Any]], size: int, spread: int, sharding: str
+) -> None:
+    """Conversations have up to 192 tokens, and a rank takes 96."""
+    settings = {"context_parallel_size": spread, "max_tokens_per_device": 96}
+    divided = job(sharding=sharding, epochs=3, max_steps=STEPS, **settings)
+    ranks.run(divided, size)
+    assert_same(ranks.steps(divided.output), reference)
+
+
 def assert_same(found: list[dict[str, Any]], reference: list[dict[str, Any]]) -> None:
     assert len(found) == STEPS
     for step, expected in zip(found, reference, strict=True):
@@ -104,16 +113,8 @@ def test_warming_up_changes_nothing(job: Callable[..., TrainJob]) -> None:
 
     def before(me: int) -> None:
         Trainer._warms_up = lambda self: True  # type: ignore[method-assign]
+        attention.build_ahead = lambda count, longest, features: print(f"built for {count} of {longest}")
 
     ranks.run(warmed, 2, before)
-    assert "warmed up on " in (warmed.output / "rank-0.log").read_text()
+    assert "built for " in (warmed.output / "rank-0.log").read_text()
     assert ranks.steps(warmed.output) == ranks.steps(plain.output)
-
-
-def test_warming_up_meets_each_size_once() -> None:
-    lengths = [10] * 40 + [600] * 8 + [3000] * 2
-    plan = Plan(lengths, lengths, global_batch=10, max_tokens=4000, ranks=2, seed=1)
-    met = [_size(plan.lengths[own[k]]) for step, k in new_sizes(plan, 0) for own in step.micro_batches]
-    everything = {_size(plan.lengths[batch]) for step in plan.walk() for own in step.micro_batches for batch in own}
-    assert set(met) == everything
-    assert len(met) < sum(len(step.micro_batches[0]) * 2 for step in plan.walk())

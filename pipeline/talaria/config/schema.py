@@ -258,6 +258,13 @@ class Train(Section):
     offload: Annotated[Literal["none", "optimizer"], NotInKey] = Field(
         "none", description="optimizer: masters and Adam state in host memory, for models that a GPU does not hold otherwise."
     )
+    context_parallel_size: Annotated[int, NotInKey] = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Ranks that share the tokens of each micro-batch, for conversations that no device holds; "
+        "each then takes max_tokens_per_device of it.",
+    )
     activation_checkpointing: Annotated[Literal["auto", "off", "selective", "full"], NotInKey] = Field(
         "auto", description="Recompute activations in the backward pass; auto: as little as fits in memory."
     )

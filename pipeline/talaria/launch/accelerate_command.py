@@ -78,13 +78,32 @@ def command(
     return argv, _environment(train, machine, ranks, gpus)
 
 
+COUNT_GPUS = """
+import ctypes, importlib.util, pathlib, runpy
+torch = pathlib.Path(importlib.util.find_spec("torch").origin)
+count = ctypes.c_int(-1)
+try:
+    if runpy.run_path(str(torch.with_name("version.py")))["cuda"]:
+        driver = ctypes.CDLL("libcuda.so.1")
+        driver.cuInit(0)
+        driver.cuDeviceGetCount(ctypes.byref(count))
+except (OSError, KeyError):
+    pass
+if count.value < 0:
+    import torch
+    count.value = torch.cuda.device_count()
+print(count.value)
+"""
+"""Asks the driver, which takes a tenth of the time that importing PyTorch does, where this PyTorch is one for CUDA."""
+
+
 def gpu_count(python: str = sys.executable) -> int:
     """Return the number of GPUs that PyTorch sees. A separate process is asked, and only if there is a driver."""
     drivers = ("nvidia[0-9]*", "kfd", "dxg")
     if not any(any(Path("/dev").glob(name)) for name in drivers):
         return 0
-    ask = [python, "-P", "-c", "import torch; print(torch.cuda.device_count())"]
-    return int(subprocess.run(ask, stdout=subprocess.PIPE, check=True, text=True).stdout)
+    asked = subprocess.run([python, "-P", "-c", COUNT_GPUS], stdout=subprocess.PIPE, check=True, text=True)
+    return int(asked.stdout)
 
 
 OTHER_LAUNCHERS = re.compile(

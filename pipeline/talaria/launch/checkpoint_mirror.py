@@ -130,13 +130,13 @@ class Mirror:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def of_store(folder: Path, identity: str, **options: Any) -> Mirror | None:
+def of_store(folder: Path, identity: Callable[[], str], **options: Any) -> Mirror | None:
     """Return the mirror of a training folder in a store's `.work`; None elsewhere and without object storage."""
     root = store_of(folder)
     if root is None or folder.parent != root / ".work":
         return None
     store = Store(root)
-    return Mirror(store.remote, store.at_remote(folder), folder, identity, **options) if store.remote else None
+    return Mirror(store.remote, store.at_remote(folder), folder, identity(), **options) if store.remote else None
 
 
 def _is_done(folder: Path) -> bool:

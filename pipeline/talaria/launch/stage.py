@@ -27,12 +27,12 @@ from talaria.launch import checkpoint_mirror
 from talaria.launch.accelerate_command import ACCELERATE, ACCELERATE_CONFIG, SLACK, Machine, command, gpu_count
 from talaria.launch.diagnosis import Preempted, TrainingCrashed, facts, is_echo, likely_cause, oom_kills
 from talaria.launch.host_memory import host_memory
+from talaria.launch.input_check import checked_inputs
 from talaria.launch.launcher_chatter import LauncherChatter
 from talaria.launch.restarts import RankDeaths, Restarts
 from talaria.process import supervisor
 from talaria.process.supervisor import Stop
 from talaria.runs.folder import CONFIG, HOST_MEMORY, LOCK, LOG, METRICS, MODEL, RunFolder
-from talaria.runs.identity import run_identity
 from talaria.runs.jsonl import tail
 from talaria.stages.table import STAGES, key_of
 from talaria.store.store import Output, Store
@@ -102,15 +102,16 @@ def launch(
             stop = Stop()
             stack.enter_context(supervisor.stopped_by_signals(stop))
         lock = stack.enter_context(_sole_use(output / machine.own(LOCK), config.train.stop_grace, on_line, stop))
-        identity = run_identity(config, tokens, model, output, reread=True)
+        check = stack.enter_context(checked_inputs(config, tokens, model, output))
         copy = (
-            checkpoint_mirror.of_store(output, identity, on_line=on_line, patience=config.train.stop_grace)
+            checkpoint_mirror.of_store(output, check.identity, on_line=on_line, patience=config.train.stop_grace)
             if machine.rank == 0
             else None
         )
         if copy:
             copy.fetch()
-        if _done(identity, output):
+        identity = check.before_ranks()
+        if identity and _done(identity, output):
             return facts(output)
         held = stack.enter_context(in_use(tokens / MANIFEST, model / MANIFEST))  # and so does the reaper, for the ranks
         argv, env = command(config.train, tokens, model, output, machine, gpus=gpu_count(machine.python))
@@ -135,10 +136,12 @@ def launch(
         restarts = Restarts(config.train, output)
         while True:
             _prepare(config, output, machine)
-            look = functools.partial(_look, output, on_look, RankDeaths(memory[0] if memory else None), stop)
+            lost = RankDeaths(memory[0] if memory else None).unmourned, check.refused
+            look = functools.partial(_look, output, on_look, lost, stop)
             before, log = oom_kills(), _Log(on_line)
             code = start(on_line=log.hear, on_look=look)
             log.close()
+            check.require()
             if machine.rank and code == 0 and not RunFolder(output).status():
                 return {}  # machine 0 has published the folder already
             try:
@@ -168,9 +171,9 @@ class _Log:
             self._on_line(line)
 
 
-def _look(output: Path, on_look: Callable[[Path], None], deaths: RankDeaths, stop: Stop) -> None:
+def _look(output: Path, on_look: Callable[[Path], None], lost: Iterable[Callable[[], bool]], stop: Stop) -> None:
     on_look(output)
-    if deaths.unmourned():
+    if any(is_lost() for is_lost in lost):
         stop.end_now()
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talaria.common.errors import DataError
 from talaria.common.files import MANIFEST, digest, file_digest, read_object, write_atomically
+from talaria.common.locks import in_use, locked
 from talaria.common.user_code import module_digest
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 DIGESTS = ".digests.json"
 """In the training folder: sha256 of every input file, as long as its size and time are those noted beside it."""
+_LOCK = ".digests.lock"
+"""Held while a launch reads the files; its ranks wait for that."""
 _DATA = (".arrow", ".safetensors", ".json", ".jinja", ".txt")
 
 
@@ -24,10 +28,29 @@ def run_identity(config: Config, tokens: Path, base: Path, output: Path, *, rere
     """Return what tells this run from others; the same for every rank and however many there are.
 
     Files are hashed whole and their digests kept in `output`, from where the next call takes them. `reread`: hash them all
-    anew, as a disk may damage a file and leave its time as it was; a launch does so once, its ranks rely on that.
+    anew, as a disk may damage a file and leave its time as it was; a launch does so once, its ranks wait for it and rely on it.
     Raises DataError where a file is not what the manifest beside it says: it was damaged or replaced after it had been made.
     """
-    digests = _Digests(output / DIGESTS, reread=reread)
+    if not reread:
+        with in_use(output / _LOCK):
+            pass
+    return _identity(config, tokens, base, output, _Digests(output / DIGESTS, reread=reread))
+
+
+def noted_identity(config: Config, tokens: Path, base: Path, output: Path) -> str | None:
+    """Return the same by the digests that are noted, without reading a file; None where one of them is not noted or not right."""
+    try:
+        return _identity(config, tokens, base, output, _Digests(output / DIGESTS, hashes=False))
+    except (LookupError, DataError):
+        return None
+
+
+def being_read(output: Path) -> AbstractContextManager[int]:
+    """Let `run_identity` in other processes wait. Raises Busy where another process holds it."""
+    return locked(output / _LOCK, wait=0)
+
+
+def _identity(config: Config, tokens: Path, base: Path, output: Path, digests: _Digests) -> str:
     found = {name: _folder(folder, output, digests) for name, folder in (("tokens", tokens), ("base", base))}
     digests.keep()
     own_code = {"loss": module_digest("train.loss", config.train.loss)} if ":" in config.train.loss else {}
@@ -64,8 +87,9 @@ def _listed(folder: Path) -> dict[str, str]:
 class _Digests:
     """sha256 of files by absolute path, remembered with size, time of change and inode."""
 
-    def __init__(self, path: Path, *, reread: bool) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, reread: bool = False, hashes: bool = True) -> None:
+        """`hashes`: whether a file whose digest is not known is read; absent, LookupError is raised."""
+        self.path, self.hashes = path, hashes
         self._known: dict[str, Any] = {} if reread else read_object(path)
         self._changed = False
 
@@ -85,6 +109,8 @@ class _Digests:
             known = self._known.get(str(path.absolute()))
             if isinstance(known, list) and known[:3] == sign:
                 return str(known[3])
+            if not self.hashes:
+                raise LookupError(path)
             sha256 = file_digest(path)
         except FileNotFoundError:
             raise DataError(f"{path}: is missing, though {MANIFEST} beside it lists it; make the folder again.") from None

@@ -15,6 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +31,6 @@ from talaria.train.distributed import process_group as ranks
 from talaria.train.telemetry.console import say
 from talaria.train.telemetry.watchdog import NotFinite, OutOfMemory, StopSignal, Watchdog
 from talaria.train.train_state import TrainJob
-from talaria.train.trainer import Trainer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +71,12 @@ def _train(job: TrainJob, stop: StopSignal) -> int:
     watchdog = Watchdog(timeout, lambda reason: _fail(folder, f"rank {rank}: {reason}", "crash")).start()
     try:
         # The watchdog is the one that ends a hang; the collectives' own limit is only there should it fail.
-        group = ranks.join(max(120.0, 4 * timeout))
+        with ThreadPoolExecutor(1, thread_name_prefix="join") as beside:
+            joining = beside.submit(ranks.join, max(120.0, 4 * timeout))
+            from talaria.train.trainer import Trainer  # seconds, in which the ranks meet
+
+            group = joining.result()
+        ranks.use(group.device)  # each thread has a current device of its own
         Trainer(job, group, stop, watchdog).run()
     except UserError as error:
         _fail(folder, str(error), "user")

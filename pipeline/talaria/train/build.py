@@ -17,6 +17,7 @@ from talaria.train.checkpoint.staging import Staging
 from talaria.train.distributed import sharding as parallel
 from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.export import Exporter
+from talaria.train.kernels.context_parallel import ContextGroup, context_group
 from talaria.train.model.activation_memory import USABLE
 from talaria.train.model.causal_lm import CausalLM, ModelOptions, keep_rounded, lay_out, layers, require_fixed_positions
 from talaria.train.model.loading import load_model
@@ -81,14 +82,16 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
     if not layout.sharded:
         lay_out(model)
         room = keep_rounded(model, room)
+    spread = train.context_parallel_size
+    model.context = _context_group(model, spread, group)
     model.transient_bytes = trained.transient
     plan = Plan(
         tokens.lengths,
         tokens.targets,
         global_batch=train.global_batch,
-        max_tokens=train.max_tokens_per_device,
-        packed_tokens=_packed_tokens(model, train, trained, room),
-        ranks=group.size,
+        max_tokens=spread * train.max_tokens_per_device,
+        packed_tokens=spread * _packed_tokens(model, train, trained, room),
+        ranks=group.size // spread,
         epochs=train.epochs,
         seed=train.seed,
         quadratic=flops.quadratic,
@@ -187,6 +190,23 @@ def model_options(train: Train) -> ModelOptions:
         trainable=train.trainable,
         freeze=train.freeze,
     )
+
+
+def _context_group(model: CausalLM, size: int, group: ProcessGroup) -> ContextGroup:
+    """Collective. Raises ConfigError where so many ranks cannot share the tokens of a conversation."""
+    config = model.core.config
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    faults = {
+        f"{group.size} ranks cannot be split into groups of so many": group.size % size,
+        f"the model's {heads} heads cannot be shared out evenly among so many": heads % size,
+        f"the model's {kv_heads} key and value heads cannot be shared out evenly among so many": kv_heads % size
+        and size % kv_heads,
+        f"the layers run as transformers wrote them ({model.plain_because})": size > 1 and not model.fused,
+    }
+    for fault in (fault for fault, holds in faults.items() if holds):
+        raise ConfigError(f"train.context_parallel_size is {size}, but {fault}; lower it, or leave it at 1.")
+    return context_group(group.rank, group.size, size)
 
 
 def _packed_tokens(model: CausalLM, train: Train, trained: parallel.TrainedParameters, room: float | None) -> int:

@@ -45,7 +45,7 @@ def require_offloadable(model: nn.Module, train: Train, layout: ReplicaLayout, g
 def make_optimizer(train: Train, trained: TrainedParameters, memory: int) -> AdamW:
     params = [param for _, param in trained.named]
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
-    how: dict[str, Any] = {"spans": trained.spans, "updated": trained.updated}
+    how: dict[str, Any] = {"spans": trained.spans, "groups": trained.groups, "updated": trained.updated}
     if train.offload == "none":
         return AdamW(params, trained.low_bits, _adamw_settings(train), dtype, **how)
     device = params[0].device

@@ -82,6 +82,7 @@ class TrainStep:
         self._of_sources.clear()
         losses = self._accumulate(prepared, alive)
         parts = self.gradients.reduce()
+        self.optimizer.prepare(parts)
         squares = self.gradients.squared_norm(parts)
         rows = [batch.rows for batch in prepared.batches]
         compared = replicas.weights_digest(self.optimizer.params) if self._compares(plan.index) else None

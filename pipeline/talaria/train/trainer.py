@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from talaria.train.telemetry.watchdog import StopSignal, Watchdog
 from talaria.train.train_state import TrainJob, TrainState
 from talaria.train.train_step import Due
 from talaria.train.validation import Validation
-from talaria.train.warm_up import warm_up
+from talaria.train.warm_up import build_ahead, warm_up
 
 T = TypeVar("T")
 
@@ -116,19 +117,21 @@ class Trainer:
             return False
         if self._out_of_patience():
             return True
+        context = components.model.context
         loader = Loader(
             components.tokens,
             components.plan,
-            rank=self.group.rank,
+            rank=self.group.rank // context.size,
+            spread=(context.rank, context.size),
             device=self.group.device,
             start=self.state.step,
             depth=self.train.prefetch,
             per_sample=self.train.reduction == "sample",
             sources=components.sources.of_conversation if components.sources else None,
+            on_size=functools.partial(build_ahead, components.model) if self._warms_up() else None,
         )
-        if self._warms_up():
-            rounds = warm_up(components.model, components.stepper.gradients, loader, self.state.step, self.alive)
-            self.report.note(f"warmed up on {rounds} micro-batches")
+        if self._warms_up() and self.state.step < len(components.plan):
+            warm_up(components.model, components.stepper.gradients, loader, self.state.step, self.alive)
         profiler = StepProfiler(self.train.profile_steps, self.job.output / "profile", is_main=self.group.is_main)
         with loader, profiler:
             before = time.perf_counter()

@@ -10,7 +10,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
@@ -63,10 +63,14 @@ class Loader:
         depth: int = 2,
         per_sample: bool = False,
         sources: Ints | None = None,
+        spread: tuple[int, int] = (0, 1),
+        on_size: Callable[[int, int], None] | None = None,
     ) -> None:
-        """sources: int64[n], each conversation's source in a mixture."""
+        """sources: int64[n], each conversation's source in a mixture; rank: among those that have micro-batches of their own;
+        spread: which of how many ranks that share one's tokens this is; on_size: called in the thread, ahead of each micro-batch,
+        with its number of conversations and the longest one's tokens."""
         self.tokens, self.plan, self.rank, self.device, self.start = tokens, plan, rank, device, start
-        self.per_sample, self.sources = per_sample, sources
+        self.per_sample, self.sources, self.spread, self.on_size = per_sample, sources, spread, on_size
         self.wait_seconds = 0.0
         """Seconds that the last step waited for its batches."""
         self._ready: queue.Queue[Prepared | BaseException | None] = queue.Queue(maxsize=depth)
@@ -113,6 +117,9 @@ class Loader:
                 return
 
     def _prepare(self, step: StepPlan, stream: torch.cuda.Stream | None) -> Prepared:
+        for own in step.micro_batches[self.rank]:
+            if self.on_size and len(own):
+                self.on_size(len(own), int(self.plan.lengths[own].max()))
         batches = [self.pack(indices) for indices in step.micro_batches[self.rank]]
         if stream is None:
             return Prepared(step, batches, None)
@@ -121,9 +128,11 @@ class Loader:
             return Prepared(step, batches, stream.record_event())
 
     def pack(self, indices: Ints) -> MicroBatch:
-        """Return conversations as a micro-batch, on the host."""
-        if not len(indices):
-            return filler()
+        """Return conversations as a micro-batch, or this rank's part of it, on the host."""
+        batch = self._whole(indices) if len(indices) else filler()
+        return batch if self.spread[1] == 1 else batch.part(*self.spread)
+
+    def _whole(self, indices: Ints) -> MicroBatch:
         ids, mask, offsets = self.tokens.gather(indices)
         sources = None if self.sources is None else self.sources[indices]
         return pack(ids, mask, np.diff(offsets), self.tokens.rows[indices], per_sample=self.per_sample, sources=sources)

@@ -39,6 +39,25 @@ class MicroBatch:
     """int64[n], rows of the parquet; stays on the host"""
     sources: Tensor | None = None
     """int64[S], each target's source in a mixture; None for data of a single one"""
+    spread: tuple[int, ...] = ()
+    """Where ranks share the tokens: how many each of them has. T and S are then this rank's; cu_seqlens tells of all."""
+
+    def part(self, rank: int, ranks: int) -> MicroBatch:
+        """Return what the `rank`th (from 0) of so many ranks has of the tokens; rows are the first one's to count."""
+        edges = [len(self.input_ids) * number // ranks for number in range(ranks + 1)]
+        start, stop = edges[rank], edges[rank + 1]
+        here = (self.positions >= start) & (self.positions < stop)
+        return replace(
+            self,
+            input_ids=self.input_ids[start:stop],
+            position_ids=self.position_ids[start:stop],
+            positions=self.positions[here] - start,
+            targets=self.targets[here],
+            weights=None if self.weights is None else self.weights[here],
+            rows=self.rows if rank == 0 else self.rows[:0],
+            sources=None if self.sources is None else self.sources[here],
+            spread=tuple(np.diff(edges).tolist()),
+        )
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> MicroBatch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))

@@ -91,8 +91,8 @@ class Plan:
             worst = too_long[np.argmax(self.lengths[too_long])]
             raise ConfigError(
                 f"row {np.asarray(rows)[worst]}: its {self.lengths[worst]} tokens do not fit into train.max_tokens_per_device "
-                f"({self.max_tokens}); raise that, or lower tokenize.max_tokens ({max_tokens_kept}). "
-                f"{len(too_long)} of {len(self.lengths)} conversations are too long."
+                f"({self.max_tokens}); raise that or train.context_parallel_size, or lower tokenize.max_tokens "
+                f"({max_tokens_kept}). {len(too_long)} of {len(self.lengths)} conversations are too long."
             )
 
     def epochs_done(self, steps: int) -> int:

@@ -3,33 +3,46 @@
 It lies in a file of a folder in memory (`folder`, on /dev/shm) where there is one with enough room: then it survives the rank,
 and a restart takes up from it. Otherwise it is an anonymous file, which goes with the last process that has it open.
 
-A GPU copies to it at full speed because it is page-locked, in one call: PyTorch's own pinned allocator rounds every tensor up to
-a power of two, which took 271 GB for 48 GB of state.
+A GPU copies to it at full speed because it is page-locked. PyTorch's own pinned allocator rounds every tensor up to a power of
+two, which took 271 GB for 48 GB of state. The driver stops the whole process while it locks memory: for 14 s, where 24 GB are
+still to be made; for 1 s, once they are there. So they are made first, which stops nobody, and locked piece by piece.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import shutil
 import threading
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-_PAGE = 4096
-_TOUCHING = 8
-"""Threads that touch fresh pages: page-locking does it in one, which takes a minute for 100 GB."""
 _SPARE = 1 << 28
 """Bytes of a folder in memory that are left to others."""
+_MAKERS = 4
+"""Threads that make memory, beside a training that goes on."""
+_AT_ONCE = 1 << 28
+"""Bytes that are made in one call, and at least as many that are locked in one, except at the end."""
+_BREATH = 0.02
+"""Seconds between two calls that lock."""
+PAGE = mmap.PAGESIZE
+_MADV_POPULATE_WRITE = 23
+"""Linux 5.14; Python's mmap does not know it, and its madvise would keep other threads from running."""
 
 
 class HostBlock:
-    """`size` bytes, at least one. `pin`: page-lock it, in a thread of its own, which takes seconds for tens of GB."""
+    """`size` bytes, at least one. `pin`: page-lock it, in a thread of its own, which takes seconds for tens of GB.
 
-    def __init__(self, size: int, *, folder: Path | None, name: str, pin: bool) -> None:
+    A copy must not cross from one locked piece to another: `starts`, ascending multiples of PAGE, are where pieces may begin.
+    """
+
+    def __init__(self, size: int, *, folder: Path | None, name: str, pin: bool, starts: Sequence[int] = ()) -> None:
         self.size = max(size, 1)
         self.path = folder / name if folder and _fits(folder / name, self.size) else None
         self.kept = self.path is not None and self.path.exists() and self.path.stat().st_size == self.size
@@ -43,6 +56,7 @@ class HostBlock:
         self._map = mmap.mmap(self.fd, self.size)
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         self.pinned = False
+        self._starts = starts
         self._pinning = threading.Thread(target=self._pin, name="pin", daemon=True) if pin else None
         if self._pinning:
             self._pinning.start()
@@ -50,6 +64,11 @@ class HostBlock:
     def view(self, start: int, count: int, dtype: torch.dtype) -> Tensor:
         """`count` elements from byte `start` on, as a flat tensor of `dtype`."""
         return self.bytes[start : start + count * dtype.itemsize].view(dtype)
+
+    @property
+    def made(self) -> bool:
+        """Whether it is page-locked by now, where it is to be."""
+        return self._pinning is None or not self._pinning.is_alive()
 
     def ready(self) -> None:
         """Wait until it is page-locked."""
@@ -59,11 +78,34 @@ class HostBlock:
 
     def _pin(self) -> None:
         if not self.kept:
-            with ThreadPoolExecutor(_TOUCHING) as pool:
-                list(pool.map(Tensor.zero_, self.bytes[::_PAGE].chunk(_TOUCHING)))
-        # Refused (a limit on locked memory): copies are slower then, and right all the same.
-        refused = torch.cuda.cudart().cudaHostRegister(self.bytes.data_ptr(), self.size, 0)  # type: ignore[no-untyped-call]
-        self.pinned = not int(refused)
+            make_pages(self.bytes)
+        lock = torch.cuda.cudart().cudaHostRegister  # type: ignore[no-untyped-call]
+        refused = 0
+        for start, stop in pieces(self._starts, self.size):
+            # Refused (a limit on locked memory): copies are slower then, and right all the same.
+            refused |= int(lock(self.bytes.data_ptr() + start, stop - start, 0))
+            time.sleep(_BREATH)
+        self.pinned = not refused
+
+
+def pieces(starts: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
+    """Cut `size` bytes at some of `starts` into [start, stop) of at least _AT_ONCE bytes, but for the last."""
+    first = 0
+    for start in starts:
+        if start - first >= _AT_ONCE:
+            yield first, start
+            first = start
+    if first < size:
+        yield first, size
+
+
+def make_pages(memory: Tensor) -> None:
+    """Let the kernel make the pages of mapped memory, uint8[n], now; where it knows no such call, they come with use."""
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    with ThreadPoolExecutor(_MAKERS) as pool:
+        for piece in memory.split(_AT_ONCE):  # type: ignore[no-untyped-call]
+            pool.submit(madvise, piece.data_ptr(), piece.numel(), _MADV_POPULATE_WRITE)
 
 
 def _fits(path: Path, size: int) -> bool:

@@ -70,7 +70,8 @@ class CheckpointManager:
         """Copy the state to host memory, then write it in the background. Raises CheckpointError for the save before.
 
         A step that is saved already, or that the run resumed from, is left as it is. With `wait` False the training is held up
-        for a second at most: returns False, on every rank, where the save before is still being written then.
+        for a second at most: returns False, on every rank, where the save before is still being written then, or the block of
+        host memory is still being made.
         """
         if not self._settled(None if wait else _PATIENCE):
             return False
@@ -102,9 +103,11 @@ class CheckpointManager:
             self._wait(self._pending)
 
     def _settled(self, patience: float | None) -> bool:
-        """Wait, at most `patience` seconds, until every rank is through with the save under way; whether they are."""
+        """Wait, at most `patience` seconds, until every rank is through with the save under way; whether they are, and their
+        blocks of host memory are there."""
         if patience is not None:
-            busy = self._pending is not None and not wait([self._pending], timeout=patience).done
+            writing = self._pending is not None and not wait([self._pending], timeout=patience).done
+            busy = writing or not self.staging.block.made
             if self.group.sum([float(busy)]) != [0.0]:
                 return False
         self.finish()

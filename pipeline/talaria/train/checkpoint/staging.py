@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from talaria.train.checkpoint.host_block import HostBlock
+from talaria.train.checkpoint.host_block import PAGE, HostBlock
 from talaria.train.optim.adamw import AdamW
 from talaria.train.optim.offload import OffloadedAdamW
 from talaria.train.optim.span import ParamSpan
@@ -23,7 +23,6 @@ KINDS = ("param", "exp_avg", "exp_avg_sq")
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 _FILE_BYTES = 4 << 30
 """A file is closed once it holds so much."""
-_ALIGNED = 64
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,9 @@ class Staging:
             for kind in KINDS:
                 dtype = optimizer.master_dtype(index) if kind == "param" else state
                 self.parts.append(Part(f"{kind}.{name}", kind, index, dtype, span, size))
-                size += -(-self.parts[-1].bytes // _ALIGNED) * _ALIGNED
-        self.block = HostBlock(size, folder=folder, name=f"rank-{rank}", pin=device.type == "cuda")
+                size += -(-self.parts[-1].bytes // PAGE) * PAGE
+        starts = [part.start for part in self.parts]
+        self.block = HostBlock(size, folder=folder, name=f"rank-{rank}", pin=device.type == "cuda", starts=starts)
         self.is_state = isinstance(optimizer, OffloadedAdamW)
         if isinstance(optimizer, OffloadedAdamW):
             self.block.ready()
@@ -94,6 +94,7 @@ class Staging:
     @torch.no_grad()
     def put_back(self) -> None:
         """From the block to the device."""
+        self.block.ready()  # from locked memory it goes five times as fast
         for part in self.parts:
             if part.kind == "param":
                 self.optimizer.set_master(part.index, self.view(part))

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from talaria.train.distributed.process_group import ProcessGroup, reduce_scatter
-from talaria.train.kernels.matmul import accumulate_into
+from talaria.train.distributed.process_group import ProcessGroup, reduce_scatter_all
+from talaria.train.kernels.matmul import RunningTotal, accumulate_into
 from talaria.train.optim.adamw import local
 from talaria.train.optim.span import ParamSpan
 
@@ -41,12 +41,14 @@ class ReplicatedGradients:
 
     Fused layers add to it inside their products, and in a step's last backward pass a layer's stretches set off at once. What
     autograd gives for bf16 parameters under mixed precision is added, in fp32, and dropped at once. Parameters that every rank
-    updates whole (norms, biases) lie at the buffer's end and are added up in one call.
+    updates whole (norms, biases) lie at the buffer's end and are added up in one call. `groups`: the indices of each unit's
+    parameters, and of those outside of all.
     """
 
     def __init__(
         self,
         units: Sequence[nn.Module],
+        groups: Sequence[Sequence[int]],
         params: Sequence[nn.Parameter],
         spans: Sequence[ParamSpan],
         dtype: torch.dtype,
@@ -54,34 +56,40 @@ class ReplicatedGradients:
     ) -> None:
         self.group, self.spans = group, spans
         self.last = False
-        self._under_way: dict[int, dist.Work] = {}
+        self._shared = [[index for index in own if spans[index].partial] for own in groups]
+        self._under_way: dict[int, Any] = {}
+        # What autograd adds to must be zero beforehand; the rest, nearly all under mixed precision, is written over instead.
+        forgets = [param.dtype != dtype and param.ndim >= 2 for param in params]
         # Stable, so that layers stay together; vectors last, so that matrices multiplied as one have their totals side by side.
-        order = sorted(range(len(params)), key=lambda index: (not spans[index].partial, params[index].ndim < 2))
+        order = sorted(range(len(params)), key=lambda i: (not spans[i].partial, not forgets[i], params[i].ndim < 2))
         self.flat = torch.zeros(sum(param.numel() for param in params), dtype=dtype, device=group.device)
         pieces = self.flat.split([params[index].numel() for index in order])  # type: ignore[no-untyped-call]
         self._sums: list[Tensor] = [piece for _, piece in sorted(zip(order, pieces, strict=True), key=lambda pair: pair[0])]
         self._small = self.flat[sum(span.whole for span in spans if span.partial) :]
+        self._zeroed = self.flat[sum(param.numel() for param, forget in zip(params, forgets, strict=True) if forget) :]
+        self._totals: list[RunningTotal] = []
         for param, total in zip(params, self._sums, strict=True):
-            grad = total.view_as(param)
-            accumulate_into(param, grad)
+            running = accumulate_into(param, total.view_as(param))
+            self._totals.append(running)
             if param.dtype == dtype:
-                param.grad = grad
+                param.grad = running.tensor  # autograd adds to it as it is
             else:
-                param.register_post_accumulate_grad_hook(_AddGradient(grad))  # type: ignore[no-untyped-call]
+                param.register_post_accumulate_grad_hook(_AddGradient(running))  # type: ignore[no-untyped-call]
+        self._forgotten = [total for total, forget in zip(self._totals, forgets, strict=True) if forget]
         if group.size > 1:
-            places = {id(param): index for index, param in enumerate(params)}
-            for unit in units:
-                own = [places[id(param)] for param in unit.parameters() if id(param) in places]
-                unit.register_forward_pre_hook(self._when_done([index for index in own if spans[index].partial]))
+            for number, unit in enumerate(units):
+                unit.register_forward_pre_hook(self._when_done(number))
 
     def expect(self, *, last: bool) -> None:
         self.last = last
 
     def reduce(self) -> list[Tensor]:
+        for total in self._forgotten:
+            total.settled()
         if self.group.size > 1:
-            for index, span in enumerate(self.spans):
-                if span.partial and index not in self._under_way:
-                    self._send(index)
+            for number in range(len(self._shared)):
+                if number not in self._under_way:
+                    self._send(number)
             if len(self._small):
                 dist.all_reduce(self._small)
             for work in self._under_way.values():
@@ -94,17 +102,18 @@ class ReplicatedGradients:
         held_by_all = _squared_norm([part for part, span in zip(parts, self.spans, strict=True) if not span.partial])
         return mine + held_by_all / self.group.size
 
-    def _send(self, index: int) -> None:
-        total, span = self._sums[index], self.spans[index]
-        # In place: a rank's stretch of the sum takes the place of its own addend.
-        self._under_way[index] = reduce_scatter(total[span.start : span.stop], total, async_op=True)
+    def _send(self, number: int) -> None:
+        for index in self._shared[number]:
+            self._totals[index].settled()
+        sums = [(self._sums[index], self.spans[index]) for index in self._shared[number]]
+        if sums:  # in place: a rank's stretch of the sum takes the place of its own addend
+            self._under_way[number] = reduce_scatter_all((total, total[span.start : span.stop]) for total, span in sums)
 
-    def _when_done(self, indices: list[int]) -> Callable[..., None]:
+    def _when_done(self, number: int) -> Callable[..., None]:
         """Forward pre-hook of a layer. A fused one is one step of autograd: with its input's gradient its weights' are there."""
 
         def send(_: Tensor) -> None:
-            for index in indices:
-                self._send(index)
+            self._send(number)
 
         def before(layer: nn.Module, args: tuple[Any, ...]) -> None:
             stream = args[0]
@@ -114,7 +123,9 @@ class ReplicatedGradients:
         return before
 
     def clear(self) -> None:
-        self.flat.zero_()
+        self._zeroed.zero_()
+        for total in self._forgotten:
+            total.stale = True
 
 
 class ShardedGradients:
@@ -153,10 +164,10 @@ def _squared_norm(parts: Sequence[Tensor]) -> float:
 class _AddGradient:
     """Post-accumulate hook: add a parameter's gradient to its total and free it."""
 
-    def __init__(self, total: Tensor) -> None:
+    def __init__(self, total: RunningTotal) -> None:
         self.total = total
 
     def __call__(self, param: Tensor) -> None:
         if param.grad is not None:  # else a fused layer has added it already
-            self.total.add_(param.grad)
+            self.total.settled().add_(param.grad)
             param.grad = None

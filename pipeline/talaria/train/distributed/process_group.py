@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from talaria.common.errors import ConfigError
 
 # torch 2.13 renamed them; 2.11, which is supported too, has the former names alone.
-reduce_scatter: Any = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
 all_gather: Any = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
@@ -57,6 +58,27 @@ class ProcessGroup:
         return box[0]
 
 
+def reduce_scatter_all(pairs: Iterable[tuple[Tensor, Tensor]]) -> Any:
+    """Begin to add up each (whole, this rank's stretch of it) over ranks, in one go; returns what to `wait` for."""
+    with _together() as work:
+        for whole, part in pairs:
+            _reduce_scatter(part, whole, async_op=True)
+    return work
+
+
+def all_gather_all(pairs: Iterable[tuple[Tensor, Tensor]]) -> Any:
+    """Begin to gather each (whole, this rank's stretch of it) from all ranks, in one go; returns what to `wait` for."""
+    with _together() as work:
+        for whole, part in pairs:
+            all_gather(whole, part, async_op=True)
+    return work
+
+
+def _together() -> Any:
+    """PyTorch's way to start many collectives as one, which is not public: of 250 a step, each takes the host 50 us to start."""
+    return dist.distributed_c10d._coalescing_manager(async_ops=True)
+
+
 def join(timeout_seconds: float) -> ProcessGroup:
     """Join the ranks that `accelerate launch` (or torchrun) started, or stand alone where nothing did."""
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -90,8 +112,14 @@ def choose_device(local_rank: int) -> torch.device:
     # Before CUDA starts: memory that a micro-batch of one size has freed can then serve one of another.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
+    use(device)
     return device
+
+
+def use(device: torch.device) -> None:
+    """Make a GPU the current one of this thread."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def require_size(group: ProcessGroup, processes: int, machines: int) -> None:

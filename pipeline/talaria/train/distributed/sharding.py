@@ -95,11 +95,13 @@ class TrainedParameters:
     """Whether each micro-batch fetches the weights anew."""
     gather: WeightGather | None = None
     """Of replicated ranks, which update parts and exchange them."""
+    groups: Sequence[Sequence[int]] = ()
+    """Indices of the parameters that are updated, and exchanged, together."""
 
-    def updated(self, index: int) -> None:
-        """This rank's stretch of a weight is new."""
+    def updated(self, indices: Sequence[int]) -> None:
+        """This rank's stretches of weights are new."""
         if self.gather:
-            self.gather.send(index)
+            self.gather.send(indices)
 
     def whole(self, index: int, part: Tensor) -> Tensor:
         """Return the whole of which each rank has the stretch that it updates, in the parameter's shape. Collective."""
@@ -172,15 +174,24 @@ def distribute(
     spans = [_share(param, group) for param in params]
     low_bits = [_lower(param, span) if lowered else None for param, span in zip(params, spans, strict=True)]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    gather = WeightGather(model, units, params, spans) if group.size > 1 else None
+    groups = _by_unit(units, params)
+    gather = WeightGather(model, units, groups, params, spans) if group.size > 1 else None
     return TrainedParameters(
         named,
         low_bits,
         spans,
-        ReplicatedGradients(units, params, spans, dtype, group),
+        ReplicatedGradients(units, groups, params, spans, dtype, group),
         state_bytes(model, precision, group.size, offloaded=offloaded),
         gather=gather,
+        groups=(groups[-1], *groups[:-1]),  # as the forward pass uses them: the embedding before the layers
     )
+
+
+def _by_unit(units: Sequence[nn.Module], params: Sequence[nn.Parameter]) -> list[list[int]]:
+    """Return the indices of each unit's parameters, and of those outside of all units."""
+    places = {id(param): index for index, param in enumerate(params)}
+    inside = [[places.pop(id(param)) for param in unit.parameters() if id(param) in places] for unit in units]
+    return [*inside, list(places.values())]
 
 
 def _share(param: nn.Parameter, group: ProcessGroup) -> ParamSpan:

@@ -206,6 +206,12 @@ def pack(cu_seqlens: Tensor, max_seqlen: int, kernel: Kernel, features: int) -> 
     return PackedSequences(cu_seqlens, max_seqlen, kernel)
 
 
+def build_ahead(count: int, longest: int, features: int) -> None:
+    """Build now, in whichever thread, what `pack` would choose for such a micro-batch, instead of when it comes."""
+    if attention_cudnn.scratch_bytes(count, longest, features) <= MAX_SCRATCH_BYTES:
+        attention_cudnn.build_ahead(count, longest)
+
+
 @torch.library.custom_op("talaria::varlen", mutates_args=())
 def varlen(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, window: int | None, deterministic: bool

@@ -2,12 +2,14 @@
 
 torch's way to it builds a graph anew at each call, 55 ms, and gives wrong gradients for packed input (torch 2.11). Here a
 graph is built once for each bucket of (conversations, longest conversation) and bound to the tensors of a call; where the
-conversations lie is data, not part of the graph.
+conversations lie is data, not part of the graph. Building takes 0.07 s, for which Python stands still: a thread that knows what
+will come (`build_ahead`) does it before.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -44,7 +46,7 @@ class Graph:
     """The graph's own handles of its inputs and outputs."""
 
     def __call__(self, device: torch.device, **tensors: Tensor) -> None:
-        cudnn, handle = _library(device)
+        cudnn, handle = _library(device, threading.get_ident())
         cudnn.set_stream(handle=handle, stream=torch.cuda.current_stream(device).cuda_stream)
         workspace = torch.empty(max(1, self.graph.get_workspace_size()), dtype=torch.uint8, device=device)
         bound = {key: tensors[name] for name, key in self.names.items()}
@@ -119,7 +121,7 @@ def forward(
         torch.empty(q.shape, dtype=q.dtype, device=q.device),
         torch.empty(q.shape[:2], dtype=torch.float32, device=q.device),
     )
-    run, _ = graphs(shape, offsets, len(q), q.device)
+    run, _ = graphs(shape, offsets, q.device)
     run(q.device, q=q, k=k, v=v, out=out, lse=lse, **offsets.bound(shape))
     return out, lse
 
@@ -138,7 +140,7 @@ def backward(
     shape = shape_of(q, k, v, scale, window)
     dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
     tensors = {"q": q, "k": k, "v": v, "out": out, "d_out": d_out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
-    _, run = graphs(shape, offsets, len(q), q.device)
+    _, run = graphs(shape, offsets, q.device)
     run(q.device, **tensors, **offsets.bound(shape))
     return dq, dk, dv
 
@@ -148,19 +150,20 @@ def shape_of(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) 
     return AttentionShape(q.shape[1], k.shape[1], q.shape[2], rows, scale, window)
 
 
-def graphs(shape: AttentionShape, offsets: PackedOffsets, tokens: int, device: torch.device) -> tuple[Graph, Graph]:
+_met: dict[tuple[AttentionShape, torch.device], None] = {}
+
+
+def graphs(shape: AttentionShape, offsets: PackedOffsets, device: torch.device) -> tuple[Graph, Graph]:
     """Forward and backward."""
-    _prepare(shape, offsets.count, bucket(tokens), device)
+    _met[shape, device] = None
     return _build(shape, offsets.count, offsets.longest, device)
 
 
-@cache
-def _prepare(shape: AttentionShape, count: int, tokens: int, device: torch.device) -> None:
-    """With the first graph for a number of conversations come those for every length that such a micro-batch may hold:
-    a graph takes 0.1 s, which belongs into the first steps rather than to whichever step meets an unusual length."""
-    for longest in LENGTHS:
-        if longest <= tokens and graph_conversations(count, longest) == count:
-            _build(shape, count, longest, device)
+def build_ahead(count: int, longest: int) -> None:
+    """Build the graphs for `count` conversations of at most `longest` tokens, for each shape of attention met so far."""
+    longest = bucket(longest)
+    for shape, device in tuple(_met):
+        _build(shape, graph_conversations(count, longest), longest, device)
 
 
 @cache
@@ -178,7 +181,8 @@ def fault(width: int, device: torch.device) -> str | None:
 
 
 @cache
-def _library(device: torch.device) -> tuple[Any, Any]:
+def _library(device: torch.device, thread: int) -> tuple[Any, Any]:
+    """Return the library and a handle of it, which must not be used by two threads at once."""
     import cudnn
 
     with torch.cuda.device(device):
@@ -188,7 +192,7 @@ def _library(device: torch.device) -> tuple[Any, Any]:
 def _graph(
     shape: AttentionShape, count: int, longest: int, device: torch.device, describe: Callable[[Any, _Inputs], dict[str, Any]]
 ) -> Graph:
-    cudnn, handle = _library(device)
+    cudnn, handle = _library(device, threading.get_ident())
     graph = cudnn.pygraph(
         io_data_type=cudnn.data_type.BFLOAT16,
         intermediate_data_type=cudnn.data_type.FLOAT,

@@ -8,6 +8,7 @@ Operands that come in 8 bits are multiplied in 8 bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
@@ -27,14 +28,31 @@ from talaria.train.kernels.operand import Operand
 _TOTAL = "_talaria_total"
 
 
-def accumulate_into(weight: Tensor, total: Tensor) -> None:
-    """From now on products add `weight`'s gradient to `total` (fp32, or the weight's dtype) and give autograd none."""
-    setattr(weight, _TOTAL, total)
+@dataclass
+class RunningTotal:
+    tensor: Tensor
+    """fp32, or the weight's dtype"""
+    stale: bool = False
+    """Whether it is to be forgotten: what is added next takes its place, which spares filling it with zeros first."""
+
+    def settled(self) -> Tensor:
+        """Return the tensor with what it stands for."""
+        if self.stale:
+            self.tensor.zero_()
+            self.stale = False
+        return self.tensor
+
+
+def accumulate_into(weight: Tensor, total: Tensor) -> RunningTotal:
+    """From now on products add `weight`'s gradient to `total` and give autograd none."""
+    running = RunningTotal(total)
+    setattr(weight, _TOTAL, running)
+    return running
 
 
 def total_of(weight: Tensor) -> Tensor | None:
-    total: Tensor | None = getattr(weight, _TOTAL, None)
-    return total
+    running: RunningTotal | None = getattr(weight, _TOTAL, None)
+    return running.settled() if running else None
 
 
 def side_by_side(tensors: Sequence[Tensor]) -> Tensor | None:
@@ -96,20 +114,23 @@ def weight_gradients(weights: Sequence[Tensor], dy: Operand, x: Operand) -> list
     """Derivatives by the weights, dy.T @ x: added to their totals (then None is returned), or returned in the weights' dtype."""
     if x.scale is not None:
         return _rounded_gradients(weights, dy, x)
-    totals = [total_of(w) for w in weights]
-    present = [t for t in totals if t is not None]
-    block = side_by_side(present) if len(present) == len(weights) else None
+    totals: list[RunningTotal | None] = [getattr(w, _TOTAL, None) for w in weights]
+    present = [total for total in totals if total]
+    block = side_by_side([total.tensor for total in present]) if len(present) == len(weights) else None
     exact_dy, exact_x = _exact(dy), _exact(x)
-    if block is not None:
-        add_product(block, exact_dy, exact_x)
+    if block is not None and len({total.stale for total in present}) == 1:
+        add_product(block, exact_dy, exact_x, instead=present[0].stale)
+        for total in present:
+            total.stale = False
         return [None] * len(weights)
     grads: list[Tensor | None] = []
-    for total, columns in zip(totals, row_slices(weights), strict=True):
-        if total is None:
+    for running, columns in zip(totals, row_slices(weights), strict=True):
+        if running is None:
             grads.append(exact_dy[:, columns].t() @ exact_x)
-        else:
-            add_product(total, exact_dy[:, columns], exact_x)
-            grads.append(None)
+            continue
+        add_product(running.tensor, exact_dy[:, columns], exact_x, instead=running.stale)
+        running.stale = False
+        grads.append(None)
     return grads
 
 
@@ -180,14 +201,25 @@ def vector_gradient(weight: Tensor | None, parts: Tensor | None) -> Tensor | Non
     return None
 
 
-def add_product(total: Tensor, dy: Tensor, x: Tensor) -> None:
-    """total += dy.T @ x, summed in fp32 and rounded once to the total's dtype."""
-    if total.dtype == x.dtype:
+def add_product(total: Tensor, dy: Tensor, x: Tensor, *, instead: bool = False) -> None:
+    """total += dy.T @ x, summed in fp32 and rounded once to the total's dtype; `instead` of what it was, if asked for."""
+    if instead:
+        _write_product(total, dy, x)
+    elif total.dtype == x.dtype:
         torch.addmm(total, dy.t(), x, out=total)
     elif x.is_cuda:
         torch.addmm(total, dy.t(), x, out_dtype=total.dtype, out=total)
     else:
         total.addmm_(dy.t().to(total.dtype), x.to(total.dtype))
+
+
+def _write_product(total: Tensor, dy: Tensor, x: Tensor) -> None:
+    if total.dtype == x.dtype:
+        torch.mm(dy.t(), x, out=total)
+    elif x.is_cuda:
+        torch.mm(dy.t(), x, out_dtype=total.dtype, out=total)
+    else:
+        torch.mm(dy.t().to(total.dtype), x.to(total.dtype), out=total)
 
 
 def row_slices(weights: Sequence[Tensor]) -> list[slice]:

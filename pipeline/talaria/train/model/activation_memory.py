@@ -46,7 +46,7 @@ class ActivationMemory:
 
         As few layers as possible recompute everything; what is then left of the budget lets others save all.
         """
-        minimum, default, full = (tokens * size for size in (self.saved_min, self.saved_default, self.saved_all))
+        minimum, default, full = (max(tokens, 1) * size for size in (self.saved_min, self.saved_default, self.saved_all))
         budget_bytes -= min(targets, CHUNK) * self.logits + 2 * full  # in passing
         n_recompute = min(self.layers, max(0, -((budget_bytes - self.layers * default) // (default - minimum))))
         spare = budget_bytes - n_recompute * minimum - (self.layers - n_recompute) * default

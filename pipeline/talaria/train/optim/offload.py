@@ -98,6 +98,9 @@ class OffloadedAdamW(AdamW):
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def prepare(self, grads: Sequence[Tensor]) -> None:
+        """Nothing: each chunk is updated when it is there."""
+
     @torch.no_grad()
     def step(self, grads: Sequence[Tensor], lr: float, scale: float) -> None:
         self.steps_done += 1
@@ -109,11 +112,11 @@ class OffloadedAdamW(AdamW):
             passing = self._coming.popleft()
             self._wait(passing)
             chunk = passing.chunk
-            scalars = shared.of_parameter(self.steps_done, chunk.index, self.decays[chunk.index])
+            scalars = shared.of_parameter(chunk.index, self.decays[chunk.index])
             self._update(passing, grads[chunk.index].view(-1)[chunk.start : chunk.stop], scalars)
             self._send_back(passing)
             if chunk.last:
-                self.updated(chunk.index)
+                self.updated([chunk.index])
         self._next = 0
 
     def prefetch(self) -> None:
@@ -153,7 +156,7 @@ class OffloadedAdamW(AdamW):
             if chunk.master is not None:
                 chunk.master.copy_(piece)
                 chunk.split = False
-        self.updated(index)
+        self.updated([index])
 
     def _chunks_of(self, index: int) -> list[StateChunk]:
         return [chunk for chunk in self.chunks if chunk.index == index]

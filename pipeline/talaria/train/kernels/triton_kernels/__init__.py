@@ -9,12 +9,14 @@ from talaria.train.kernels.triton_kernels.fp8 import contributions, quantize, ro
 from talaria.train.kernels.triton_kernels.loss import softmax_nll_
 from talaria.train.kernels.triton_kernels.mlp import swiglu, swiglu_backward_
 from talaria.train.kernels.triton_kernels.norms import norm, norm_backward
-from talaria.train.kernels.triton_kernels.optim import adamw_
+from talaria.train.kernels.triton_kernels.optim import AdamWTable, adamw_, adamw_many_
 from talaria.train.kernels.triton_kernels.rotary import rope, rope_backward
 from talaria.train.kernels.triton_kernels.sums import add_rows_, column_sums
 
 __all__ = [
+    "AdamWTable",
     "adamw_",
+    "adamw_many_",
     "add_rows_",
     "column_sums",
     "contributions",
