@@ -47,17 +47,20 @@ def main(steps: int) -> None:
         print(f"first look, parsing: {seconds:.2f} s")
         seconds, whole = timed(lambda: training.series(BUCKETS, smooth=("loss", SPAN)))
         print(f"first look, curves: {seconds:.3f} s, {len(to_json(whole)) / 1e3:.1f} kB")
-        with (folder / "metrics.jsonl").open("a") as file:
-            file.write(synthetic.lines(synthetic.rows(steps + 1, steps + 3, total=2 * steps)))
+        seconds, facts = timed(training.history)
+        print(f"first look, facts: {seconds:.3f} s, {len(to_json(facts)) / 1e3:.1f} kB")
 
         def look() -> tuple[bytes, bytes]:
             training.refresh()
             return to_json(training.series(BUCKETS, since=whole["cursor"], smooth=("loss", SPAN))), to_json(training.history())
 
-        seconds, (curves, history) = timed(look)
-        print(
-            f"later look: {1000 * seconds:.1f} ms, {len(curves) / 1e3:.1f} kB of curves, {len(history) / 1e3:.1f} kB beside them"
-        )
+        for later in range(3):
+            with (folder / "metrics.jsonl").open("a") as file:
+                added = synthetic.rows(steps + 3 * later + 1, steps + 3 * later + 3, total=2 * steps)
+                file.write(synthetic.lines(added))
+            seconds, (curves, history) = timed(look)
+            told = f"{len(curves) / 1e3:.1f} kB of curves, {len(history) / 1e3:.1f} kB beside them"
+            print(f"later look: {1000 * seconds:.1f} ms, {told}")
 
 
 if __name__ == "__main__":
