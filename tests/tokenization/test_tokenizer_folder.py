@@ -95,6 +95,13 @@ def test_the_saved_folder_loads_to_the_ids_that_were_trained(
         assert loaded.convert_tokens_to_ids(begins or "<|im_start|>") == ids[0]
 
 
+def test_a_row_without_messages_is_dropped_also_behind_a_beginning(small_tokenizer: Path, tmp_path: Path) -> None:
+    folder = changed(small_tokenizer, tmp_path / "tokenizer", adds_bos, bos_token="<|endoftext|>")
+    parquet = write_parquet(tmp_path / "messages.parquet", [None, [], CONVERSATIONS[0]])
+    facts = tokenize(parquet, folder, tmp_path / "tokens", Tokenize())
+    assert (facts["conversations"], facts["dropped"]["no_supervised_tokens"]) == ({"train": 1}, 2)
+
+
 @pytest.mark.parametrize("scheme", ["first", "always"])
 def test_word_start_markers_are_those_of_the_whole_conversation(scheme: str, tmp_path: Path) -> None:
     from transformers import AutoTokenizer

@@ -41,7 +41,7 @@ class Candidate(NamedTuple):
 def candidates(chunk: RowRange, in_all: int, rows: MessageRows, encoded: Encoded, odd: dict[str, Mask]) -> list[Candidate]:
     """Choose of a chunk's usable rows. `in_all`: rows of the parquet. `odd`: which messages have each odd shape."""
     batch = encoded.batch
-    usable = (batch.lengths > 0) & ~encoded.unusable
+    usable = (np.diff(encoded.messages.offsets) > 0) & ~encoded.unusable  # transformers takes no empty conversation
     shapes: dict[int, set[str]] = {}
     for shape, messages in odd.items():
         for row in first_rows(messages, encoded.messages.offsets):
