@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from talaria.common.files import digest
+from talaria.config.evaluation_settings import Promote
 from talaria.registry import versions as registry
 from talaria.registry.promotion import promote, rollback
 from talaria.registry.versions import PREVIOUS, find_model, local_folder, location_of, search_versions, tags_of
@@ -29,6 +30,7 @@ from talaria.tracking.tag_record import packed
 pytestmark = [pytest.mark.storm, pytest.mark.timeout(3600)]
 KILLS = 50
 """Of each kind."""
+PLAIN = Promote(rule="plain")  # these versions have a loss, and no results per item
 PRELOADED = ["mlflow", "mlflow.store.tracking.sqlalchemy_store", "talaria.registry.promotion", "talaria.store.prune"]
 
 
@@ -37,15 +39,13 @@ def nothing() -> None:
 
 
 class Killer:
-    """Runs something in a process and kills it at a drawn moment within the time that it takes undisturbed."""
+    """Runs something in a process and kills it at a drawn moment within the time that it takes."""
 
     def __init__(self) -> None:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([*PRELOADED, __name__])
-        self.interrupted = 0
-        """Kills that came before the work was done."""
         self.draw = random.Random(int(os.environ.get("STORM_SEED", "0")))
-        self.undisturbed(nothing)  # starts the process that the others are forked from
+        self.within = self.undisturbed(nothing)  # starts the process that the others are forked from
 
     def undisturbed(self, work: Callable[..., Any], *args: Any) -> float:
         """Seconds that the work takes."""
@@ -56,20 +56,34 @@ class Killer:
         assert process.exitcode == 0
         return time.monotonic() - began
 
-    def kill(self, within: float, work: Callable[..., Any], *args: Any) -> None:
-        process = self.context.Process(target=work, args=args)
+    def storm(self, takes: float) -> Iterator[int]:
+        """Count attempts until KILLS of them were killed before they were done. `takes`: seconds of an undisturbed one."""
+        self.within, self.killed = takes, 0
+        for attempt in range(20 * KILLS):
+            if self.killed == KILLS:
+                return
+            yield attempt
+        pytest.fail(f"only {self.killed} of {20 * KILLS} attempts were killed before they were done")
+
+    def kill(self, work: Callable[..., Any], *args: Any) -> bool:
+        """Return whether the work was killed before it was done. What it takes is learnt from each attempt: loads change."""
+        process, began = self.context.Process(target=work, args=args), time.monotonic()
         process.start()
-        time.sleep(self.draw.uniform(0, within))
-        process.kill()
-        process.join()
-        self.interrupted += process.exitcode != 0
+        process.join(self.draw.uniform(0, self.within))
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        if process.exitcode == 0:
+            self.within = min(self.within, time.monotonic() - began)
+            return False
+        self.killed += 1
+        self.within *= 1.02
+        return True
 
 
-@pytest.fixture
-def killer() -> Iterator[Killer]:
-    killer = Killer()
-    yield killer
-    assert killer.interrupted > KILLS / 2
+@pytest.fixture(scope="module")
+def killer() -> Killer:
+    return Killer()
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +115,9 @@ def test_store_prune(killer: Killer, tmp_path: Path) -> None:
             assert make(store, number).path.is_dir(), "a key can be made again, whatever was killed"
 
     refill()
-    takes = killer.undisturbed(prune_all, store.root)
-    for _ in range(KILLS):
+    for _ in killer.storm(killer.undisturbed(prune_all, store.root)):
         refill()
-        killer.kill(takes, prune_all, store.root)
+        killer.kill(prune_all, store.root)
         assert list(verify(store)) == []
     refill()
     killer.undisturbed(prune_all, store.root)
@@ -117,15 +130,17 @@ def create(path: Path) -> None:
 
 
 def test_creation_of_mlflows_database(killer: Killer, tmp_path: Path) -> None:
-    takes = killer.undisturbed(create, tmp_path / "mlflow.db")
-    for round_ in range(KILLS // 10):
-        database = tmp_path / str(round_) / "mlflow.db"
-        database.parent.mkdir()
-        for _ in range(10):
-            killer.kill(takes, create, database)
+    database = tmp_path / "first" / "mlflow.db"
+    database.parent.mkdir()
+    for attempt in killer.storm(killer.undisturbed(create, tmp_path / "mlflow.db")):
+        if killer.kill(create, database) and killer.killed < KILLS:
+            continue  # the next goes on from what is left
+        create(database)
         client = connect(f"sqlite:///{database}")
         client.create_run(client.create_experiment("usable"))
         assert [path.name for path in database.parent.iterdir() if path.name.startswith(".")] == [], "no half is left behind"
+        database = tmp_path / str(attempt) / "mlflow.db"
+        database.parent.mkdir()
 
 
 def add(uri: str, model: str, loss: float) -> int:
@@ -151,20 +166,20 @@ def new_model(uri: str, name: str) -> None:
 
 
 def ask_the_gate(uri: str, model: str, version: int) -> None:
-    promote(model, version, uri=uri)
+    promote(model, version, settings=PLAIN, uri=uri)
 
 
 def test_promotion_and_rollback(killer: Killer, uri: str) -> None:
     new_model(uri, "gate")
-    assert promote("gate", add(uri, "gate", 8.0), uri=uri)["promoted"]
+    assert promote("gate", add(uri, "gate", 8.0), settings=PLAIN, uri=uri)["promoted"]
     takes = killer.undisturbed(ask_the_gate, uri, "gate", add(uri, "gate", 7.9))
     client = connect(uri)
-    for number in range(KILLS):
-        before, loss = find_model(client, "gate")["champion"], 7.5 - number / 10
+    for number in killer.storm(takes):
+        before, loss = find_model(client, "gate")["champion"], 7.5 - number / 1000
         candidate = add(uri, "gate", loss)
-        killer.kill(takes, ask_the_gate, uri, "gate", candidate)
+        killer.kill(ask_the_gate, uri, "gate", candidate)
         assert find_model(client, "gate")["champion"] in (before, candidate)
-        assert promote("gate", candidate, uri=uri)["champion"] == candidate
+        assert promote("gate", candidate, settings=PLAIN, uri=uri)["champion"] == candidate
         version = client.get_model_version("gate", str(candidate))
         assert tags_of(version)[PREVIOUS] == str(before)
         assert version.description.count("\n- ") == 1, "decided and told once"
@@ -178,14 +193,14 @@ def prune_model(uri: str, model: str) -> None:
 def test_prune_of_a_model(killer: Killer, uri: str) -> None:
     new_model(uri, "pruned")
     client = connect(uri)
-    promote("pruned", add(uri, "pruned", 5.0), uri=uri)
+    promote("pruned", add(uri, "pruned", 5.0), settings=PLAIN, uri=uri)
     for loss in (6.0, 6.1, 6.2):
         add(uri, "pruned", loss)
     takes = killer.undisturbed(prune_model, uri, "pruned")
-    for number in range(KILLS):
+    for number in killer.storm(takes):
         for more in (0.0, 0.01):
             add(uri, "pruned", 6.0 + number + more)
-        killer.kill(takes, prune_model, uri, "pruned")
+        killer.kill(prune_model, uri, "pruned")
         for version in search_versions(client, "pruned"):
             folder = local_folder(location_of(client, version))
             assert folder is not None
