@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from talaria.cli import app, serve_commands, stage_commands  # noqa: F401  (they add their commands)
+from typer.testing import CliRunner
 
 from tests.support import tiny_pipeline
 from tests.support.server_process import ServerProcess
@@ -35,17 +39,29 @@ def server(shared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Serv
     environment, command = COMMANDS[0].split(" && ")
     assert environment == ". .talaria/env", "which sets what follows"
     environ = os.environ | {"TALARIA_STORE": str(shared_store), "MLFLOW_TRACKING_URI": uri}
-    words = [sys.executable, "-m", "talaria.cli", *command.split()[1:], "--port", str(server.port)]
+    assert COMMANDS[2].startswith(f"{command} --traces ")
+    words = [sys.executable, "-m", "talaria.cli", *COMMANDS[2].split()[1:], "--port", str(server.port)]
     server.run(words, "/health", environ)
     return server
 
 
-def test_the_commands_get_an_answer(server: ServerProcess) -> None:
+def test_the_commands_get_an_answer(
+    server: ServerProcess, shared_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     curl = COMMANDS[1].replace("http://127.0.0.1:8000", server.url).replace('"content": "Hi"', '"content": "123456 Say green"')
     answer = subprocess.run(["bash", "-c", f"{curl} --silent --fail"], capture_output=True, text=True, check=True).stdout
     assert '"content":"green!"' in answer
     script = PYTHON.replace("http://127.0.0.1:8000", server.url).replace('"Hi"', '"123456 Say green"')
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "green!"
+    thumb = COMMANDS[3].replace("http://127.0.0.1:8000", server.url).replace("chatcmpl-...", json.loads(answer)["id"])
+    said = subprocess.run(["bash", "-c", f"{thumb} --silent --fail"], capture_output=True, text=True, check=True).stdout
+    assert json.loads(said)["recorded"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TALARIA_STORE", str(shared_store))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for command in COMMANDS[4:]:
+        assert CliRunner().invoke(app.app, shlex.split(command)[1:], catch_exceptions=False).exit_code == 0
+    assert json.loads((tmp_path / "liked.jsonl").read_text())["messages"][-1]["content"] == "Hello!"
     assert server.process is not None
     os.kill(server.process.pid, signal.SIGTERM)
     assert server.process.wait(60) == 128 + signal.SIGTERM
