@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import process_trees
+from tests.support import process_trees, working_folder
 from tests.support.memory_disk import use_memory
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -83,6 +83,7 @@ def running_stack(root: Path) -> Iterator[Stack]:
     from talaria.devstack.services import down, up
 
     home, console = Home(root), Console(quiet=True)
+    working_folder.fill(root)  # in which services and tasks run
     try:
         ports = up(home, console)
         with AirflowApi(ports.airflow_url, "admin", home.password()) as api:

@@ -180,6 +180,8 @@ TUNING: Mapping[str, str] = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "PYTHONUNBUFFERED": "1",
+    # what services start in turn (MLflow its uvicorn) imports nothing from the folder it runs in either, as they do not by -P
+    "PYTHONSAFEPATH": "1",
 }
 
 
