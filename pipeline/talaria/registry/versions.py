@@ -17,7 +17,7 @@ from talaria.common.errors import DataError
 from talaria.common.locks import locked
 from talaria.registry.gate import with_entry
 from talaria.runs.folder import short_id
-from talaria.tracking.mlflow_client import connect, plain_errors
+from talaria.tracking.mlflow_client import connect, database_file, plain_errors
 from talaria.tracking.tag_record import OF_A_VERSION, RECORD, packed, unpacked
 
 if TYPE_CHECKING:
@@ -159,15 +159,10 @@ def alone(client: MlflowClient, model: str, version: int | str) -> Iterator[Mode
     beside the version's files, where they are on a disk that this machine sees. Where neither is, the last writer wins.
     """
     number = str(version)
-    uri = client.tracking_uri
-    if uri.startswith("sqlite:///"):
-        folder: Path | None = Path(uri.removeprefix("sqlite:///").partition("?")[0]).parent
-    else:
-        files = local_folder(location_of(client, client.get_model_version(model, number)))
-        folder = files.parent if files else None
+    beside = database_file(client.tracking_uri) or local_folder(location_of(client, client.get_model_version(model, number)))
     with contextlib.ExitStack() as stack:
-        if folder is not None and os.access(folder, os.W_OK):
-            stack.enter_context(locked(folder / f".{model}-{number}.lock"))
+        if beside is not None and os.access(beside.parent, os.W_OK):
+            stack.enter_context(locked(beside.parent / f".{model}-{number}.lock"))
         yield client.get_model_version(model, number)
 
 

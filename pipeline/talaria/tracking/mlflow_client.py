@@ -81,16 +81,20 @@ def connect(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     with plain_errors(uri):
-        if artifacts := files_beside(uri):
-            ensure_database(Path(uri.removeprefix("sqlite:///").partition("?")[0]), artifacts.as_uri())
+        if database := database_file(uri):
+            ensure_database(database, (database.parent / ARTIFACTS).as_uri())
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def database_file(uri: str) -> Path | None:
+    """Return the file of a database in a file; None with a server."""
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
 
 
 def files_beside(uri: str) -> Path | None:
     """Return the folder for experiments' files beside a database in a file; None with a server."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).parent / ARTIFACTS
+    database = database_file(uri)
+    return database.parent / ARTIFACTS if database else None
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from talaria.common.errors import DataError, Unavailable, UserError
@@ -123,13 +122,20 @@ def _require_settings_that_fit(config: Config) -> None:
 
 def _mlflow(config: Config, store: Store, uri: str) -> Facts:
     """Reach MLflow, and write to it: the experiment, made where it is missing. Raises TrackingError or UserError."""
-    from talaria.tracking.mlflow_client import ARTIFACTS, MODEL_TRAINING, connect, experiment_id, plain_errors, public_uri
+    from talaria.tracking.mlflow_client import (
+        ARTIFACTS,
+        MODEL_TRAINING,
+        connect,
+        experiment_id,
+        files_beside,
+        plain_errors,
+        public_uri,
+    )
 
     client = connect(uri)
-    folder = Path(uri.removeprefix("sqlite:///").partition("?")[0]).parent if uri.startswith("sqlite:///") else store.root
-    kept_here = uri.startswith("sqlite:///") or config.registry.artifacts == "store"
+    kept = files_beside(uri) or (store.root / ARTIFACTS if config.registry.artifacts == "store" else None)
     with plain_errors(uri):
-        found = experiment_id(client, config.registry.experiment, folder / ARTIFACTS if kept_here else None)
+        found = experiment_id(client, config.registry.experiment, kept)
         for name, value in MODEL_TRAINING.items():
             client.set_experiment_tag(found, name, value)
     return {"address": public_uri(uri), "experiment": config.registry.experiment}
