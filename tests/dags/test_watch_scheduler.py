@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -21,9 +20,11 @@ from talaria.tracking.mlflow_client import connect
 
 from tests.support import tiny_pipeline
 from tests.support.airflow_env import Stack, running_stack
+from tests.support.process_trees import eventually
 from tests.support.server_process import ServerProcess
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.stack]
+until = partial(eventually, within=600, every=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +50,6 @@ def stack(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> It
         with running_stack(folder / "talaria") as stack:
             until(lambda: stack.api.has_dag("watch-champion"))
             yield stack
-
-
-def until(look: Callable[[], Any], seconds: float = 600) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := look()):
-        assert time.monotonic() < end, f"waited {seconds} s in vain"
-        time.sleep(0.3)
-    return value
 
 
 def watched(stack: Stack, run_id: str) -> None:
@@ -93,7 +86,7 @@ def test_a_bad_champion_is_rolled_back_and_the_good_one_served_again(
         promote("watched", bad, uri=uri, by="somebody in a hurry")
         watched(stack, "bad")
         assert champion("watched", uri=uri)["version"] == good
-        until(lambda: httpx.get(f"{server.url}/health").json()["version"] == good, 60)
+        until(lambda: httpx.get(f"{server.url}/health").json()["version"] == good, within=60)
     finally:
         server.stop()
     client = connect(uri)

@@ -28,12 +28,12 @@ def marked(mark: str) -> dict[int, list[str]]:
     return found
 
 
-def eventually(look: Callable[[], T], within: float = 30.0) -> T:
+def eventually(look: Callable[[], T], within: float = 30.0, every: float = 0.02) -> T:
     """The first true value of `look`; fails when there is none in time. How long it takes decides nothing else."""
     deadline = time.monotonic() + within
     while not (value := look()):
         assert time.monotonic() < deadline, f"did not come about within {within} s"
-        time.sleep(0.02)
+        time.sleep(every)
     return value
 
 
