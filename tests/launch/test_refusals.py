@@ -161,7 +161,15 @@ def test_talaria_run_refuses_before_it_makes_anything(inputs: dict[str, Path], t
 def test_tokens_and_base_without_a_tokenizer(launches, no_ranks: None) -> None:
     shutil.rmtree(launches.root / "tokens" / "tokenizer")
     (launches.root / "model" / "tokenizer.json").unlink()
-    with pytest.raises(DataError, match=r"tokenizer\.json: no such file"):
+    with pytest.raises(DataError, match=rf"^{launches.root}/model/tokenizer\.json: no such file"):
+        launches.start()
+
+
+def test_generation_settings_that_cannot_be_read(launches, no_ranks: None) -> None:
+    path = launches.root / "model" / "generation_config.json"
+    path.unlink()  # it may be a link into a store
+    path.write_text("")
+    with pytest.raises(DataError, match=rf"^{path}: not readable as JSON"):
         launches.start()
 
 
@@ -171,7 +179,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_rows(launches, no_ranks
     rows = 300
     save_file({name: t[:rows].clone() if "embed_tokens" in name else t for name, t in tensors.items()}, model / WEIGHTS)
     settings(model / "config.json", vocab_size=rows)
-    with pytest.raises(DataError, match="tokens but the model embeds 300"):
+    with pytest.raises(DataError, match=rf"^{model}: the tokenizer has \d+ tokens but the model embeds 300"):
         launches.start()
 
 

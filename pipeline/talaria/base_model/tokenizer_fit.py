@@ -29,8 +29,20 @@ def require_tokenizer_fits(tokenizer: Path, base: Path) -> None:
     scratch = Path(tempfile.mkdtemp(prefix="talaria-export-"))
     try:
         write_small_files(tokenizer, base, scratch)
+    except DataError as error:
+        raise DataError(_by_source(str(error), scratch, tokenizer, base)) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _by_source(sentence: str, scratch: Path, tokenizer: Path, base: Path) -> str:
+    """Return the sentence with the files it names where the user has them: settings beside the model, the rest beside the tokenizer.
+
+    /tmp/talaria-export-x/generation_config.json becomes MODEL/generation_config.json, the folder alone becomes MODEL.
+    """
+    for name in ("config.json", "generation_config.json"):
+        sentence = sentence.replace(f"{scratch}/{name}", f"{base}/{name}")
+    return sentence.replace(f"{scratch}/", f"{tokenizer}/").replace(f"{scratch}", f"{base}")
 
 
 def _require_same_tokens(one: Path, other: Path) -> None:
