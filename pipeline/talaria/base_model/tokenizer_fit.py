@@ -36,7 +36,7 @@ def require_tokenizer_fits(tokenizer: Path, base: Path) -> None:
 
 
 def _by_source(sentence: str, scratch: Path, tokenizer: Path, base: Path) -> str:
-    """Return the sentence with the files it names where the user has them: settings beside the model, the rest beside the tokenizer.
+    """Return the sentence with its files where the user has them: settings are the model's, the rest the tokenizer's.
 
     /tmp/talaria-export-x/generation_config.json becomes MODEL/generation_config.json, the folder alone becomes MODEL.
     """
