@@ -15,7 +15,7 @@ from talaria.common.errors import DataError, UserError
 from talaria.config.schema import Convert
 from talaria.data import convert_rows
 from talaria.data.convert import convert
-from talaria.data.readers import json_split
+from talaria.data.readers import json_schema, json_split
 from talaria.data.synthetic.generator import generate, write_sample
 
 from tests.data.reference import our_rows, reference_rows
@@ -282,6 +282,30 @@ def test_each_row_of_a_long_file_is_there_in_order(tmp_path: Path, small_chunks:
     ours, _ = converted(source)
     expected = [turn["value"] for row in generate(3_000, 2) for turn in row["conversations"]]
     assert [message["content"] for row in ours for message in row["messages"]] == expected
+
+
+@pytest.mark.parametrize("late", [{"title": "t"}, {"weight": 0.5}, {"score": 1}, {}])
+@pytest.mark.parametrize("rows", [None, 2_990])
+def test_a_column_of_one_late_row_is_there_and_all_bytes_are_the_slow_readers(
+    tmp_path: Path, small_chunks: int, monkeypatch: pytest.MonkeyPatch, late: dict[str, Any], rows: int | None
+) -> None:
+    """Few places of a file are looked at before it is read with the columns of its first rows."""
+    monkeypatch.setattr(json_schema, "_LOOK", 1 << 10)
+    source = tmp_path / "long.json"
+    write_sample(source, 3_000, seed=4)
+    values = [{"conversations": row["conversations"], "id": "x"} for row in json.loads(source.read_text())]
+    for turn in (turn for row in values for turn in row["conversations"]):
+        turn.pop("weight", None)
+    target = values[2_995]["conversations"][0] if "weight" in late else values[2_995]
+    target |= late
+    write_json(source, values)
+    assert source.stat().st_size > 3 * small_chunks
+    ours, _ = converted(source, rows=rows)
+    written = source.with_suffix(".out.parquet").read_bytes()
+    assert [row.get("title") for row in ours[2_994:2_997]] == ([None, late.get("title"), None] if rows is None else [])
+    monkeypatch.setattr(json_schema, "_schema_of_beginning", lambda files: None)
+    converted(source, rows=rows)
+    assert source.with_suffix(".out.parquet").read_bytes() == written
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from talaria.common.errors import DataError
 from talaria.config.schema import Tokenize
 from talaria.tokenization import chatml_rows
 from talaria.tokenization.comparison import audit, reloaded
@@ -31,8 +33,25 @@ def test_a_process_that_ends_stops_the_run(small_tokenizer: Path, monkeypatch: p
     monkeypatch.setattr("sys.executable", "/bin/false")
     apart = APART(small_tokenizer, "{{ messages }}")
     with pytest.raises(RuntimeError, match="the process that compares with transformers has ended: killed"):
-        apart.ids(CONTROL)
+        apart.ids([CONTROL])
     apart.close()
+
+
+def test_a_process_that_began_for_a_folder_that_cannot_be_used_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[reloaded.TransformersProcess] = []
+
+    class Noted(reloaded.TransformersProcess):
+        def __init__(self) -> None:
+            super().__init__()
+            begun.append(self)
+
+    monkeypatch.setattr(reloaded, "TransformersProcess", Noted)
+    monkeypatch.setattr(reloaded, "Apart", APART)
+    monkeypatch.delitem(sys.modules, "transformers", raising=False)  # as in a command that has not imported it
+    with pytest.raises(DataError, match="no such file; Talaria needs a tokenizer"):
+        tokenize(write_parquet(tmp_path / "m.parquet", [CONTROL]), tmp_path, tmp_path / "tokens", Tokenize())
+    assert [process.ended for process in begun] == [True]
+    assert not APART.begun
 
 
 def test_a_saved_template_that_renders_otherwise_stops_the_run(
@@ -55,9 +74,9 @@ def test_rows_of_odd_shapes_are_compared_whatever_the_sample(
     compared: list[int] = []
     true = chatml_rows.ChatmlRows.compare
 
-    def compare(self: Any, candidate: audit.Candidate) -> None:
-        compared.append(candidate.number)
-        true(self, candidate)
+    def compare(self: Any, candidates: list[audit.Candidate]) -> None:
+        compared.extend(candidate.number for candidate in candidates)
+        true(self, candidates)
 
     monkeypatch.setattr(chatml_rows.ChatmlRows, "compare", compare)
     monkeypatch.setattr(audit, "SPREAD", 10)

@@ -191,10 +191,14 @@ def tokenize(
 ) -> None:
     """Turn a messages parquet into token ids and loss masks, as Arrow shards."""
     from talaria.tokenization import fastokens_backend as fast
+    from talaria.tokenization.comparison import reloaded
+    from talaria.tokenization.tokenizer_folder import CHATML
 
     chosen = load(config, set_).tokenize
     if chosen.backend != "tokenizers":
         fast.begin(Path(tokenizer, "tokenizer.json"))
+    if chosen.template == CHATML:
+        reloaded.begin()
     from talaria.tokenization.stage import tokenize as work
 
     with progress("tokenize", "rows") as rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,13 @@ def to_numpy(values: pa.Array) -> npt.NDArray[Any]:
     return np.from_dlpack(values)
 
 
+def texts(values: Iterable[str]) -> pa.Array:
+    """Return a large_string array."""
+    encoded = [value.encode() for value in values]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    return pa.Array.from_buffers(pa.large_string(), len(encoded), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))])
+
+
 def scalar(text: str) -> pa.Scalar:
-    """Return a large_string scalar, built without importing pandas."""
-    data = text.encode()
-    ends = pa.py_buffer(np.array([0, len(data)], np.int64))
-    return pa.Array.from_buffers(pa.large_string(), 1, [None, ends, pa.py_buffer(data)])[0]
+    """Return a large_string scalar."""
+    return texts([text])[0]

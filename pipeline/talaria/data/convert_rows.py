@@ -54,7 +54,7 @@ def write_messages(files: Sequence[SourceFile], target: Path, config: Convert, o
     Raises DataError, one sentence with file and row, where the source cannot be used.
     """
     shape = RowShape(config.fields, config.roles)
-    for stream in streams(files, threads(), shape):
+    for stream in streams(files, threads(), shape, to_the_end=config.rows is None):
         for step in message_steps(stream, shape):
             try:
                 made = write(step, target, config, on_rows)
@@ -66,7 +66,7 @@ def write_messages(files: Sequence[SourceFile], target: Path, config: Convert, o
 
 def copy_rows(files: Sequence[SourceFile], target: Path, config: Convert) -> Facts:
     """Write the rows of the files to `target` as they are, for a function of the user's to look at."""
-    for stream in streams(files, threads(), None):
+    for stream in streams(files, threads(), None, to_the_end=config.rows is None):
         try:
             step = Step(stream, written(stream.columns), partial(_as_they_are, stream), False)
             return counted(write(step, target, config, None), stream)

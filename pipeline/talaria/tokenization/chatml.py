@@ -31,6 +31,7 @@ TEMPLATE = (
 """`render` as the Jinja template that is saved with every tokenizer: content byte for byte, prefix-stable."""
 
 Message = Mapping[str, Any]
+Conversation = Sequence[Message]
 
 
 class Segment(NamedTuple):

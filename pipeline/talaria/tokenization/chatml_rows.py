@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,19 +84,26 @@ class ChatmlRows:
             )
         return said
 
-    def compare(self, candidate: Candidate) -> None:
-        """Compare a row's ids and mask with the plain rule's, and its ids with those of the saved folder in transformers.
+    def compare(self, candidates: Sequence[Candidate]) -> None:
+        """Compare rows' ids and masks with the plain rule's, and their ids with those of the saved folder in transformers.
 
         Raises EncodingMismatch that names the row.
         """
-        messages = [dict(message, content=message["content"] or "") for message in candidate.rows.messages[0].as_py()]
+        conversations = [
+            [dict(message, content=message["content"] or "") for message in candidate.rows.messages[0].as_py()]
+            for candidate in candidates
+        ]
+        plain = [[{name: message[name] for name in ("role", "content")} for message in found] for found in conversations]
+        for candidate, messages, bare, theirs in zip(candidates, conversations, plain, self.reloaded.ids(plain), strict=True):
+            self._compare(candidate, messages, bare, theirs)
+
+    def _compare(self, candidate: Candidate, messages: chat.Conversation, plain: chat.Conversation, theirs: list[int]) -> None:
         where, newline = f"{self.parquet}, row {candidate.number}", self.config.supervise_newline
         ids, mask = candidate.ids.tolist(), candidate.mask.tolist()
         segments = list(chat.segments(messages, newline, self._loading.oracle.bos_text))
         if (ids, mask) != self._loading.tokenizer.ids(segments):
             raise EncodingMismatch(f"{where}: its ids or loss mask differ from the plain rule's; report this row.")
-        plain = [{"role": message["role"], "content": message["content"]} for message in messages]
-        if ids == self.reloaded.ids(plain):
+        if ids == theirs:
             return
         text = "".join(segment.text for segment in segments)
         said = "".join(segment.text for segment in segments if not segment.control)

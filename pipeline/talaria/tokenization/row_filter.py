@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from talaria.config.schema import Tokenize
 from talaria.tokenization import chatml as chat
 from talaria.tokenization import reasons
 from talaria.tokenization.chatml_rows import ChatmlRows
+from talaria.tokenization.comparison import reloaded
 from talaria.tokenization.comparison.audit import Candidate, candidates
 from talaria.tokenization.comparison.reloaded import Reloaded
 from talaria.tokenization.dataset import TRAIN, VALIDATION
@@ -72,7 +74,7 @@ class RowEncoder(Protocol):
     def encode(self, rows: MessageRows, first_row: int) -> Encoded:
         """The rows of a chunk. Raises DataError that names a row which cannot be encoded, unless such rows are dropped."""
 
-    def compare(self, candidate: Candidate) -> None:
+    def compare(self, candidates: Sequence[Candidate]) -> None:
         """Raise EncodingMismatch where a row is not what transformers makes of the saved folder; for one thread."""
 
 
@@ -81,6 +83,15 @@ def row_encoder(parquet: Path, folder: Path, config: Tokenize) -> RowEncoder:
 
     Raises DataError where the tokenizer or the template cannot be used.
     """
+    if config.template == CHATML:
+        reloaded.begin()
+    try:
+        return _row_encoder(parquet, folder, config)
+    finally:
+        reloaded.give_up()
+
+
+def _row_encoder(parquet: Path, folder: Path, config: Tokenize) -> RowEncoder:
     loading = Loading(folder, config.backend)
     source = template_source(config.template, folder) if config.template != CHATML else chat.template(loading.oracle.bos_text)
     if config.template == CHATML and loading.pieces_equal_whole(chat.END, chat.HEADER):

@@ -1,4 +1,4 @@
-"""From conversations to messages on whole Arrow columns, for sources of plain texts: polars maps the roles, no text is copied.
+"""From conversations to messages on whole Arrow columns, for sources of plain texts: roles are mapped, no text is copied.
 
 Every row it takes has the messages that RowShape would give it; a chunk in which a row needs to be looked at raises NeedsRows.
 """
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from talaria.common.arrow import scalar, to_arrow, to_numpy
+from talaria.common.arrow import scalar, texts, to_arrow, to_numpy
 from talaria.data.conversation.content import ASSISTANT, CALL, MESSAGE_ROLES, SHAREGPT_ROLES, SWITCHES
 from talaria.data.conversation.row_shape import MESSAGES, RowShape
 from talaria.data.readers.json_parse import NeedsRows
@@ -123,10 +123,8 @@ def column_of(table: pa.Table, name: str) -> pa.Array:
 
 def _map_roles(role: pa.Array, roles: dict[str, str]) -> pa.Array:
     """Roles of our names; null where the source's is unknown or null."""
-    import polars as pl
-
-    mapped = pl.Series(role).replace_strict(roles, default=None, return_dtype=pl.String)
-    return mapped.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())
+    found = pc.index_in(role.cast(pa.large_string()), value_set=texts(roles))
+    return texts(roles.values()).cast(pa.string()).take(found)
 
 
 def list_offsets(lists: pa.ListArray) -> pa.Array:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from talaria.data.conversation.row_shape import RowShape
 from talaria.data.readers import column_types
 from talaria.data.readers.json_parse import NeedsRows, read_table, rows_of
-from talaria.data.readers.json_schema import infer_files, quick_schema
+from talaria.data.readers.json_schema import infer_files, quick_schemas
 from talaria.data.readers.json_split import JsonLayout, read_chunks
 from talaria.data.readers.row_chunk import RowValues
 from talaria.data.readers.tables import TableReader
@@ -45,13 +45,12 @@ class Stream(Protocol):
         """A chunk of these rows alone of a chunk of `size` rows; None where they cannot be told from the others."""
 
 
-def streams(files: Sequence[SourceFile], threads: int, shape: RowShape | None) -> Iterator[Stream]:
-    """Streams of the files, the quick one first."""
+def streams(files: Sequence[SourceFile], threads: int, shape: RowShape | None, *, to_the_end: bool) -> Iterator[Stream]:
+    """Streams of the files, the quick one first. Each has the columns of all rows, also those after the end of what is read."""
     if files[0].kind != "json":
         yield TableReader.of(files)
         return
-    schema = quick_schema(files)
-    if schema is not None:
+    for schema in quick_schemas(files, to_the_end=to_the_end):
         yield JsonReader(files, {field.name: field.type for field in schema}, exact=False)
     yield JsonReader(files, infer_files(files, threads, shape), exact=True)
 

@@ -78,7 +78,7 @@ def first_rows(messages: Mask, offsets: Offsets) -> Iterable[int]:
 class Audit:
     """Compares rows on a thread of its own. A context manager; what is under way is given up where the run fails."""
 
-    def __init__(self, compare: Callable[[Candidate], None], close: Callable[[], None]) -> None:
+    def __init__(self, compare: Callable[[Sequence[Candidate]], None], close: Callable[[], None]) -> None:
         """`compare` raises where a row is not what it should be; `close` comes last."""
         self._compare, self._close = compare, close
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="audit")
@@ -88,9 +88,9 @@ class Audit:
 
     def add(self, shard: int, found: Iterable[Candidate]) -> None:
         """Compare those of a chunk that are wanted; chunks come in order. Raises what an earlier comparison raised."""
-        for candidate in self._wanted(shard, found):
-            self._pending.append(self._pool.submit(self._compare, candidate))
-            self.compared += 1
+        if wanted := list(self._wanted(shard, found)):
+            self._pending.append(self._pool.submit(self._compare, wanted))
+            self.compared += len(wanted)
         while self._pending and self._pending[0].done():
             self._pending.popleft().result()
 

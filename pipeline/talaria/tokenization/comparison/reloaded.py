@@ -4,11 +4,14 @@ transformers takes seconds to import where torch is installed, most of them unde
 has not imported it yet, one of its own renders and encodes, beside the work here, and does without torch:
 
     python -m talaria.tokenization.comparison.reloaded    # folder and template, then conversations, one JSON object a line
+
+It imports before it is told the folder, so that it can begin before that is known.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import shutil
 import subprocess
@@ -17,7 +20,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from talaria.common.errors import DataError
 from talaria.common.torch_free import hide_torch
@@ -29,8 +32,8 @@ Messages = Sequence[Mapping[str, Any]]
 class Reloaded(Protocol):
     """apply_chat_template of the saved folder; for one thread at a time."""
 
-    def ids(self, messages: Messages, tools: Sequence[Any] | None = None) -> list[int]:
-        """The conversation's ids. Raises DataError where transformers cannot open the folder."""
+    def ids(self, conversations: Sequence[Messages], tools: Sequence[Any] | None = None) -> list[list[int]]:
+        """Each conversation's ids; all have these tools. Raises DataError where transformers cannot open the folder."""
 
     def text(self, messages: Messages, tools: Sequence[Any] | None = None) -> str:
         """The conversation as the saved template renders it."""
@@ -42,6 +45,18 @@ class Reloaded(Protocol):
 def reloaded(folder: Path, source: str) -> Reloaded:
     """The folder as it is saved with the template `source`, opened here where that costs no import."""
     return Here(folder, source) if "transformers" in sys.modules else Apart(folder, source)
+
+
+def begin() -> None:
+    """Start what `reloaded` will need, as it takes a second; nothing where that has begun, or is not needed."""
+    if "transformers" not in sys.modules:
+        Apart.begin()
+
+
+def give_up() -> None:
+    """End what `begin` has started, where nobody has asked for it."""
+    if Apart.begun:
+        Apart.begun.pop().close()
 
 
 def open_saved(folder: Path, source: str) -> Any:
@@ -64,6 +79,12 @@ def open_saved(folder: Path, source: str) -> Any:
 class Here:
     """In this process."""
 
+    begun: ClassVar[list[TransformersProcess]] = []
+
+    @staticmethod
+    def begin() -> None:
+        """Nothing: its import would hold up this process."""
+
     def __init__(self, folder: Path, source: str, opened: Any = None) -> None:
         self.folder, self.source = folder, source
         if opened is not None:
@@ -73,9 +94,8 @@ class Here:
     def tokenizer(self) -> Any:
         return open_saved(self.folder, self.source)
 
-    def ids(self, messages: Messages, tools: Sequence[Any] | None = None) -> list[int]:
-        found: list[int] = self.tokenizer.apply_chat_template(messages, tools=tools, return_dict=False)
-        return found
+    def ids(self, conversations: Sequence[Messages], tools: Sequence[Any] | None = None) -> list[list[int]]:
+        return [self.tokenizer.apply_chat_template(one, tools=tools, return_dict=False) for one in conversations]
 
     def text(self, messages: Messages, tools: Sequence[Any] | None = None) -> str:
         return str(self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False))
@@ -84,11 +104,10 @@ class Here:
         pass
 
 
-class Apart:
-    """In a process of its own, which begins at once and ends with `close`, or when nobody is left to ask."""
+class TransformersProcess:
+    """A process that imports transformers, and then answers lines; it ends with `close`, or when nobody is left to ask."""
 
-    def __init__(self, folder: Path, source: str) -> None:
-        self.folder = folder
+    def __init__(self) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "talaria.tokenization.comparison.reloaded"],
@@ -98,37 +117,66 @@ class Apart:
             text=True,
             encoding="utf-8",
         )
-        with contextlib.suppress(BrokenPipeError):  # `_ask` says why it has ended
-            self._put({"folder": str(folder.absolute()), "source": source})
 
-    def ids(self, messages: Messages, tools: Sequence[Any] | None = None) -> list[int]:
-        found: list[int] = self._ask("ids", messages, tools)
-        return found
-
-    def text(self, messages: Messages, tools: Sequence[Any] | None = None) -> str:
-        return str(self._ask("text", messages, tools))
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
 
     def close(self) -> None:
         self._process.kill()
         self._process.communicate()
         self._errors.close()
 
-    def _put(self, request: Any) -> None:
+    def put(self, request: Any) -> None:
         assert self._process.stdin
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # `get` says why it has ended
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
 
-    def _ask(self, wanted: str, messages: Messages, tools: Sequence[Any] | None) -> Any:
+    def get(self) -> Any:
+        """The next line. Raises RuntimeError where the process has ended."""
         assert self._process.stdout
-        line = ""
-        with contextlib.suppress(BrokenPipeError):
-            self._put([wanted, messages, tools])
-            line = self._process.stdout.readline()
+        line = self._process.stdout.readline()
         if not line:
             self._errors.seek(0)
             told = self._errors.read().decode(errors="replace").strip().rpartition("\n")[2]
-            raise RuntimeError(f"{self.folder}: the process that compares with transformers has ended: {told or 'killed'}")
-        answer = json.loads(line)
+            raise RuntimeError(f"the process that compares with transformers has ended: {told or 'killed'}")
+        return json.loads(line)
+
+
+class Apart:
+    """In a process of its own."""
+
+    begun: ClassVar[list[TransformersProcess]] = []
+    """At most one, for the next folder."""
+
+    @classmethod
+    def begin(cls) -> None:
+        if not cls.begun:
+            cls.begun.append(TransformersProcess())
+
+    def __init__(self, folder: Path, source: str) -> None:
+        self.folder = folder
+        self.begin()
+        self._process = self.begun.pop()
+        self._process.put({"folder": str(folder.absolute()), "source": source})
+
+    def ids(self, conversations: Sequence[Messages], tools: Sequence[Any] | None = None) -> list[list[int]]:
+        found: list[list[int]] = self._ask("ids", conversations, tools)
+        return found
+
+    def text(self, messages: Messages, tools: Sequence[Any] | None = None) -> str:
+        return str(self._ask("text", messages, tools))
+
+    def close(self) -> None:
+        self._process.close()
+
+    def _ask(self, wanted: str, messages: Any, tools: Sequence[Any] | None) -> Any:
+        self._process.put([wanted, messages, tools])
+        try:
+            answer = self._process.get()
+        except RuntimeError as error:
+            raise RuntimeError(f"{self.folder}: {error}") from None
         if "error" in answer:
             raise DataError(answer["error"])
         return answer[wanted]
@@ -136,11 +184,18 @@ class Apart:
 
 def main() -> None:
     """Answer each line of stdin until it ends."""
+    gc.disable()  # what an import makes is no garbage
     hide_torch()
+    from transformers import AutoTokenizer  # noqa: F401  # before the folder is known
+
     opened = json.loads(sys.stdin.readline() or "null")
     if not opened:
         return
     tokenizer = Here(Path(opened["folder"]), opened["source"])
+    with contextlib.suppress(DataError):  # told to who asks first
+        _ = tokenizer.tokenizer
+    gc.freeze()
+    gc.enable()
     for line in sys.stdin:
         wanted, messages, tools = json.loads(line)
         try:

@@ -133,12 +133,16 @@ class RenderedRows:
         check_tools(conversation, rendered.text)
         return rendered
 
-    def compare(self, candidate: Candidate) -> None:
-        """Compare a row's ids with what transformers makes of the saved folder. Raises EncodingMismatch that names the row."""
+    def compare(self, candidates: Sequence[Candidate]) -> None:
+        """Compare rows' ids with what transformers makes of the saved folder. Raises EncodingMismatch that names the row."""
+        for candidate in candidates:
+            self._compare(candidate)
+
+    def _compare(self, candidate: Candidate) -> None:
         (conversation,) = ConversationReader([], True, self.config.reasoning != "drop").read(*candidate.rows)
         assert isinstance(conversation, Conversation)  # it was encoded
         found = candidate.ids.tolist()
-        if found == self.reloaded.ids(conversation.messages, conversation.tools):
+        if found == self.reloaded.ids([conversation.messages], conversation.tools)[0]:
             return
         if not self._equal_by_pieces(conversation, candidate, found):
             raise EncodingMismatch(
