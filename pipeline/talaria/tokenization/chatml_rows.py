@@ -44,7 +44,7 @@ class ChatmlRows:
         begins = {"begins_with": tokenizer.bos_text} if tokenizer.bos_text else {}
         return {"template": "chatml", **begins, "backend": tokenizer.backend, "fallback": tokenizer.fallback}
 
-    day = None
+    day = variables = None
     holds_the_lock = False
     control_tokens = r"<\|(im_start|im_end|endoftext)\|>"
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from talaria.common.torch_free import hide_torch
 from talaria.config.schema import Tokenize
 from talaria.tokenization.parquet_chunks import RowRange, read
-from talaria.tokenization.row_filter import Kept, Selector
+from talaria.tokenization.row_filter import Kept, Selector, Variables
 
 AT_LEAST = 8
 """Chunks for which processes are begun; each takes some seconds to begin."""
@@ -32,6 +32,7 @@ class Share(NamedTuple):
     rows: int
     held_out_rows: int | None
     chunks: Sequence[RowRange]
+    variables: Variables | None = None
 
 
 def in_processes(share: Share, count: int) -> Iterator[Kept]:
@@ -81,7 +82,7 @@ def _made(share: Share) -> Iterator[Any]:
     from talaria.data.messages_parquet import open_parquet
 
     try:
-        selector = Selector(share.parquet, share.tokenizer, share.config, share.rows, share.held_out_rows)
+        selector = Selector(share.parquet, share.tokenizer, share.config, share.rows, share.held_out_rows, share.variables)
         file = open_parquet(share.parquet)
         for chunk in share.chunks:
             yield from map(selector, read(file, [chunk]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,6 +46,9 @@ class Kept:
     """Rows to compare with transformers."""
 
 
+Variables = Mapping[str, Any]
+
+
 class RowEncoder(Protocol):
     """Rows to ids and masks by one rule; threads share it."""
 
@@ -64,6 +67,10 @@ class RowEncoder(Protocol):
     """Whether threads would wait for each other most of the time."""
 
     @property
+    def variables(self) -> Variables | None:
+        """The special tokens that its template may name: to another process of the run they need only be told."""
+
+    @property
     def day(self) -> datetime.date | None:
         """What its template takes for today."""
 
@@ -78,7 +85,7 @@ class RowEncoder(Protocol):
         """Raise EncodingMismatch where a row is not what transformers makes of the saved folder; for one thread."""
 
 
-def row_encoder(parquet: Path, folder: Path, config: Tokenize) -> RowEncoder:
+def row_encoder(parquet: Path, folder: Path, config: Tokenize, variables: Variables | None = None) -> RowEncoder:
     """By the ChatML rule where that is exact, by a chat template otherwise.
 
     Raises DataError where the tokenizer or the template cannot be used.
@@ -86,30 +93,38 @@ def row_encoder(parquet: Path, folder: Path, config: Tokenize) -> RowEncoder:
     if config.template == CHATML:
         reloaded.begin()
     try:
-        return _row_encoder(parquet, folder, config)
+        return _row_encoder(parquet, folder, config, variables)
     finally:
         reloaded.give_up()
 
 
-def _row_encoder(parquet: Path, folder: Path, config: Tokenize) -> RowEncoder:
+def _row_encoder(parquet: Path, folder: Path, config: Tokenize, variables: Variables | None) -> RowEncoder:
     loading = Loading(folder, config.backend)
     source = template_source(config.template, folder) if config.template != CHATML else chat.template(loading.oracle.bos_text)
     if config.template == CHATML and loading.pieces_equal_whole(chat.END, chat.HEADER):
         return ChatmlRows(parquet, loading, config)
     from talaria.tokenization.rendered.rows import RenderedRows
 
-    return RenderedRows(parquet, loading, config, source)
+    return RenderedRows(parquet, loading, config, source, variables)
 
 
 class Selector:
     """Chunks and rows in, Kept out. Holds no state, so that threads can share it."""
 
-    def __init__(self, parquet: Path, folder: Path, config: Tokenize, rows: int, held_out_rows: int | None = None) -> None:
-        """`rows`: of the parquet. `held_out_rows`: of a mixture, whose first rows these are."""
+    def __init__(
+        self,
+        parquet: Path,
+        folder: Path,
+        config: Tokenize,
+        rows: int,
+        held_out_rows: int | None = None,
+        variables: Variables | None = None,
+    ) -> None:
+        """`rows`: of the parquet. `held_out_rows`: of a mixture, whose first rows these are. `variables`: RowEncoder has them."""
         self.config = config
         self.rows, self.held_out_rows = rows, held_out_rows
         self.splits = [TRAIN, VALIDATION] if config.validation_fraction or held_out_rows else [TRAIN]
-        self.encoder = row_encoder(parquet, folder, config)
+        self.encoder = row_encoder(parquet, folder, config, variables)
 
     def __call__(self, item: tuple[RowRange, MessageRows]) -> Kept:
         chunk, rows = item

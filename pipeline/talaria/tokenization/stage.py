@@ -116,7 +116,9 @@ def encoded(
     workers = config.workers or len(os.sched_getaffinity(0))
     if selector.encoder.holds_the_lock and workers > 1 and len(chunks) >= chunk_processes.AT_LEAST:
         on_day = config.model_copy(update={"template_date": selector.encoder.day})
-        share = chunk_processes.Share(parquet, tokenizer, on_day, selector.rows, selector.held_out_rows, chunks)
+        share = chunk_processes.Share(
+            parquet, tokenizer, on_day, selector.rows, selector.held_out_rows, chunks, selector.encoder.variables
+        )
         yield from chunk_processes.in_processes(share, workers)
     else:
         yield from ordered(selector, read(open_parquet(parquet), chunks), workers)

@@ -6,6 +6,7 @@ import datetime
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,18 @@ class RenderedRows:
 
     holds_the_lock = True
 
-    def __init__(self, parquet: Path, loading: Loading, config: Tokenize, source: str) -> None:
-        """Raises DataError where the template or the saved tokenizer cannot be used."""
+    def __init__(
+        self, parquet: Path, loading: Loading, config: Tokenize, source: str, variables: Mapping[str, Any] | None = None
+    ) -> None:
+        """`variables`: what another process has found them to be; to find them takes half a second of processor time.
+
+        Raises DataError where the template or the saved tokenizer cannot be used.
+        """
         self.parquet, self.config, self._loading, self.source = parquet, config, loading, source
-        self._transformers = open_saved(loading.folder, source)
-        self.reloaded = Here(loading.folder, source, self._transformers)
+        self.variables = self._transformers.special_tokens_map if variables is None else variables
         self.day = config.template_date or datetime.date.today()
         where = f"{loading.folder} (tokenize.template: {config.template})"
-        self.template = ChatTemplate(source, self._transformers.special_tokens_map, self.day, where)
+        self.template = ChatTemplate(source, self.variables, self.day, where)
         self.probed = probe(self.template)
         added = loading.hugging_face.get_added_tokens_decoder()
         self._controls = {token.content: id for id, token in added.items() if token.special}
@@ -49,6 +54,14 @@ class RenderedRows:
             next(iter(self._controls)), self._splitting.split(self.probed.prompts["user"])[-1]
         )
         self._reader = ConversationReader(list(self._controls), self._in_pieces, config.reasoning != "drop")
+
+    @cached_property
+    def _transformers(self) -> Any:
+        return open_saved(self._loading.folder, self.source)
+
+    @cached_property
+    def reloaded(self) -> Here:
+        return Here(self._loading.folder, self.source, self._transformers)
 
     @property
     def facts(self) -> dict[str, Any]:
