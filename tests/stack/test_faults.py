@@ -6,7 +6,6 @@ import contextlib
 import math
 import shutil
 import signal
-import statistics
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,7 @@ SLOW = {  # long enough to be disturbed in the middle
     "train.save_every": SAVE_EVERY,
 }
 MINUTE = 60
-OUTAGES = 140
+OUTAGES = 170
 """Seconds of training that two outages of a minute and the starts of two services fit in."""
 JUMPS = 25
 """Seconds of training that two jumps of a clock fit in."""
@@ -37,10 +36,11 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def pace(deployment: Deployment) -> float:
-    """Seconds that a step takes on this machine while nothing goes wrong."""
+    """Seconds that a step takes on this machine when nothing goes wrong and nothing else runs: a training of OUTAGES / pace steps
+    is not over sooner, however busy the machine was when this was measured."""
     undisturbed = Training(deployment, "undisturbed", 100)
     deployment.finished(undisturbed.run_id)
-    return statistics.median(row["seconds"] for row in undisturbed.rows()[STEPS // 2 :])
+    return min(row["seconds"] for row in undisturbed.rows()[STEPS // 2 :])
 
 
 @dataclass
@@ -102,12 +102,14 @@ def test_services_go_away_during_a_training_and_come_back(deployment: Deployment
         fault = f"{service} killed and restarted" + (" after a minute" if seconds else "")
         engine.stop(service, signal.SIGKILL)
         back = time.monotonic() + seconds
-        for other in others:
-            is_hit(other)
-        while time.monotonic() < back:
-            training.check_going_on(fault)
-            time.sleep(min(5, max(0, back - time.monotonic())))
-        engine.up(service)
+        try:
+            for other in others:
+                is_hit(other)
+            while time.monotonic() < back:
+                training.check_going_on(fault)
+                time.sleep(min(5, max(0, back - time.monotonic())))
+        finally:
+            engine.up(service)  # also for the tests that come next
         training.check_going_on(fault)
         faults.append(fault)
 
