@@ -27,7 +27,6 @@ from talaria.evaluation.items import Items
 from talaria.evaluation.tasks.checks import copy_files, find_contamination, task_items, tasks_fingerprint
 from talaria.evaluation.tasks.model_answers import TaskTests, metric_items, table
 from talaria.evaluation.tasks.scoring import TaskResult
-from talaria.evaluation.tasks.task_file import TaskItem
 from talaria.runs.folder import MODEL, exported, step_of
 from talaria.tokenization.dataset import TRAIN, VALIDATION, open_tokens
 
@@ -87,12 +86,13 @@ def measure(
     splits = open_tokens(tokens)
     split, trained = splits[VALIDATION], splits[TRAIN]
     assert trained is not None  # only the held-out split may be missing
-    known_prompts = find_contamination(settings, task_items(settings), data, trained.rows)
+    looks = tests is not None and settings.contamination != "ignore"
+    asked = [*task_items(settings), *(tests.questions() if tests and looks else ())]
+    known_prompts = find_contamination(settings, asked, data, trained.rows)
     exam = Exam.of(split, settings, model, data) if split else None
     tuned = exam.take(model, device) if exam else None
     before = exam.take(base, device) if exam and base else None
     tested = _test(tests, {"tuned": model} | ({"base": base} if base else {}), device) if tests else {}
-    known_prompts |= find_contamination(settings, _questions(settings, tested.get("tuned", ())), data, trained.rows)
     known = {weights_of(model): tuned.heldout} if tuned else {}  # the last export is the final model under another name
     kept = {export: known.get(weights_of(export)) or exam.loss_of(export, device) for export in exports} if exam else {}
     report = {
@@ -152,12 +152,6 @@ def _test(tests: TaskTests, folders: Mapping[str, Path], device: torch.device) -
         found[name] = tests.take(hf, CACHED * tests.settings.batch_tokens)
         free(hf)
     return found
-
-
-def _questions(settings: Settings, results: Sequence[TaskResult]) -> list[tuple[str, TaskItem]]:
-    """The questions of benchmarks, which are known once they were asked."""
-    benchmarks = {one.name for one in settings.benchmarks}
-    return [(result.task.name, row.item) for result in results if result.task.name in benchmarks for row in result.rows]
 
 
 def measure_items(settings: Settings, model: Path, tokens: Path) -> Items:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from talaria.common.errors import ConfigError, DataError, UserError
 from talaria.common.user_code import ALLOW
@@ -15,6 +16,7 @@ from talaria.evaluation.items import Items
 from talaria.evaluation.stage import run
 from talaria.evaluation.tasks.benchmarks import check_benchmark, manager
 from talaria.evaluation.tasks.checks import tasks_fingerprint
+from talaria.tokenization.dataset import open_tokens
 
 from tests.support import tiny_pipeline
 
@@ -93,6 +95,23 @@ def test_a_metric_that_is_no_score_of_a_question_is_refused(folder: Path, folder
         config = tiny_pipeline.config(evaluate={"benchmarks": [benchmark(folder, metric=metric)], "prompts": 0})
         with pytest.raises(DataError, match=named):
             run(config, folders, out)
+
+
+def test_questions_that_were_trained_on_are_told_before_any_model_is_asked(
+    folder: Path, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = open_tokens(folders["tokenize"])["train"].rows[0]
+    messages = pq.read_table(folders["convert"] / "messages.parquet")["messages"][int(row)].as_py()
+    seen = {"text": messages[0]["content"], "answer": messages[1]["content"]}
+    (folder / "colours.jsonl").write_text("".join(json.dumps(one) + "\n" for one in [QUESTIONS[0], seen]))
+    wanted = {"benchmarks": [benchmark(folder), benchmark(folder, name="shades", task="shades", limit=1)], "prompts": 0}
+    (tmp_path / "warned").mkdir()
+    run(tiny_pipeline.config(evaluate=wanted), folders, tmp_path / "warned")
+    report = json.loads((tmp_path / "warned" / "report.json").read_text())
+    assert report["contaminated"] == {"colours": ["colours/1"]}
+    monkeypatch.setattr("talaria.evaluation.exam.Exam.take", None)  # nothing is measured
+    with pytest.raises(DataError, match=r"task colours, colours/1: its prompt is in the training data"):
+        run(tiny_pipeline.config(evaluate=wanted | {"contamination": "refuse"}), folders, tmp_path)
 
 
 def test_what_cannot_be_run_is_refused_before_anything(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,41 @@ def manager(benchmark: BenchmarkSettings) -> Any:
     return known
 
 
+def questions(benchmark: BenchmarkSettings, tasks: Any) -> list[TaskItem]:
+    """What a benchmark will ask, without the chat template and the examples before it; `tasks`: its `manager`.
+
+    An item's id is TASK/NUMBER, its place in the harness's data. Raises DataError where the data cannot be had.
+    """
+    with _harness(benchmark):
+        loaded = tasks.load([benchmark.task])["tasks"]
+        found = [
+            (f"{name}/{number}", _question(task, doc))
+            for name, task in loaded.items()
+            for number, doc in task.doc_iterator(limit=benchmark.limit)
+        ]
+    return [_item(name, text, None, []) for name, text in found]
+
+
+def _question(task: Any, doc: Any) -> str:
+    """The text by which the harness itself would look for a question in training data, or else the question."""
+    text = task.doc_to_decontamination_query(doc) if task.should_decontaminate() else task.doc_to_text(doc)
+    return str(task.doc_to_choice(doc)[text] if isinstance(text, int) else text)
+
+
+@contextlib.contextmanager
+def _harness(benchmark: BenchmarkSettings) -> Iterator[None]:
+    """Let the harness load the benchmark in its folder, and tell what it cannot do. Raises DataError."""
+    folder, before = folder_of(benchmark), Path.cwd()
+    try:
+        if folder:
+            os.chdir(folder)  # data_files of its YAML count from there
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise DataError(f"benchmark {benchmark.name}: lm-evaluation-harness cannot run it ({_first_line(error)}).") from error
+    finally:
+        os.chdir(before)
+
+
 def take(benchmark: BenchmarkSettings, tasks: Any, hf: Any, tokenizer: Any, max_tokens: int) -> TaskResult:
     """Let an opened model answer a benchmark. `tasks`: its `manager`; `max_tokens`: of a batch.
 
@@ -74,10 +110,7 @@ def take(benchmark: BenchmarkSettings, tasks: Any, hf: Any, tokenizer: Any, max_
     from lm_eval.models.huggingface import HFLM
 
     model = HFLM(pretrained=hf, tokenizer=tokenizer, batch_size=max(1, max_tokens // _TOKENS_A_QUESTION))
-    folder, before = folder_of(benchmark), Path.cwd()
-    try:
-        if folder:
-            os.chdir(folder)  # data_files of its YAML count from there
+    with _harness(benchmark):
         found = simple_evaluate(
             model,
             tasks=[benchmark.task],
@@ -89,10 +122,6 @@ def take(benchmark: BenchmarkSettings, tasks: Any, hf: Any, tokenizer: Any, max_
             bootstrap_iters=0,
             log_samples=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise DataError(f"benchmark {benchmark.name}: lm-evaluation-harness cannot run it ({_first_line(error)}).") from error
-    finally:
-        os.chdir(before)
     samples = found["samples"]
     rows = [_row(benchmark, name, one, len(samples) > 1) for name in sorted(samples) for one in _chosen(benchmark, samples[name])]
     if not rows:
@@ -121,17 +150,13 @@ def _row(benchmark: BenchmarkSettings, subtask: str, sample: Mapping[str, Any], 
     asked += [sample[f"{part}_hash"] for part in ("doc", "prompt", "target")]
     given = sample["filtered_resps"]
     answer = given[0] if given and isinstance(given[0], str) else None
-    item = TaskItem(
-        id=digest(asked)[:16],
-        messages=[{"role": "user", "content": str(sample["arguments"][0][0])}],
-        tools=None,
-        judge="benchmark",
-        expected=sample["target"],
-        choices=[],
-        tags=[subtask] if several else [],
-        line={},
-    )
+    item = _item(digest(asked)[:16], str(sample["arguments"][0][0]), sample["target"], [subtask] if several else [])
     return Row(item, answer, Verdict(float(score)), float(score) >= benchmark.pass_score)
+
+
+def _item(name: str, question: str, expected: Any, tags: list[str]) -> TaskItem:
+    messages = [{"role": "user", "content": question}]
+    return TaskItem(name, messages, None, "benchmark", expected, [], tags, {})
 
 
 def _first_line(error: Exception) -> str:

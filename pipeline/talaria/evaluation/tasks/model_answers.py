@@ -73,6 +73,11 @@ class TaskTests:
         known = [benchmarks.manager(one) for one in settings.benchmarks]
         return cls(settings, papers, end_ids(model), AutoTokenizer.from_pretrained(model, trust_remote_code=False), known)
 
+    def questions(self) -> list[tuple[str, TaskItem]]:
+        """Return what the benchmarks will ask, each question with its benchmark's name. Raises DataError."""
+        named = zip(self.settings.benchmarks, self.known_benchmarks, strict=True)
+        return [(one.name, item) for one, known in named for item in benchmarks.questions(one, known)]
+
     def take(self, hf: Any, max_tokens: int) -> list[TaskResult]:
         """Let an opened model answer, and judge. `max_tokens`: of a batch, with the answers to come."""
         judged = [judge_answers(paper.task, paper.items, self._answers(hf, paper, max_tokens)) for paper in self.papers]
