@@ -172,8 +172,11 @@ def test_a_local_base_is_not_named_unless_its_name_on_the_hub_is_given(
     outputs, sqlite_uri: str, at_hub: Hub, tmp_path: Path
 ) -> None:
     secret = tmp_path / "secret-project"
+    judge = {"base_url": "http://judge.secret-project:8000/v1", "model": "judge"}
     config = tiny_pipeline.config(
         registry={"model": "private-base", "license": "mit", "experiment": "publishing"},
+        evaluate={"tasks": [{"name": "manners", "file": str(secret / "tasks.jsonl"), "judge": "rate", "judge_model": judge}]},
+        tokenize={"template": str(secret / "chat.jinja")},
         base={"source": "local", "path": str(secret)},
         download={"source": "local", "path": str(secret / "chats.jsonl")},
     )
@@ -185,6 +188,7 @@ def test_a_local_base_is_not_named_unless_its_name_on_the_hub_is_given(
         return (tmp_path / "out" / "README.md").read_text()
 
     text = card_with()
+    assert "- `tokenize.max_tokens`: 128" in text
     assert "secret-project" not in text
     assert {"base_model", "base_model_relation", "datasets"}.isdisjoint(front_matter(text))
     assert front_matter(text)["license"] == "mit"

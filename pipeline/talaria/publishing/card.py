@@ -6,6 +6,7 @@ Paths and addresses of the machine that trained stay out of it: of the settings 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,10 @@ from talaria.registry.versions import LOSS, as_number
 _KEPT = ("Quality", "Data", "Training loss")
 _SHOWN_SETTINGS = ("train.", "tokenize.", "convert.", "evaluate.", "base.repo", "base.shape", "download.repo", "download.files")
 _SHOWN_ORIGIN = ("train_key", "data.digest", "base.revision", "git_commit")
-_PATH = ("/", "~", ".", "file:")
+_HIDDEN_SETTINGS = ("convert.function", "evaluate.tasks", "evaluate.benchmarks")
+"""Code, files and judges of one's own; how tasks went is told under Quality."""
+_PLACE = re.compile(r"(?:^|[\s'\"\[({=,:])(?:/|~|\.\.?/|[A-Za-z][A-Za-z0-9+.-]*:/)")
+"""A path or an address, anywhere in a value."""
 _USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -132,8 +136,9 @@ def _base_name(registered: Registered, said: Statements) -> str:
 
 def _head(registered: Registered, said: Statements) -> str:
     how = "LoRA adapters, merged" if registered.settings["train"].get("lora", {}).get("rank") else "all parameters"
+    base = said.base_model or _base_name(registered, said).capitalize()
     text = (
-        f"# {registered.model}\n\n{_base_name(registered, said)}, fine-tuned ({how}) on {_data_name(registered)} with Talaria. "
+        f"# {registered.model}\n\n{base}, fine-tuned ({how}) on {_data_name(registered)} with Talaria. "
         f"This is version {registered.version}."
     )
     return text + (" It needs transformers 5: version 4 reads other rotary settings." if said.needs_5 else "")
@@ -152,7 +157,7 @@ def _settings(registered: Registered) -> str:
     lines = []
     for line in registered.sections.get("Settings", "").splitlines():
         name, _, value = line.removeprefix("- `").partition("`: ")
-        if name.startswith(_SHOWN_SETTINGS) and name != "convert.function" and not value.startswith(_PATH):
+        if name.startswith(_SHOWN_SETTINGS) and name not in _HIDDEN_SETTINGS and not _PLACE.search(value):
             lines.append(line)
     return "## Settings\n\n" + "\n".join(lines) if lines else ""
 
