@@ -53,3 +53,10 @@ def test_parsing_loads_nothing_heavy() -> None:
     print(f"parsed in {parsed['seconds']:.2f} s")
     assert parsed["errors"] == {}
     assert [name for name in HEAVY if name in parsed["modules"]] == []
+
+
+def test_the_watch_of_ones_own_dag_file_has_the_period_that_it_names(airflow_db: None) -> None:
+    from airflow.serialization.serialized_objects import DagSerialization
+    from talaria_airflow import watch_champion_dag
+
+    assert "0 * * * *" in json.dumps(DagSerialization.serialize_dag(watch_champion_dag("watch-hourly", cron="0 * * * *")))

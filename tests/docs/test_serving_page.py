@@ -1,4 +1,4 @@
-"""The commands of docs/serving.md, as they are written there."""
+"""The commands of docs/serving.md, as they are written there; tests/stack/test_demo.py has its tools, which a model must know."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from talaria.cli import app, serve_commands, stage_commands  # noqa: F401  (they add their commands)
+from talaria.config.load import load
 from typer.testing import CliRunner
 
 from tests.support import tiny_pipeline
@@ -21,7 +22,14 @@ from tests.support.server_process import ServerProcess
 REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs" / "serving.md").read_text()
 COMMANDS = re.findall(r"^\$ (.*)$", PAGE, re.MULTILINE)
-(PYTHON,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+PYTHON, _ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+def test_the_configuration_of_the_page_is_valid(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "watched.yaml").write_text(f"name: watched\n{text}")
+    config = load(tmp_path / "watched.yaml")
+    assert (config.serving.url, config.watch.sample) == ("http://127.0.0.1:8000", 50)
 
 
 @pytest.fixture(scope="module")

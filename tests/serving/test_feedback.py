@@ -33,13 +33,12 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def running(folders: dict[str, Path], store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     """A server that keeps what it is asked."""
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "")
-    before = mlflow.get_tracking_uri()
     writer = TraceWriter(tracking_uri(store), EXPERIMENT)
     try:
         with serving(ServedSource(str(folders["train"] / "model")), traces=writer) as running:
             yield running
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(None)  # the default, put back as an address, would be in the environment of all later tests
         mlflow.tracing.reset()
 
 
