@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,10 @@ from talaria.common.errors import DataError
 from talaria.config.load import parse
 from talaria.config.schema import Config
 from talaria.tokenization import chatml as chat
-from talaria.tokenization.tokenizer import load
-from talaria.tokenization.tokenizer_folder import TEMPLATE_FILE, find
+from talaria.tokenization.rendered.call_format import ToolCall, call_format
+from talaria.tokenization.rendered.prompt import prompt_encoder
+from talaria.tokenization.tokenizer import load, open_hugging_face
+from talaria.tokenization.tokenizer_folder import ORIGINAL_TEMPLATE_FILE, TEMPLATE_FILE, find, own_template, save
 
 from tests.base_model import hub
 from tests.support import qwen_tokenizer
@@ -132,6 +135,25 @@ def test_a_template_of_its_own_is_kept_beside(real: Path, tmp_path: Path) -> Non
     assert digests(tmp_path / "again") == digests(real)
 
 
+def test_the_template_of_a_tokenizer_from_scratch_has_tools(scratch: Path, tmp_path: Path) -> None:
+    save(scratch, tmp_path / "own", own_template(scratch))
+    found = call_format(tmp_path / "own")
+    assert found is not None
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 2?"}]
+    call = json.dumps([{"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": "ü<"}}}])
+    answered = [{"role": "assistant", "content": "", "tool_calls": call}, {"role": "tool", "content": "3"}]
+    encode, opened = prompt_encoder(tmp_path / "own"), open_hugging_face(tmp_path / "own" / "tokenizer.json")
+    text = opened.decode(encode([*asked, *answered], json.dumps([tool])), skip_special_tokens=False)
+    assert "Be brief." in text
+    assert json.dumps(tool["function"]) in text
+    (written,) = re.findall(r"<\|im_start\|>assistant\n(<tool_call>.*?)<\|im_end\|>", text, re.DOTALL)
+    assert found.read(written) == ("", [ToolCall("add", {"a": 1, "b": "ü<"})])
+    assert opened.decode(encode(asked), skip_special_tokens=False) == chat.render(asked, add_generation_prompt=True), (
+        "without tools it is ChatML"
+    )
+
+
 def test_local_links_the_weights_and_pins_every_file(scratch: Path, tmp_path: Path) -> None:
     facts = make(tmp_path / "local", source="local", path=str(scratch))
     assert (tmp_path / "local" / "model.safetensors").samefile(scratch / "model.safetensors")
@@ -157,8 +179,9 @@ def test_the_fingerprint_follows_the_content(scratch: Path, tmp_path: Path) -> N
     save_file({name: array + 1 for name, array in load_file(folder / "model.safetensors").items()}, folder / "model.safetensors")
     assert base.fingerprint(settings) != before
     with_tokenizer = config(source="random", tokenizer=str(folder))
-    assert set(base.fingerprint(with_tokenizer)) == {"tokenizer.json", "tokenizer_config.json", TEMPLATE_FILE}
-    assert base.fingerprint(config(source="random")) is None
+    names = {"tokenizer.json", "tokenizer_config.json", TEMPLATE_FILE, ORIGINAL_TEMPLATE_FILE}
+    assert set(base.fingerprint(with_tokenizer)) == names
+    assert set(base.fingerprint(config(source="random"))) == {"template"}
 
 
 def test_generation_settings_of_the_model_are_kept(scratch: Path, tmp_path: Path) -> None:

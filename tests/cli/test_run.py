@@ -19,6 +19,7 @@ TALARIA = Path(sys.executable).with_name("talaria")
 TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 SMALLER = {
     "download.rows": 80,
+    "download.tool_rows": 20,
     "base.vocab_size": 400,
     "train.num_processes": 1,
     "train.max_steps": 2,

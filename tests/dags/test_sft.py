@@ -20,6 +20,7 @@ TINY = REPOSITORY / "configs" / "tiny.yaml"
 SMALL = {
     "name": "small",
     "download.rows": 300,
+    "download.tool_rows": 20,
     "base.vocab_size": 512,
     "base.shape.hidden_size": 32,
     "base.shape.num_hidden_layers": 1,

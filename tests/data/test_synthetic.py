@@ -9,8 +9,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from talaria.data.conversation.row_shape import RowShape
 from talaria.data.readers.json_schema import DECLARED
-from talaria.data.synthetic.generator import ODDITIES, generate, write_sample
+from talaria.data.synthetic.generator import ODDITIES, generate, generate_tool_rows, write_sample
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -65,3 +66,19 @@ def test_a_question_has_one_answer_and_most_conversations_differ() -> None:
                 answers[question["value"]].add(answer["value"])
     assert all(len(found) == 1 for found in answers.values())
     assert len(seen) > 4000
+
+
+def test_tools_are_offered_where_they_are_called_and_where_they_are_not(tmp_path: Path) -> None:
+    rows = list(generate_tool_rows(200, 0))
+    assert rows == list(generate_tool_rows(200, 0)) != list(generate_tool_rows(200, 1))
+    called = 0
+    for row in rows:
+        read = RowShape().conversation(row)
+        offered = {tool["function"]["name"]: tool["function"]["parameters"] for tool in json.loads(read.tools or "")}
+        for message in read.messages:
+            for call in json.loads(message.get("tool_calls") or "[]"):
+                assert call["function"]["arguments"].keys() == offered[call["function"]["name"]]["properties"].keys()
+                called += 1
+    assert 80 < called < 160
+    write_sample(tmp_path / "rows.json", 100, 0, tool_rows=20)
+    assert json.loads((tmp_path / "rows.json").read_text()) == [*generate(100, 0), *generate_tool_rows(20, 0)]

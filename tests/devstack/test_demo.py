@@ -22,8 +22,10 @@ def commands(line: str) -> list[list[str]]:
 def test_every_line_is_a_command_with_its_options(tmp_path: Path) -> None:
     home = Home(tmp_path / "a folder" / ".talaria")
     shell, *lines = next_steps(home, Ports(8080, 5000), "0123456789abcdef")
-    assert commands(shell) == [[".", str(home.root / "env")]]
+    sourced = [".", str(home.root / "env")]
+    assert commands(shell) == [sourced]
+    assert [commands(line)[0] for line in lines if "talaria serve" in line] == [sourced], "it works in a terminal of its own"
     group = typer.main.get_command(app.app)
-    for program, name, *words in (command for line in lines for command in commands(line)):
+    for program, name, *words in (command for line in lines for command in commands(line) if command != sourced):
         assert program == "talaria"
         group.commands[name].make_context(name, words)  # type: ignore[attr-defined]

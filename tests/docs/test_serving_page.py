@@ -56,10 +56,10 @@ def server(shared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Serv
 def test_the_commands_get_an_answer(
     server: ServerProcess, shared_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    curl = COMMANDS[1].replace("http://127.0.0.1:8000", server.url).replace('"content": "Hi"', '"content": "123456 Say green"')
+    curl = COMMANDS[1].replace("http://127.0.0.1:8000", server.url).replace("What is the capital of Italy?", "123456 Say green")
     answer = subprocess.run(["bash", "-c", f"{curl} --silent --fail"], capture_output=True, text=True, check=True).stdout
     assert '"content":"green!"' in answer
-    script = PYTHON.replace("http://127.0.0.1:8000", server.url).replace('"Hi"', '"123456 Say green"')
+    script = PYTHON.replace("http://127.0.0.1:8000", server.url).replace("What is the capital of Italy?", "123456 Say green")
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "green!"
     thumb = COMMANDS[3].replace("http://127.0.0.1:8000", server.url).replace("chatcmpl-...", json.loads(answer)["id"])
     said = subprocess.run(["bash", "-c", f"{thumb} --silent --fail"], capture_output=True, text=True, check=True).stdout

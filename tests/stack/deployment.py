@@ -17,6 +17,7 @@ from tests.stack.engine import Engine
 
 SMALL = {
     "download.rows": 400,
+    "download.tool_rows": 20,
     "base.vocab_size": 512,
     "base.shape.hidden_size": 32,
     "base.shape.num_hidden_layers": 1,

@@ -64,7 +64,14 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_has_what_it_needs_and_no_more(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("py.typed", "configs/tiny.yaml", "configs/tiny-tasks.jsonl", "configs/qwen3-4b-base.yaml"):
+    for name in (
+        "py.typed",
+        "configs/tiny.yaml",
+        "configs/tiny-tasks.jsonl",
+        "configs/tiny-tools.jsonl",
+        "configs/qwen3-4b-base.yaml",
+        "base_model/random_chat_template.jinja",
+    ):
         assert f"talaria/{name}" in names
     for name in ("py.typed", "monitor/static/index.html", "monitor/static/vendor/uPlot.LICENSE"):
         assert f"talaria_airflow/{name}" in names
@@ -77,7 +84,8 @@ def test_there_is_one_version() -> None:
 
 def test_talaria_runs_in_an_empty_folder(environment: Path, tmp_path: Path) -> None:
     assert run([environment / "talaria", "--version"], tmp_path) == f"talaria {talaria.__version__}\n"
-    short = ["--set", "download.rows=400", "--set", "train.max_steps=4", "--set", "evaluate.prompts=4"]
+    chosen = ("download.rows=400", "download.tool_rows=20", "train.max_steps=4", "evaluate.prompts=4")
+    short = [word for one in chosen for word in ("--set", one)]
     told = json.loads(run([environment / "talaria", "run", "tiny", *short, "--json"], tmp_path))
     assert told["train"]["steps"] == 4
     assert told["promote"]["champion"]

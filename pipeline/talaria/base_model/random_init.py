@@ -7,13 +7,15 @@ size that trains in seconds. The same settings give the same bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from talaria.config.schema import ModelShape
 from talaria.data.messages_parquet import open_parquet
 from talaria.tokenization import chatml as chat
+from talaria.tokenization.tokenizer_folder import TEMPLATE_FILE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +36,8 @@ VOCABULARY_MULTIPLE = 128
 """Rows of the embedding are padded to a multiple of this, which suits matrix products on a GPU."""
 TRAINING_ROWS = 50_000
 """A tokenizer is trained on at most so many conversations, evenly spread over the parquet."""
+OWN_TEMPLATE = Path(__file__).with_name("random_chat_template.jinja")
+"""The chat template that the tokenizer comes with, as Qwen3's comes with one (tokenize.template: own)."""
 
 
 def train_tokenizer(parquet: Path, vocab_size: int, out_dir: Path) -> None:
@@ -64,17 +68,26 @@ def train_tokenizer(parquet: Path, vocab_size: int, out_dir: Path) -> None:
         "model_max_length": 131072,
     }
     (out_dir / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    shutil.copyfile(OWN_TEMPLATE, out_dir / TEMPLATE_FILE)
 
 
 def texts(parquet: Path) -> Iterator[str]:
-    """The text of an even sample of the conversations."""
+    """The text of an even sample of the conversations, tools and calls too."""
     file = open_parquet(parquet)
     every = -(-file.metadata.num_rows // TRAINING_ROWS)
+    columns = [name for name in ("messages", "tools") if name in file.schema_arrow.names]
     row = 0
-    for batch in file.iter_batches(columns=["messages"]):
+    for batch in file.iter_batches(columns=columns):
         for index in range(-row % every, len(batch), every):
-            yield from (f"{message['role']}\n{message['content'] or ''}" for message in batch.column(0)[index].as_py() or [])
+            yield from _texts_of({name: batch.column(name)[index].as_py() for name in columns})
         row += len(batch)
+
+
+def _texts_of(row: Mapping[str, Any]) -> Iterator[str]:
+    for message in row["messages"] or []:
+        yield f"{message['role']}\n{message['content'] or ''}{message.get('tool_calls') or ''}"
+    if row.get("tools"):
+        yield row["tools"]
 
 
 def write_model(folder: Path, shape: ModelShape, vocab_size: int, end_of_text: int, seed: int) -> None:

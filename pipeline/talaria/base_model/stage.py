@@ -28,7 +28,9 @@ def fingerprint(config: Config) -> Any:
         return {"commit": commit_of(base.repo, base.revision)}
     folder = base.path if base.source == "local" else base.tokenizer
     if folder is None:
-        return None
+        from talaria.base_model.random_init import OWN_TEMPLATE
+
+        return {"template": file_digest(OWN_TEMPLATE)}
     files = {name: path for name, path in model_files(folder) if base.source == "local" or name in ALL_FILES}
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         return dict(zip(files, pool.map(file_digest, files.values()), strict=True))

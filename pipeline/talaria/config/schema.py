@@ -33,6 +33,9 @@ class Download(Section):
     sha256: str | None = Field(None, description="Expected digest of the one data file; a mismatch stops the run.")
     path: Annotated[Path | None, NotInKey] = Field(None, description="File or folder to read (source: local).")
     rows: Int = Field(6000, ge=1, description="Conversations to generate (source: sample).")
+    tool_rows: Annotated[Int, InKeyUnlessDefault] = Field(
+        0, ge=0, description="Conversations with tools to generate behind them (source: sample)."
+    )
     seed: Int = Field(0, ge=0, description="Seed of the generator (source: sample).")
 
     @property

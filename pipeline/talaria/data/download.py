@@ -71,8 +71,8 @@ def fill(config: Download, out_dir: Path, data: Path) -> Facts:
     else:
         from talaria.data.synthetic.generator import FILE, write_sample
 
-        write_sample(data / FILE, config.rows, config.seed)
-        origin |= {"rows": config.rows, "seed": config.seed}
+        write_sample(data / FILE, config.rows, config.seed, config.tool_rows)
+        origin |= {"rows": config.rows, "tool_rows": config.tool_rows, "seed": config.seed}
     found = find_files(data, all_splits=True)  # refuses what convert could not read
     files = {str(file.path.relative_to(data)): describe(file.path) for file in found}
     check(config, files)

@@ -73,7 +73,7 @@ def next_steps(home: Home, ports: Ports, train_key: str) -> tuple[str, ...]:
     return (
         f"{shell}   # the next lines want this once in a shell",
         f'talaria chat models:/{CONFIG}@champion --prompt "3 + 8 = ?"   # without --prompt: a conversation',
-        f"talaria serve models:/{CONFIG}@champion   # OpenAI's chat completions at http://127.0.0.1:8000/v1, for curl and openai",
+        f"{shell} && talaria serve models:/{CONFIG}@champion   # at http://127.0.0.1:8000/v1; docs/serving.md asks it",
         f"talaria watch {train_key[:8]}   # the curve; as a page, in Airflow: {ports.airflow_url}/plugin/training",
         f"talaria download {CONFIG} --output chats && talaria run {CONFIG} {own}   # your own file in its place",
     )

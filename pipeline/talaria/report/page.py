@@ -69,7 +69,7 @@ def _origin(origin: Facts) -> str:
     elif origin.get("source") == "local":
         text = str(origin.get("path"))
     elif origin.get("source") == "sample":
-        text = f"bundled sample, {origin['rows']:,} rows, seed {origin['seed']}"
+        text = f"bundled sample, {origin['rows'] + origin.get('tool_rows', 0):,} rows, seed {origin['seed']}"
     elif origin.get("source") == "mixture":
         return "<br>".join(f"{escape(name)}: {_origin(one)}" for name, one in origin["sources"].items())
     else:

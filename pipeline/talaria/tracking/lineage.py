@@ -121,7 +121,8 @@ def _source(config: Config, known: Manifests) -> Any:
         return HuggingFaceDatasetSource(path=download.repo, revision=_data_revision(config, known), data_files=download.files)
     if download.source == "local":
         return resolve_dataset_source(str(download.path))
-    return CodeDatasetSource({"generator": "talaria sample", "rows": str(download.rows), "seed": str(download.seed)})
+    settings = {name: str(getattr(download, name)) for name in ("rows", "tool_rows", "seed")}
+    return CodeDatasetSource({"generator": "talaria sample"} | settings)
 
 
 def _data_revision(config: Config, known: Manifests) -> str | None:

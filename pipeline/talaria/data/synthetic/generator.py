@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,6 +32,7 @@ from talaria.data.synthetic.tasks import (
     UPPERCASE,
     Task,
 )
+from talaria.data.synthetic.tool_tasks import tool_turns, tools_offered
 
 Row = dict[str, Any]
 FILE = "sample.json"
@@ -97,10 +99,10 @@ BLOCKS = (
 )
 
 
-def write_sample(path: Path, rows: int, seed: int) -> None:
+def write_sample(path: Path, rows: int, seed: int, tool_rows: int = 0) -> None:
     """Write the rows as the hub's file is written: a JSON array, four spaces of indentation, ASCII."""
     with path.open("w", encoding="ascii") as file:
-        for number, row in enumerate(generate(rows, seed)):
+        for number, row in enumerate(chain(generate(rows, seed), generate_tool_rows(tool_rows, seed))):
             file.write(",\n" if number else "[\n")
             text = json.dumps(row, indent=4)
             file.write("    " + text.replace("\n", "\n    "))  # a line break inside a string is escaped
@@ -122,6 +124,16 @@ def generate(rows: int, seed: int) -> Iterator[Row]:
                 row = planted[number](row, earlier)
             yield row
         done = until
+
+
+def generate_tool_rows(rows: int, seed: int) -> Iterator[Row]:
+    """Rows with a column `tools`, in which tools are called or not needed; the same for the same seed."""
+    random = Random(f"tools {seed}")  # noqa: S311
+    for _ in range(rows):
+        turns = tool_turns(random, lambda: random.choice(TASKS).ask(random), lambda text: random.choice(POLITE).format(text))
+        if random.random() < SYSTEM_SHARE:
+            turns.insert(0, {"from": "system", "value": random.choice(SYSTEM_PROMPTS)})
+        yield {"conversations": turns, "tools": tools_offered(random, turns), "source": "tools"}
 
 
 def _plant(rows: int, random: Random) -> dict[int, Oddity]:

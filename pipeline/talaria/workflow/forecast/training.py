@@ -62,7 +62,8 @@ def _data(config: Config, store: Store, keys: Mapping[str, str]) -> Facts:
     for stage, _, manifest in store.outputs():
         if stage == "tokenize" and manifest.get("inputs", {}).get("convert") == keys.get("convert", ""):
             return _counted(manifest["facts"], "of the same conversations, tokenised with other settings")
-    rows = config.download.rows if config.download.source == "sample" and not config.sources else None
+    download = config.download
+    rows = download.rows + download.tool_rows if download.source == "sample" and not config.sources else None
     if made := store.here("convert", keys["convert"]) if "convert" in keys else None:
         rows = sum(one["train"] for one in made.facts["sources"].values()) if config.sources else made.facts.get("rows")
     if rows is not None:
