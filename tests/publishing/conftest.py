@@ -17,6 +17,8 @@ __all__ = ["_no_address", "folders", "outputs", "server", "sqlite_uri", "store"]
 
 REPOSITORY = Path(__file__).parents[2]
 FORMER, MINIJINJA = "4.57.6", "3.1.0"
+VLLM = ("vllm==0.33.0", "cbor2==6.3.0", "openai-harmony==0.0.8", "pybase64==1.5.1", "pyzmq==27.3.0")
+"""vLLM's code, and what its rendering of prompts imports that is not here; the rest of what it needs is for a GPU."""
 HUB_BASE = {"source": "hub", "repo": "some-lab/base"}
 """As the configuration says; the files are those of the tiny base."""
 
@@ -54,13 +56,20 @@ def talaria(*words: object, **environment: str) -> subprocess.CompletedProcess[s
 @pytest.fixture(scope="session")
 def former(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with transformers 4.57, what it needs, and minijinja, to be put before this environment's on Python's path."""
+    return installed(tmp_path_factory.mktemp("former"), f"transformers=={FORMER}", f"minijinja=={MINIJINJA}")
+
+
+@pytest.fixture(scope="session")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with vLLM's code for Python's path."""
+    return installed(tmp_path_factory.mktemp("vllm"), "--no-deps", *VLLM)
+
+
+def installed(folder: Path, *words: str) -> Path:
     sys.path.insert(0, str(REPOSITORY / "tools"))
     import install
 
-    folder = tmp_path_factory.mktemp("former")
     settings = {**install.pip_settings(), **os.environ}
     uv = install.find_uv(settings)
-    words = [uv, "pip", "install", "--quiet", "--target", str(folder), "--python", sys.executable, f"transformers=={FORMER}"]
-    words += [f"minijinja=={MINIJINJA}"]
-    install.run(words, settings)
+    install.run([uv, "pip", "install", "--quiet", "--target", str(folder), "--python", sys.executable, *words], settings)
     return folder

