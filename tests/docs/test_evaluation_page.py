@@ -69,6 +69,7 @@ def test_the_commands_of_the_page(place, run, shared_store):
     inputs = {name: output.path for name, output in outputs.items()} | {"evaluate": place / "evaluation"}
     uri = tracking_uri(place / "store")
     registered = register(config, inputs, uri=uri)
+    assert "\n  Vetoes: task/basics/sums." in run("promote"), "three lines"
     said = run("promote", "--json")
     decided = json.loads(said)
     verdict, numbers, guards = decided["reason"].split("\n")

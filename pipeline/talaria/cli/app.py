@@ -103,12 +103,13 @@ def progress(title: str, unit: str) -> Iterator[Callable[[int, int | None], None
 
 
 def finish(facts: dict[str, Any], as_json: bool) -> None:
-    """Print a stage's facts, as JSON or one line each."""
+    """Print a stage's facts, as JSON or one line each; further lines of a text are indented."""
     if as_json:
         print(json.dumps(facts))
         return
     for name, value in facts.items():
-        print(printable(f"{name}: {json.dumps(value) if isinstance(value, dict | list) else value}"))
+        text = json.dumps(value) if isinstance(value, dict | list) else str(value)
+        print(printable(f"{name}: {text}", keep="\n").replace("\n", "\n  "))
 
 
 def load(path: Path | None, overrides: list[str]) -> Config:

@@ -28,6 +28,7 @@ ARTIFACTS = "mlflow-artifacts"
 _SQLITE_PATIENCE = 60  # seconds that a writer waits for another; SQLite's own 5 are short for a busy disk
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # for files of a few kilobytes
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for results
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's default waits for minutes; whoever calls us retries with more sense
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
