@@ -7,8 +7,10 @@ from talaria.train.kernels.decoder_layer import Saved
 from talaria.train.model.activation_memory import ActivationMemory
 from talaria.train.model.causal_lm import ModelOptions, describe, layers, sum_loss
 from talaria.train.model.loading import load_model
-from talaria.train.model.lora import LoraOptions
+from talaria.train.model.lora import LoraOptions, add_adapters
 from talaria.train.model.loss import CHUNK
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.train.tiny_models import VOCAB, batch_of, conversations, save_tiny
 
@@ -144,6 +146,24 @@ def test_adapters_train_and_the_base_stays(folder):
     assert trained
     assert all("lora_" in name for name in trained)
     assert len(layers(model)) == 3
+
+
+def test_adapters_are_drawn_on_the_host_whatever_the_model_is_on(folder, monkeypatch):
+    """A GPU refuses the host's generator; the same adapters on every device."""
+    drawn = []
+    draw = nn.init.kaiming_uniform_
+
+    def watched(tensor, *args, generator=None, **how):
+        if generator is not None:
+            drawn.append((tensor.device.type, generator.device.type))
+        return draw(tensor, *args, generator=generator, **how)
+
+    monkeypatch.setattr(nn.init, "kaiming_uniform_", watched)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        add_adapters(model, LoraOptions(4, 32.0, 0.0, "all-linear"))
+    assert drawn
+    assert set(drawn) == {("cpu", "cpu")}
 
 
 def test_unknown_family_is_refused(tmp_path):

@@ -51,12 +51,16 @@ def add_adapters(hf: Any, lora: LoraOptions) -> nn.Module:
 
 
 def draw(model: nn.Module, seed: int) -> None:
-    """Initialise every adapter as peft does (A uniform, B zero), from (seed, the parameter's name) alone."""
+    """Initialise every adapter as peft does (A uniform, B zero), from (seed, the parameter's name) alone.
+
+    Drawn on the host whatever the model is on: each kind of device has a generator of its own, with other numbers.
+    """
     for name, param in model.named_parameters():
         if ".lora_A." in name:
             digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            nn.init.kaiming_uniform_(param.data, a=math.sqrt(5), generator=generator)
+            drawn = torch.empty(param.shape, dtype=param.dtype, device="cpu")
+            param.data.copy_(nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator))
         elif ".lora_B." in name:
             nn.init.zeros_(param.data)
 
