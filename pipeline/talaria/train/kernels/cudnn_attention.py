@@ -41,16 +41,19 @@ class AttentionShape:
 
 @dataclass(frozen=True)
 class Graph:
+    """A built graph. It is run once a layer and pass, so what can be asked of the library once is not asked again."""
+
     graph: Any
-    names: dict[str, Any]
-    """The graph's own handles of its inputs and outputs."""
+    names: tuple[tuple[str, int], ...]
+    """Its inputs and outputs, and by which number the graph knows each."""
+    workspace_bytes: int
 
     def __call__(self, device: torch.device, **tensors: Tensor) -> None:
         cudnn, handle = _library(device, threading.get_ident())
         cudnn.set_stream(handle=handle, stream=torch.cuda.current_stream(device).cuda_stream)
-        workspace = torch.empty(max(1, self.graph.get_workspace_size()), dtype=torch.uint8, device=device)
-        bound = {key: tensors[name] for name, key in self.names.items()}
-        self.graph.execute(bound, workspace, handle=handle)
+        workspace = torch.empty(self.workspace_bytes, dtype=torch.uint8, device=device)
+        bound = {uid: tensors[name].data_ptr() for name, uid in self.names}
+        self.graph.execute(bound, workspace.data_ptr(), handle=handle)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class PackedOffsets:
     longest: int
     """The bucket."""
     _offsets: dict[int, Tensor] = field(default_factory=dict)
+    _bound: dict[AttentionShape, dict[str, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, cu_seqlens: Tensor, max_seqlen: int) -> PackedOffsets:
@@ -85,6 +89,12 @@ class PackedOffsets:
         return self._offsets[0]
 
     def bound(self, shape: AttentionShape) -> dict[str, Tensor]:
+        """Return a graph's inputs that are the same in each layer of a micro-batch."""
+        if shape not in self._bound:
+            self._bound[shape] = self._tensors(shape)
+        return self._bound[shape]
+
+    def _tensors(self, shape: AttentionShape) -> dict[str, Tensor]:
         row_q, row_k, row_v = shape.rows
         rows = {"at_q": row_q, "at_k": row_k, "at_v": row_v, "at_out": shape.heads * shape.width}
         rows |= {"at_kv": shape.kv_heads * shape.width, "at_lse": shape.heads}
@@ -206,7 +216,8 @@ def _graph(
     graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
     graph.check_support()
     graph.build_plans()
-    return Graph(graph, inputs.names | outputs)
+    names = tuple((name, tensor.get_uid()) for name, tensor in (inputs.names | outputs).items())
+    return Graph(graph, names, max(1, graph.get_workspace_size()))
 
 
 class _Inputs:

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from talaria.train.kernels.kernel_launch import Launcher
 from talaria.train.kernels.operand import FP8, SMALLEST
 
 _SMALLEST = tl.constexpr(SMALLEST)
@@ -20,6 +21,7 @@ def scale_of(largest):
     return bits.to(tl.float32, bitcast=True), (0x7F000000 - bits).to(tl.float32, bitcast=True)
 
 
+@Launcher
 @triton.jit
 def _quantize_kernel(x_ptr, out_ptr, scale_ptr, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
@@ -53,6 +55,7 @@ def empty_rounded(rows: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
+@Launcher
 @triton.jit(do_not_specialize=["rows", "padded"])
 def _transpose_kernel(
     x_ptr, factor_ptr, out_ptr, rows, padded, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr
@@ -79,6 +82,7 @@ def transposed(x: Tensor, factor: Tensor | None, aligned: int) -> Tensor:
     return out
 
 
+@Launcher
 @triton.jit(do_not_specialize=["rows"])
 def _contributions_kernel(a_ptr, b_ptr, factor_ptr, largest_ptr, rows, BLOCK: tl.constexpr):
     col = tl.arange(0, BLOCK)
@@ -101,6 +105,7 @@ def contributions(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return factor, largest
 
 
+@Launcher
 @triton.jit
 def _round_kernel(x_ptr, inverse_ptr, out_ptr, size, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

@@ -7,7 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from talaria.train.kernels.kernel_launch import Launcher
 
+
+@Launcher
 @triton.jit
 def _softmax_nll_kernel(
     logits_ptr, target_ptr, weight_ptr, nll_ptr, V: tl.constexpr, BLOCK: tl.constexpr, WEIGHTED: tl.constexpr, GRAD: tl.constexpr

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from talaria.train.kernels.kernel_launch import Launcher
 from talaria.train.kernels.operand import Form, Operand
 from talaria.train.kernels.triton_kernels.fp8 import empty_rounded, scale_of
 
@@ -23,6 +24,7 @@ def _swiglu(gate_up_ptr, row, col, WIDTH: tl.constexpr):
     return gate * tl.sigmoid(gate) * up
 
 
+@Launcher
 @triton.jit
 def _swiglu_kernel(gate_up_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
@@ -30,6 +32,7 @@ def _swiglu_kernel(gate_up_ptr, out_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexp
     tl.store(out_ptr + row * WIDTH + col, _swiglu(gate_up_ptr, row, col, WIDTH), col < WIDTH)
 
 
+@Launcher
 @triton.jit
 def _swiglu_rows_kernel(
     gate_up_ptr, out_ptr, rounded_ptr, scale_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr
@@ -75,6 +78,7 @@ def _derivative(gate_up_ptr, grad_ptr, row, col, WIDTH: tl.constexpr):
     return grad * up * (sig + silu * (1 - sig)), grad * silu, silu * up
 
 
+@Launcher
 @triton.jit
 def _swiglu_backward_kernel(gate_up_ptr, grad_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, AGAIN: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
@@ -87,6 +91,7 @@ def _swiglu_backward_kernel(gate_up_ptr, grad_ptr, WIDTH: tl.constexpr, BLOCK: t
         tl.store(grad_ptr + row * WIDTH + col, out, inside)
 
 
+@Launcher
 @triton.jit
 def _swiglu_backward_rows_kernel(
     gate_up_ptr,

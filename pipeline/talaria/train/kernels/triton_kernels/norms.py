@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from talaria.train.kernels.kernel_launch import Launcher
 from talaria.train.kernels.operand import Form, Operand
 from talaria.train.kernels.triton_kernels.fp8 import empty_rounded, scale_of
 from talaria.train.kernels.triton_kernels.sums import programs_for
@@ -30,6 +31,7 @@ def _empty(form: Form, like: Tensor) -> Operand:
     return Operand(exact, *empty_rounded(*like.shape, like)) if Form.ROUNDED in form else Operand(exact)
 
 
+@Launcher
 @triton.jit
 def _norm_kernel(
     x_ptr,
@@ -86,6 +88,7 @@ def norm(
     return total, out, rstd
 
 
+@Launcher
 @triton.jit(do_not_specialize=["rows"])
 def _norm_backward_kernel(
     x_ptr,

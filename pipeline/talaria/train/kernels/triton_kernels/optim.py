@@ -2,6 +2,10 @@
 
 Launched one by one, the updates of a model's hundreds of parameters wait for the host once a rank updates only a part of each. So
 a launch for many takes a table of addresses, and each program looks up whose block it is.
+
+Products and sums are rounded one by one (`enable_fp_fusion=False`). Where the compiler may fuse them, it may do so otherwise for
+another alignment and in the other kernel; then a state in host memory, updated piece by piece, is not the resident one to the
+bit. Memory decides the speed either way.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from talaria.train.kernels.kernel_launch import Launcher
 
 _BLOCK = 2048
 _ALIGNED = 16
@@ -70,6 +76,7 @@ def _update(
         tl.store(param_ptr + at, master, inside)
 
 
+@Launcher
 @triton.jit(do_not_specialize=["salt", "start"])  # a count known to be a multiple of 16 lets it load 16 bytes at a time
 def _adamw_kernel(
     param_ptr,
@@ -124,10 +131,23 @@ def adamw_(
     count = param.numel()
     if count:
         _adamw_kernel[(triton.cdiv(count, _BLOCK),)](
-            stored, low, grad, m, v, count, *scalars, start, HALF=half, LOW=low is not None, BLOCK=_BLOCK, num_warps=8
+            stored,
+            low,
+            grad,
+            m,
+            v,
+            count,
+            *scalars,
+            start,
+            HALF=half,
+            LOW=low is not None,
+            BLOCK=_BLOCK,
+            num_warps=8,
+            enable_fp_fusion=False,
         )
 
 
+@Launcher
 @triton.jit(do_not_specialize=["salt"])
 def _adamw_many_kernel(
     owner_ptr,
@@ -221,4 +241,5 @@ def adamw_many_(table: AdamWTable, scalars: Sequence[float]) -> None:
         ALIGN=table.align,
         BLOCK=_BLOCK,
         num_warps=8,
+        enable_fp_fusion=False,
     )

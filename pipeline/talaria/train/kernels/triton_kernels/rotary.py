@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from talaria.train.kernels.kernel_launch import Launcher
 from talaria.train.kernels.triton_kernels.sums import programs_for
 
 
@@ -17,6 +18,7 @@ def _head_rows(tokens, group, GROUP: tl.constexpr, TOKENS: tl.constexpr):
     return tokens * TOKENS + row // GROUP, group * GROUP + row % GROUP
 
 
+@Launcher
 @triton.jit(do_not_specialize=["rows"])
 def _rope_kernel(
     qkv_ptr,
@@ -60,6 +62,7 @@ def _rope_kernel(
         tl.store(to + HALF, b * cos + a * sin, inside)
 
 
+@Launcher
 @triton.jit(do_not_specialize=["rows"])
 def _rope_backward_kernel(
     qkv_ptr,

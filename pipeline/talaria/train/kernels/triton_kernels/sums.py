@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from talaria.train.kernels.kernel_launch import Launcher
+
 
 def programs_for(per_multiprocessor: int) -> int:
     return per_multiprocessor * _multiprocessors(torch.cuda.current_device())
@@ -20,6 +22,7 @@ def _multiprocessors(device: int) -> int:
     return count
 
 
+@Launcher
 @triton.jit(do_not_specialize=["rows"])
 def _add_rows_kernel(total_ptr, parts_ptr, rows, stride, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     col = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -39,6 +42,7 @@ def add_rows_(total: Tensor, parts: Tensor) -> None:
     )
 
 
+@Launcher
 @triton.jit(do_not_specialize=["rows"])
 def _column_sums_kernel(x_ptr, out_ptr, rows, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     col = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
