@@ -201,3 +201,12 @@ def test_gradients_in_eight_bits_are_near_exact_ones(tmp_path, family, checkpoin
     assert 1e-3 < relative_error(three, exact) < 0.15
     assert relative_error(three, two) < 0.04
     assert (relative_error(three, two) > 1e-3) == (lora is None)
+
+
+def test_a_held_out_loss_is_that_of_exact_products(tmp_path):
+    folder = save_tiny(tmp_path, hidden_size=64, intermediate_size=96, initializer_range=0.1)
+    batch = batch_of(conversations([30, 50, 20])).to(DEVICE)
+    exact, rounded = (load_model(folder, ModelOptions("bf16", fp8=fp8), DEVICE) for fp8 in (False, True))
+    assert sum_loss(exact, batch) != sum_loss(rounded, batch)
+    with torch.no_grad():
+        assert sum_loss(exact, batch) == sum_loss(rounded, batch)

@@ -14,7 +14,7 @@ supervised token; what follows its attention is computed for no other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -174,7 +174,8 @@ def why_not(layer: nn.Module, config: Any) -> str | None:
 def fuse(layer: nn.Module, config: Any, fp8: bool) -> None:
     """Let the layer run as `decoder_layer` when it is called with a stream; its parameters and hooks stay.
 
-    Called with hidden states, as transformers does to generate text, it runs as before.
+    Called with hidden states, as transformers does to generate text, it runs as before. Products are taken in 8 bits only where
+    gradients are wanted: a held-out loss is that of the model as it is exported and used.
     """
     attention: Any = layer.self_attn
     shape = LayerShape(
@@ -188,11 +189,11 @@ def fuse(layer: nn.Module, config: Any, fp8: bool) -> None:
         lora_scale=linear.lora_scale_of(_linears(layer)),
         window=_window(attention, config),
     )
-    original = layer.forward
+    exact, original = replace(shape, fp8=False), layer.forward
 
     def forward(x: Stream | Tensor, *args: Any, **kwargs: Any) -> Any:
         if isinstance(x, tuple):
-            return decoder_layer(weights_of(layer), shape, x, *args)
+            return decoder_layer(weights_of(layer), shape if torch.is_grad_enabled() else exact, x, *args)
         return original(x, *args, **kwargs)
 
     layer.forward = forward
