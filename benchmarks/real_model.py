@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="JSON of ShareGPT rows")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2], help="of Talaria's runs, one after the other")
     parser.add_argument("--characters", type=int, default=170, help="of the longest conversation")
     parser.add_argument("--rows", type=int, help="conversations; by default as many as the steps need")
     parser.add_argument("--make-tokens", type=Path, help="make this tokens folder of --data, and end")
@@ -213,17 +213,18 @@ def main() -> None:
         shutil.move(tokens, args.make_tokens)
         return
     folder = in_fp32(args.model, root / "base")
-    train = {"precision": "fp32", "global_batch": args.batch, "max_steps": args.steps, "num_processes": args.ranks}
+    train = {"precision": "fp32", "global_batch": args.batch, "max_steps": args.steps}
     train |= {"lr": 1e-5, "min_lr": 1e-6, "warmup_fraction": 0.1, "max_tokens_per_device": 512}
-    config = parse({"name": "real-model", "train": train}, "benchmark")
     print(", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl")), flush=True)
     held_out, base = open_tokens(tokens)["validation"], AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert held_out is not None
     print(f"base: held-out loss {held_out_loss(base, held_out):.6f}, {QUESTION} {answer(base, folder)!r}", flush=True)
     reference: tuple[list[float], Any] | None = None
-    runs: dict[str, Callable[[TrainJob], tuple[list[float], Any]]] = {"plain loop": plain, "talaria": ours, "trl": trl}
-    for name, run in runs.items():
+    runs: dict[str, tuple[Callable[[TrainJob], tuple[list[float], Any]], int]] = {"plain loop": (plain, 1)}
+    runs |= {f"talaria on {ranks}": (ours, ranks) for ranks in args.ranks} | {"trl": (trl, 1)}
+    for name, (run, ranks) in runs.items():
         begin = time.perf_counter()
+        config = parse({"name": "real-model", "train": {**train, "num_processes": ranks}}, "benchmark")
         job = TrainJob(config, tokens, folder, root / name.replace(" ", "-"))
         losses, model = run(job)
         seconds = time.perf_counter() - begin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -68,6 +69,37 @@ def precision(results: Path, target: Path) -> None:
     finish(figure, target)
 
 
+def real_modes(results: Path, target: Path) -> None:
+    """Losses of a really trained model in every mode beside TRL: each step's difference to the plain loop's, and held out."""
+    runs = json.loads(results.read_text())["runs"]
+    reference = runs["plain loop"]
+    figure, (curves, apart, held_out) = plt.subplots(1, 3, figsize=(13, 4.2), width_ratios=(1, 1.2, 1))
+    for name, run in runs.items():
+        style = {"linewidth": 1.2, "linestyle": "--" if name.startswith("TRL") else "-"}
+        (line,) = curves.plot(smooth(run["losses"]), label=name, **style)
+        if name != "plain loop" and "LoRA" not in name:
+            differences = [100 * (a - b) / b for a, b in zip(run["losses"], reference["losses"], strict=True)]
+            apart.plot(differences, color=line.get_color(), **style)
+        held_out.scatter([run["held_out"]], [name], marker="D" if name.startswith("TRL") else "o", color=line.get_color())
+        held_out.text(run["held_out"], name, f"  {run['held_out']:.4f}", va="center", fontsize=7)
+    held_out.axvspan(0.995 * reference["held_out"], 1.005 * reference["held_out"], color="#9aa0a6", alpha=0.25)
+    held_out.invert_yaxis()
+    held_out.margins(x=0.3)
+    held_out.tick_params(axis="y", labelsize=8)
+    held_out.set_xlabel("held-out loss; grey: 0.5% around the plain loop's")
+    curves.set_ylabel("loss, mean of 10 steps")
+    apart.set_ylabel("difference to the plain loop, %")
+    for axes in (curves, apart):
+        axes.set_xlabel("optimiser step")
+    curves.legend(fontsize=7)
+    finish(figure, target)
+
+
+def smooth(values: Sequence[float], width: int = 10) -> list[float]:
+    """Means over the last `width` values, or as many as there are."""
+    return [sum(values[max(0, end - width) : end]) / min(width, end) for end in range(1, len(values) + 1)]
+
+
 def scaling(simulated: Path, measured: Path, target: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 3.6))
     for title, points in json.loads(simulated.read_text())["tables"].items():
@@ -102,3 +134,5 @@ if __name__ == "__main__":
         ROOT / "docs/images/performance-scaling.svg",
     )
     numerics(ROOT / "benchmarks/results/train-numerics.json", ROOT / "docs/images/performance-numerics.svg")
+    if (found := ROOT / "benchmarks/results/real-modes.json").exists():  # not run through yet (LOG.md)
+        real_modes(found, ROOT / "docs/images/performance-real-modes.svg")
