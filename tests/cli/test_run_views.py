@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -96,6 +97,36 @@ def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path: Path) -> None
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "begins with 'abc'" in done.stderr
+
+
+def test_what_the_machine_refuses_is_one_line_too(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file, where a folder should be")
+    command = [sys.executable, "-m", "talaria.cli", "stage", "download", "tiny", "--store", str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert f"{tmp_path}/store" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["chat", "models:/small@champion", "--prompt", "Hello"],
+        ["promote", "small"],
+        ["rollback", "small", "--reason", "wrong"],
+        ["prune", "small", "--keep", "1"],
+        ["serve", "models:/small@champion"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_command_on_models_makes_no_database_where_there_is_none(tmp_path: Path, words: list[str]) -> None:
+    """In a folder of the user's own, with nothing set: it says what to set, and leaves nothing there."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "TALARIA_"))}
+    command = [sys.executable, "-m", "talaria.cli", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("so no models; set MLFLOW_TRACKING_URI, or name the store by --store.\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_commands_load_neither_torch_nor_mlflow(tmp_path: Path) -> None:

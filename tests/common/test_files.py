@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from talaria.common.files import write_atomically
+from talaria.common.files import machine_refusal, write_atomically
 
 
 def test_a_disk_that_is_full_leaves_the_old_text_and_nothing_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,3 +35,19 @@ def test_two_writers_at_once_do_not_take_each_others_unfinished_file(tmp_path: P
             pass
     assert file.read_text() in ("one", "other")
     assert [path.name for path in tmp_path.iterdir()] == ["digests.json"]
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(errno.EROFS, os.strerror(errno.EROFS), "/store/x"), "/store/x: read-only file system."),
+        (OSError(errno.EXDEV, os.strerror(errno.EXDEV), "/a", None, "/b"), "/b: invalid cross-device link."),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "no space left on device."),
+        (MemoryError("malloc of size 64 failed"), "not enough memory: malloc of size 64 failed."),
+        (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/x"), None),
+        (OSError("somebody's own"), None),
+    ],
+    ids=str,
+)
+def test_what_the_machine_refuses_is_a_sentence_and_what_we_did_wrong_is_none(error, sentence):
+    assert machine_refusal(error) == sentence

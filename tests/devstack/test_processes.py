@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from talaria.devstack.installation import Home, Ports, choose_ports, environment
+import yaml
+from talaria.devstack.installation import REPOSITORY, Home, Ports, choose_ports, environment, service_environment
 from talaria.devstack.processes import Service, descendants, running, start, stop
 
 PORTS = Ports(1, 2)
@@ -134,6 +135,13 @@ def test_what_was_chosen_by_environment_variables_survives_a_restart(home: Home,
     assert (home.root / "choices.json").stat().st_mode & 0o077 == 0
     monkeypatch.setenv("TALARIA_WEBHOOK", "")
     assert "TALARIA_WEBHOOK" not in environment(home, PORTS)
+
+
+def test_an_api_server_that_is_away_ends_no_more_trainings_than_in_production(home: Home) -> None:
+    compose = yaml.safe_load((REPOSITORY / "docker-compose.yaml").read_text())["x-airflow-environment"]
+    of_services = service_environment(home, PORTS, "scheduler")
+    for name in ("AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS", "AIRFLOW__EXECUTION_API__JWT_EXPIRATION_TIME"):
+        assert of_services[name] == compose[name]
 
 
 def test_a_port_whose_last_connections_linger_stays(home: Home) -> None:

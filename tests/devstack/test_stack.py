@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import httpx
 import pytest
 from rich.console import Console
 from talaria.common.errors import UserError
+from talaria.devstack import services
 from talaria.devstack.installation import Home, Ports
 from talaria.devstack.processes import descendants, running
 from talaria.devstack.services import SCHEDULER, SERVICES, down, up
@@ -64,3 +66,22 @@ def test_a_service_that_cannot_start_is_named_with_its_log(tmp_path: Path, monke
     with pytest.raises(UserError, match=r"mlflow stopped while starting; see .*mlflow\.log"):
         up(home, QUIET)
     assert descendants(home) == []
+
+
+def test_airflows_database_is_made_again_where_a_kill_left_half_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Home(tmp_path / "talaria")
+    home.create()
+    database, seen = home.airflow / "airflow.db", []
+    for half in (database, home.airflow / "airflow.db-journal"):
+        half.write_text("half")
+
+    def migrate(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        seen.append([path.name for path in home.airflow.glob("airflow.db*")])
+        database.write_text("whole")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr("talaria.devstack.services.subprocess.run", migrate)
+    for _ in range(2):
+        services._migrate(home, Ports(1, 2))
+    assert seen == [[]], "made once, from nothing"
+    assert database.read_text() == "whole"

@@ -76,6 +76,27 @@ def test_the_settings_come_from_compose_alone(values: dict[str, Any], services: 
         assert f"create secret generic {name} " in DOCS
 
 
+def test_what_a_deployment_chooses_reaches_every_service_that_reads_it() -> None:
+    chosen = {
+        "TALARIA_WEBHOOK": "https://chat.example/hook",
+        "TALARIA_ALLOW_CUSTOM_CODE": "1",
+        "OPENLINEAGE_TRANSPORT": '{"type": "console"}',
+        "STATSD_ON": "True",
+        "OTEL_ON": "True",
+    }
+    of_airflow = {f"AIRFLOW__METRICS__{name}": name for name in ("STATSD_ON", "OTEL_ON")}
+    of_airflow["AIRFLOW__OPENLINEAGE__TRANSPORT"] = "OPENLINEAGE_TRANSPORT"
+    secrets = compose_env.fresh_secrets() | compose_env.placement(has_gpu=True)
+    for values, is_chosen in (({}, False), (chosen, True)):
+        services = load_compose(REPOSITORY / "docker-compose.yaml", secrets | values)["services"]
+        for service in ("scheduler", "dag-processor", "triggerer", "worker", "worker-gpu"):
+            environment = services[service]["environment"]
+            for name in ("TALARIA_WEBHOOK", "TALARIA_ALLOW_CUSTOM_CODE", *of_airflow):
+                off = environment[name] in ("", "False")
+                assert off is not is_chosen, (service, name)
+                assert off or environment[name] == chosen[of_airflow.get(name, name)]
+
+
 def test_volumes_users_and_grace_are_those_of_compose(values: dict[str, Any], services: dict[str, Any]) -> None:
     claims = {entry["name"]: entry["persistentVolumeClaim"]["claimName"] for entry in values["volumes"]}
     mounts = {f"{claims[entry['name']]}:{entry['mountPath']}" for entry in values["volumeMounts"]}

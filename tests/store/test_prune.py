@@ -164,6 +164,27 @@ def test_an_input_that_was_pruned_is_one_sentence(store: Store) -> None:
         make(store, write=never, reads=[source.path])
 
 
+def test_of_an_output_that_is_a_link_only_the_link_goes(store: Store, tmp_path: Path) -> None:
+    """Somebody moved it to a larger disk, and later that disk was gone."""
+    made, elsewhere = make(store), tmp_path / "elsewhere"
+    made.path.rename(elsewhere)
+    made.path.symlink_to(elsewhere)
+    assert make(store, write=never).reused
+    assert [(entry.path, entry.bytes) for entry in prune(store, 0)] == [(made.path, 0)]
+    assert (elsewhere / "greeting.txt").read_text() == "hello"
+    made.path.symlink_to(tmp_path / "gone")
+    assert not make(store).reused
+    assert not made.path.is_symlink()
+
+
+def test_a_stage_whose_folder_is_on_another_disk_is_refused_before_it_runs(store: Store) -> None:
+    store.root.mkdir()
+    (store.root / "greet").symlink_to("/proc")
+    with pytest.raises(UserError, match=r"greet: is on another disk than .*; keep the store on one, or move the whole of it\."):
+        make(store, write=never)
+    assert list((store.root / ".work").iterdir()) == []
+
+
 def test_files_that_are_no_outputs_are_none_of_its_business(store: Store) -> None:
     (store.root / "mlflow-artifacts" / "talaria").mkdir(parents=True)
     (store.root / "mlflow-artifacts" / "talaria" / "model.safetensors").write_text("weights")

@@ -17,6 +17,7 @@ from typer._click.exceptions import ClickException, NoArgsIsHelpError
 from talaria import __version__
 from talaria.cli.startup import leave
 from talaria.common.errors import TrainingStopped, UserError
+from talaria.common.files import machine_refusal
 from talaria.common.printable import printable
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ def main() -> NoReturn:
         code = _refuse(f"{error.format_message()} See `{context.command_path if context else 'talaria'} --help`.")
     except KeyboardInterrupt:
         code = _refuse("interrupted.", code=130)
+    except (OSError, MemoryError) as error:
+        if (sentence := machine_refusal(error)) is None:
+            raise
+        code = _refuse(sentence)
     leave(code)
 
 

@@ -31,14 +31,14 @@ def compare_answers(
     from talaria.config.evaluation_settings import TaskSettings
     from talaria.evaluation.compare.page import page
     from talaria.evaluation.compare.rows import ask, totals
-    from talaria.tracking.mlflow_client import tracking_uri
+    from talaria.tracking.mlflow_client import existing_uri
 
     if len(models) < 2 or len(set(models)) < len(models):
         raise UserError("compare-answers needs two different models or more, for example models:/tiny@champion models:/tiny/7.")
     settings = load(config, set_).evaluate
     if prompts is not None:
         settings = settings.model_copy(update={"tasks": [TaskSettings(name=_name_of(prompts), file=prompts.absolute())]})
-    folders = {name: resolve_model(name, uri=tracking_uri(store) if name.startswith("models:") else None) for name in models}
+    folders = {name: resolve_model(name, uri=existing_uri(store) if name.startswith("models:") else None) for name in models}
     rows = ask(folders, settings)
     if output is not None:
         with replacing(output, "compare-answers") as work:

@@ -82,12 +82,12 @@ def promote(
     from talaria.common.files import write_atomically
     from talaria.registry.promotion import preview
     from talaria.registry.promotion import promote as work
-    from talaria.tracking.mlflow_client import tracking_uri
+    from talaria.tracking.mlflow_client import existing_uri
 
     if anyway and dry_run:
         raise UserError("--anyway and --dry-run exclude each other: the gate's word does not count with the first.")
     overrides = set_ if margin is None else [*set_, f"promote.margin={margin}"]
-    settings, uri = load(config, overrides), tracking_uri(store)
+    settings, uri = load(config, overrides), existing_uri(store)
     if dry_run:
         shown = settings.evaluate if settings.promote.approval else None  # a person will be asked
         answer = preview(model, version, settings=settings.promote, evaluate=shown, uri=uri)
@@ -107,9 +107,9 @@ def rollback(
 ) -> None:
     """Make the previous champion the champion again."""
     from talaria.registry.promotion import rollback as work
-    from talaria.tracking.mlflow_client import tracking_uri
+    from talaria.tracking.mlflow_client import existing_uri
 
-    finish(work(model, reason=reason, who=getpass.getuser(), uri=tracking_uri(store)), as_json)
+    finish(work(model, reason=reason, who=getpass.getuser(), uri=existing_uri(store)), as_json)
 
 
 @app.command()
@@ -121,10 +121,10 @@ def cost(
     """Sum up GPU-hours and money by registered model; registry.gpu_hour_price has the price."""
     from dataclasses import asdict
 
-    from talaria.tracking.mlflow_client import tracking_uri
+    from talaria.tracking.mlflow_client import existing_uri
     from talaria.tracking.spending import spending
 
-    found = {name: asdict(spent) for name, spent in spending(tracking_uri(store), days=days).items()}
+    found = {name: asdict(spent) for name, spent in spending(existing_uri(store), days=days).items()}
     if as_json:
         finish(found, as_json)
         return
@@ -143,9 +143,9 @@ def prune(
 ) -> None:
     """Delete old versions of a model and their files, except those with an alias and the previous champion."""
     from talaria.registry.versions import prune as work
-    from talaria.tracking.mlflow_client import tracking_uri
+    from talaria.tracking.mlflow_client import existing_uri
 
-    finish(work(model, keep, uri=tracking_uri(store)), as_json)
+    finish(work(model, keep, uri=existing_uri(store)), as_json)
 
 
 @app.command()
@@ -166,7 +166,7 @@ def publish(
     from talaria.publishing.destination import LocalFolder, destination, hub_id
     from talaria.publishing.licences import licence_id
     from talaria.publishing.publish import publish as work
-    from talaria.tracking.mlflow_client import tracking_uri
+    from talaria.tracking.mlflow_client import existing_uri
 
     target = destination(to)
     if public and isinstance(target, LocalFolder):
@@ -175,7 +175,7 @@ def publish(
         "license": licence_id(license, "--license") if license else None,
         "base_model": hub_id(base_model, "--base-model") if base_model else None,
     }
-    finish(work(version, target, uri=tracking_uri(store), public=public, on_line=say, **stated), as_json)
+    finish(work(version, target, uri=existing_uri(store), public=public, on_line=say, **stated), as_json)
 
 
 @app.command()
@@ -188,9 +188,9 @@ def chat(
 ) -> None:
     """Chat with a model."""
     from talaria.cli.chat import chat as work
-    from talaria.tracking.mlflow_client import tracking_uri
+    from talaria.tracking.mlflow_client import existing_uri
 
-    uri = tracking_uri(store) if model.startswith("models:") else None
+    uri = existing_uri(store) if model.startswith("models:") else None
     work(model, prompt=prompt, system=system, max_new_tokens=max_new_tokens, uri=uri)
 
 

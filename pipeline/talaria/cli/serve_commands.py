@@ -32,9 +32,10 @@ def serve(
     from talaria.serving.api.server import serve as work
     from talaria.serving.decoding.engine import Limits
     from talaria.serving.decoding.loaded_model import ServedSource
-    from talaria.tracking.mlflow_client import tracking_uri
+    from talaria.tracking.mlflow_client import existing_uri, tracking_uri
 
-    source = ServedSource(model, tracking_uri(store) if traces or model.startswith("models:") else None)
+    registered = model.startswith("models:")
+    source = ServedSource(model, existing_uri(store) if registered else tracking_uri(store) if traces else None)
     work(source, host=host, port=port, limits=Limits(rows, cached_tokens, waiting), poll=poll, traces=traces, say=say)
 
 

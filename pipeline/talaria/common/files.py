@@ -84,3 +84,19 @@ def disk_is_full(error: BaseException) -> bool:
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     own = isinstance(error, OSError) and error.errno in numbers
     return own or any(f"(os error {number})" in str(error) for number in numbers)
+
+
+_OF_THE_MACHINE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EXDEV, errno.EIO, errno.ESTALE),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+}
+
+
+def machine_refusal(error: OSError | MemoryError) -> str | None:
+    """Return a sentence for what the machine refuses: room, permission, memory. None for an error of any other kind."""
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {error}." if str(error) else "not enough memory."
+    if error.errno not in _OF_THE_MACHINE or not error.strerror:
+        return None
+    place = f"{error.filename2 or error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror[0].lower()}{error.strerror[1:]}."

@@ -96,6 +96,9 @@ def _mtime(path: Path) -> float:
 
 
 def _bytes(folder: Path) -> int:
+    """Return what removing the folder frees: nothing, if it is a link to elsewhere."""
+    if folder.is_symlink():
+        return 0
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile

@@ -119,6 +119,7 @@ class Store:
         with in_use(*(folder / MANIFEST for folder in reads)), self._working_folder(stage, key, resumable) as work:
             if not force and (found := self.here(stage, key)):  # another run made it while this one waited
                 return found
+            self._refuse_another_disk(self.place(stage, key).parent)
             if gone := [str(folder) for folder in reads if not folder.is_dir()]:
                 raise UserError(
                     f"{gone[0]}, which stage {stage} reads, is gone; run the stages before it again, and it is made again."
@@ -155,6 +156,12 @@ class Store:
             finally:
                 shutil.rmtree(work, ignore_errors=True)
 
+    def _refuse_another_disk(self, folder: Path) -> None:
+        """Raise UserError, before any work is done, where a finished output could not be renamed into its place."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.stat().st_dev != (self.root / ".work").stat().st_dev:
+            raise UserError(f"{folder}: is on another disk than {self.root}; keep the store on one, or move the whole of it.")
+
     def _scratch(self, name: str) -> Path:
         """Make a new folder in `.work`, with the modes that the umask gives: others may share the store."""
         work = self.root / ".work" / f"{name}-{uuid.uuid4().hex[:8]}"
@@ -162,8 +169,15 @@ class Store:
         return work
 
     def remove(self, folder: Path) -> None:
-        """Take a folder out of the store in one rename, then remove it: one that is cut off leaves no half of an output."""
-        shutil.rmtree(self.set_aside(folder, "removed"))
+        """Take a folder out of the store in one rename, then remove it: one that is cut off leaves no half of an output.
+
+        Of a symbolic link only the link goes: what it points to is outside the store, and somebody's.
+        """
+        aside = self.set_aside(folder, "removed")
+        if aside.is_symlink():
+            aside.unlink()
+        else:
+            shutil.rmtree(aside)
 
     def set_aside(self, folder: Path, why: str) -> Path:
         """Move a folder to where nothing looks for outputs; returns its new place."""
@@ -224,7 +238,7 @@ class Store:
             if found is not None:
                 shutil.rmtree(work, ignore_errors=True)  # another run won the race with the same content
                 return found
-            if not place.is_dir():
+            if not place.is_dir() and not place.is_symlink():
                 raise
             logging.getLogger(__name__).warning("%s has no whole %s; it is replaced.", place, MANIFEST)
             with contextlib.suppress(FileNotFoundError):  # another run was faster at this

@@ -98,6 +98,20 @@ def files_beside(uri: str) -> Path | None:
     return database.parent / ARTIFACTS if database else None
 
 
+def existing_uri(store: Path) -> str:
+    """Return `tracking_uri` for a command that works on what is there.
+
+    Raises UserError where MLflow would make an empty database in whatever folder the user happens to be in.
+    """
+    uri = tracking_uri(store)
+    database = database_file(uri)
+    if database is not None and not database.is_file():
+        raise UserError(
+            f"{database}: there is no such database, so no models; set MLFLOW_TRACKING_URI, or name the store by --store."
+        )
+    return uri
+
+
 @contextlib.contextmanager
 def plain_errors(uri: str) -> Iterator[None]:
     """Turn what MLflow's client raises into a TrackingError of one line."""
