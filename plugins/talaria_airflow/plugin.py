@@ -1,7 +1,7 @@
 """What Airflow loads of Talaria: the page "Training", in the menu, on a DAG run and on a task; formats; notes on runs.
 
-Every Airflow process imports this file, forking workers too, so it imports next to nothing: the page's server is built when
-the api-server asks for it, and the formats of parameters load Talaria when a run is triggered.
+Every Airflow process imports this file, forking workers too, so it imports little: the page's server is built when the
+api-server asks for it, and the formats of parameters need the settings' names only.
 """
 
 from __future__ import annotations

@@ -252,7 +252,7 @@ def test_settings_that_do_not_go_together_fail_with_the_command_lines_sentence(
     ("conf", "sentence"),
     [
         ({"set": {"train.epoch": 1}}, "unknown setting train.epoch; did you mean train.epochs?"),
-        ({"train.epochs": 10**20}, "is greater than the maximum of 100000"),
+        ({"train.epochs": 10**20}, "train.epochs: should be less than or equal to 100000, got 1"),
         ({"config": "../../secrets"}, "unknown configuration '../../secrets'"),
     ],
     ids=str,

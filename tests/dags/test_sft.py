@@ -138,9 +138,13 @@ def test_the_whole_way_twice(dags: dict[str, Any], installation: str) -> None:
         ({"set": {"train.lr.peak": 1}}, "train.lr: should be a valid number"),
         ({"set": {"schedule.cron": "@daily"}}, "schedule.cron is read when the DAG is parsed"),
         ({"set": []}, "expected settings like"),
-        ({"train.epochs": 0}, "Invalid input for param train.epochs: 0 is less than the minimum of 1"),
-        ({"train.epochs": 10**20}, "100000000000000000000 is greater than the maximum of 100000"),
-        ({"train.epochs": "three"}, "'three' is not of type 'integer', 'null'"),
+        ({"train.epochs": 0}, "param train.epochs: train.epochs: should be greater than or equal to 1, got 0."),
+        ({"train.epochs": "0"}, "train.epochs: should be greater than or equal to 1, got 0."),
+        ({"train.epochs": 10**20}, "train.epochs: should be less than or equal to 100000, got 1"),
+        ({"train.epochs": "three"}, "train.epochs: should be a valid integer, unable to parse"),
+        ({"train.epochs": "2.5"}, "train.epochs: should be a valid integer, got a number with a fractional part"),
+        ({"train.epochs": True}, "train.epochs: should not be true or false, got true."),
+        ({"train.lr": "1e-5x"}, "train.lr: should be a valid number"),
         ({"train.precision": "fp64"}, "'fp64' is not one of ['mixed', 'fp32', 'bf16', None]"),
         ({"config": "no-such"}, "unknown configuration 'no-such'"),
     ],
@@ -170,15 +174,18 @@ def test_the_form_has_a_typed_field_for_every_setting_of_a_run(server_side: Any)
         name for name, _, _ in settings.documentation() if not name.startswith(("schedule.", "alerts.", "sweep."))
     ]
     assert set(fields) == {"config", "set", "force", *settings_of_runs}
-    assert fields["train.epochs"] == {"title": "train.epochs", "type": ["integer", "null"], "minimum": 1, "maximum": 100_000}
+    epochs = fields["train.epochs"]
+    assert (epochs["title"], epochs["type"]) == ("train.epochs", ["string", "integer", "null"]), "text: as it was typed"
+    assert (epochs["minimum"], epochs["maximum"]) == (1, 100_000), "for who reads the schema"
     assert fields["train.weight_decay"]["section"] == "train"
 
 
 def test_fields_and_set_together_are_the_runs_settings() -> None:
     from talaria_airflow.parameters.form import overrides
 
-    given = {"set": {"train.lr": 1.0}, "train.epochs": 2, "train.seed": None, "config": "tiny", "force": True}
-    assert overrides(given) == {"train.lr": 1.0, "train.epochs": 2}
+    given = {"set": {"train.lr": 1.0}, "train.epochs": 2, "train.seed": None, "config": "tiny", "force": True, "name": "1e3"}
+    assert overrides(given) == {"train.lr": 1.0, "train.epochs": 2, "name": "1e3"}
+    assert overrides({"set": {}, "train.epochs": "2", "train.lr": "1e-5"}) == {"train.epochs": 2, "train.lr": 1e-5}
     with pytest.raises(ConfigError, match=r"train\.lr is given twice"):
         overrides(given | {"train.lr": 2.0})
 

@@ -31,6 +31,12 @@ def setting_schemas() -> dict[str, dict[str, Any]]:
     return dict(_leaves(schema, schema["$defs"], ""))
 
 
+def is_number(schema: Mapping[str, Any]) -> bool:
+    """Tell whether a setting with this schema is a whole number or a fraction, perhaps null."""
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    return bool({"integer", "number"} & set(kinds))
+
+
 def _leaves(group: Mapping[str, Any], groups: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, found in group["properties"].items():
         if "$ref" in found:

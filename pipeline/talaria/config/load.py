@@ -67,10 +67,10 @@ def _pairs(overrides: Mapping[str, Any] | Iterable[str]) -> Iterator[tuple[str, 
         name, found, value = text.partition("=")
         if not found:
             raise ConfigError(f"override {text!r}: expected KEY=VALUE, for example train.lr=1e-5.")
-        yield name.strip(), _scalar(value)
+        yield name.strip(), scalar(value)
 
 
-def _scalar(text: str) -> Any:
+def scalar(text: str) -> Any:
     """Return a value as YAML reads it; what is no YAML (`*.json`) is the text that was typed."""
     try:
         return read_yaml(text, "override")

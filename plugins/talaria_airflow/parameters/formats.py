@@ -1,15 +1,16 @@
-"""Two formats for the JSON schemas of a run's parameters, through which Airflow's own check asks Talaria.
+"""Formats for the JSON schemas of a run's parameters, through which Airflow's own check asks Talaria.
 
 Airflow validates parameters by jsonschema, which looks a schema's `format` up in a table that anybody may add to. An exception
-that a format raises reaches the user as it is. The plugin registers them in every Airflow process, so nothing is imported
-before a run is triggered.
+that a format raises reaches the user as it is. The plugin registers them in every Airflow process.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-CONFIGURATION, SETTINGS = "talaria-configuration", "talaria-settings"
+CONFIGURATION, SETTINGS, NUMBER = "talaria-configuration", "talaria-settings", "talaria-number:"
+"""The third is followed by the name of a setting, whose number people type as text."""
 OF_THE_DAG = ("schedule.", "alerts.")
 """Settings that a DAG reads when it is parsed, so that a run cannot change them."""
 
@@ -17,9 +18,13 @@ OF_THE_DAG = ("schedule.", "alerts.")
 def register() -> None:
     """Add the formats to those that jsonschema knows in this process."""
     from jsonschema import FormatChecker
+    from talaria.config.json_schema import is_number, setting_schemas
 
     FormatChecker.checkers[CONFIGURATION] = (_is_configuration, ())
     FormatChecker.checkers[SETTINGS] = (_are_settings, ())
+    for name, schema in setting_schemas().items():
+        if is_number(schema):
+            FormatChecker.checkers[f"{NUMBER}{name}"] = (partial(_is_number_for, name), ())
 
 
 def _is_configuration(value: Any) -> bool:
@@ -38,6 +43,20 @@ def _are_settings(value: Any) -> bool:
     """Raise ConfigError for settings that do not exist or cannot take their value."""
     refuse_what_cannot_be_set(value)
     return True
+
+
+def _is_number_for(name: str, value: Any) -> bool:
+    """Raise ConfigError for a number that the setting cannot be."""
+    if value is not None:
+        refuse_what_cannot_be_set({name: as_typed(value)})
+    return True
+
+
+def as_typed(value: Any) -> Any:
+    """Return text as the number that the command line makes of it; anything else as it is."""
+    from talaria.config.load import scalar
+
+    return scalar(value) if isinstance(value, str) else value
 
 
 def refuse_what_cannot_be_set(value: Any) -> None:
