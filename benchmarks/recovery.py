@@ -2,10 +2,11 @@
 
     python benchmarks/recovery.py [--shape qwen3-4b] [--gpus 2] [--only NAME ...] [--json FILE]
 
-Each run prints its steps' median speed, the slowest of its first ten steps over the median, the seconds from the launch to the
-first step, the longest step at a save and beside its writing, the host memory that the state took, and, where a rank was killed,
-the seconds until the next step, and until the next one that had not been made before. `--package pipeline` measures a checkout
-from before November 2026 in the same way.
+Each run prints the median speed of the second half of its steps (the first seconds of a run go on beside the making of host
+memory), the slowest of its first ten steps over that median, the seconds from the launch to the first step, the longest step at a
+save and beside its writing, and the host memory that the state took. Where a rank was killed: the seconds until the next step,
+and until the next one that had not been made before. Where a run goes to its end: the seconds from the last step until it was
+done, and what was written by then. `--package pipeline` measures a checkout from before November 2026 in the same way.
 """
 
 from __future__ import annotations
@@ -24,16 +25,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-SAVED_AND_KILLED = {"steps": 14, "save_every": 5, "kill_after": 11, "snapshot_seconds": 20.0}
+SAVED = {"keep_last": 1, "snapshot_seconds": 10.0}
+LONG = {"steps": 4, "save_every": 10**6, "lr": 1e-5}
 RUNS: dict[str, dict[str, Any]] = {
-    "one": {"gpus": 1, "global_batch": 128, "steps": 8},
-    "128 a card": {"global_batch": 256, "steps": 8},
-    "64": {"global_batch": 64, "steps": 14},
-    "32": {"global_batch": 32, "steps": 14},
-    "sharded 64": {"global_batch": 64, "steps": 10, "sharding": "shard"},
-    "save and kill": {"global_batch": 256, **SAVED_AND_KILLED},
-    "one, save and kill": {"gpus": 1, "global_batch": 128, **SAVED_AND_KILLED},
+    "one": {"gpus": 1, "global_batch": 128, "steps": 12},
+    "128 a card": {"global_batch": 256, "steps": 12},
+    "64": {"global_batch": 64, "steps": 50},
+    "32": {"global_batch": 32, "steps": 80},
+    "sharded 64": {"global_batch": 64, "steps": 30, "sharding": "shard"},
+    "save and kill": {"global_batch": 128, "steps": 66, "kill_after": 55, "to_end": True, "save_every": 30, **SAVED},
+    "one, save and kill": {"gpus": 1, "global_batch": 64, "steps": 36, "kill_after": 30, "save_every": 14, **SAVED},
+    "64k over two": {**LONG, "length": 65536, "global_batch": 1, "context_parallel_size": 2, "max_tokens_per_device": 32768},
+    "16k over two": {**LONG, "length": 16384, "global_batch": 4, "context_parallel_size": 2, "max_tokens_per_device": 8192},
+    "16k": {**LONG, "gpus": 1, "length": 16384, "global_batch": 4, "max_tokens_per_device": 16384},
 }
+"""Settings under `train`, beside: gpus; steps, after which a run is ended, or, with to_end, is done; kill_after: the step after
+which the last rank gets SIGKILL; length: tokens of every conversation, instead of lengths like OpenHermes-2.5's."""
 DRIVER = """
 import json, sys
 from pathlib import Path
@@ -42,80 +49,175 @@ if {old}:
     from pipeline.train.launch import launch
 else:
     from talaria.config import load as settings
-    from talaria.launch.stage import launch
+    from talaria.launch import stage
+    launch = stage.launch
+    if {waiting}:
+        stage.worth_waiting, stage.standby._AFTER = lambda *_: True, 1.0
 tree, work, output = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
-launch(settings.parse(tree, "benchmark"), work / "tokens", work / "model", output, on_line=lambda line: print(line, flush=True))
+tokens = Path(sys.argv[4])
+launch(settings.parse(tree, "benchmark"), tokens, work / "model", output, on_line=lambda line: print(line, flush=True))
 """
 
 
 def run(name: str, options: dict[str, Any], args: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """One training in a folder of its own, ended after `steps` steps; a rank gets SIGKILL once step `kill_after` is done."""
-    chosen = {"precision": args.precision, "lr": 1e-5, "save_every": 10**6, **options}
-    wanted, kill_after = chosen.pop("steps"), chosen.pop("kill_after", None)
+    """One training in a folder of its own."""
+    chosen = {"precision": args.precision, "lr": 1e-5, "save_every": 10**6, "stop_grace": 20, **options}
+    wanted, kill_after, to_end = chosen.pop("steps"), chosen.pop("kill_after", None), chosen.pop("to_end", False)
     chosen["num_processes"] = chosen.pop("gpus", args.gpus)
-    chosen["global_batch"] //= args.divide_batch
+    chosen["global_batch"] = max(1, chosen["global_batch"] // args.divide_batch)
+    tokens = work / (f"tokens-{length}" if (length := chosen.pop("length", 0)) else "tokens")
+    for key in ("max_tokens_per_device",) if args.shape == "tiny" else ():
+        chosen.pop(key, None)
+    if to_end:
+        chosen["max_steps"] = wanted
     old = args.package == "pipeline"
     for key in ("snapshot_seconds",) if old else ():
         chosen.pop(key, None)
     output = work / f"out-{os.getpid()}"  # several may run at once, on cards of their own
-    command = [sys.executable, "-c", DRIVER.format(old=old), json.dumps({"name": "r", "train": chosen}), str(work), str(output)]
-    began, shared = time.time(), memory("Shmem")
+    driver = DRIVER.format(old=old, waiting=args.waiting)
+    command = [sys.executable, "-c", driver, json.dumps({"name": "r", "train": chosen}), str(work), str(output), str(tokens)]
+    watched = Watched(output, time.time(), memory("Shmem"))
     log = (work / f"log-{os.getpid()}.txt").open("a")
     process = subprocess.Popen(command, stdout=log, stderr=log)
-    most, killed, found = 0, None, []
-    first = furthest = beyond = None
-    while process.poll() is None and time.time() - began < args.limit:
-        time.sleep(0.1)
-        found = rows(output / "metrics.jsonl")
-        most = max(most, memory("Shmem") - shared)
-        last = found[-1]["step"] if found else 0
-        first = first or (found[0]["time"] - began if found else None)
-        beyond = beyond or (found[-1]["time"] - killed if killed and last > furthest else None)
-        if kill_after and killed is None and last >= kill_after:
+    while process.poll() is None and time.time() - watched.began < args.limit:
+        time.sleep(0.05)
+        watched.look()
+        if kill_after and watched.killed is None and watched.last >= kill_after:
             os.kill(rank_of(output, chosen["num_processes"] - 1), signal.SIGKILL)
-            killed, furthest = time.time(), last
-        if last >= wanted:
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.3)
-            process.send_signal(signal.SIGINT)  # what would follow, a checkpoint and an export, is not looked at
+            watched.killed, watched.undone = time.time(), {row["step"]: row for row in watched.found}
+            for marker in output.glob("checkpoints/*/complete.json"):  # the disk may have no room for two and what is cut off
+                shutil.rmtree(marker.parent)
+        if watched.last >= wanted and not to_end:
             break
-    else:
-        if process.poll() is None:
+    if process.poll() is None:
+        if watched.last < wanted or to_end:
             print(f"{name}: ended after {args.limit:g} s", flush=True)
+        for _ in range(2):  # what would follow, a checkpoint and an export, is not looked at
             process.send_signal(signal.SIGINT)
             time.sleep(0.3)
-            process.send_signal(signal.SIGINT)
-    process.wait(120)
-    result = {"launch_to_first_step_ends": first, **summary(found, rows(output / "events.jsonl"), began, killed, most)}
-    if killed:
-        result["killed_to_step_not_made_before"] = beyond
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()  # what it started ends with it
+        process.wait()
+    ended = time.time()
+    result = {**watched.result(), **summary(watched)}
+    if to_end:
+        result |= at_the_end(watched, ended, work)
+    result["rows"] = [[row["step"], row["time"] - watched.began, row["seconds"]] for row in watched.found]
     shutil.rmtree(output, ignore_errors=True)
     return result
 
 
-def summary(
-    found: list[dict[str, Any]], events: list[dict[str, Any]], began: float, killed: float | None, shared: int
-) -> dict[str, Any]:
-    seconds = [row["seconds"] for row in found]
-    settled = [row for row in found if row["step"] > 3]
-    if not settled:
+class Watched:
+    """What can be seen of a run from outside, several times a second."""
+
+    def __init__(self, output: Path, began: float, shared: int) -> None:
+        self.output, self.began, self.shared = output, began, shared
+        self.found: list[dict[str, Any]] = []
+        self.undone: dict[int, dict[str, Any]] = {}
+        """The steps that were made before a kill."""
+        self.most = 0
+        self.first: float | None = None
+        self.killed: float | None = None
+        self.beyond: float | None = None
+        self.written: dict[int, float] = {}
+        """Step -> when its checkpoint was seen to be whole."""
+
+    @property
+    def last(self) -> int:
+        return self.found[-1]["step"] if self.found else 0
+
+    def look(self) -> None:
+        self.found = rows(self.output / "metrics.jsonl")
+        self.most = max(self.most, memory("Shmem") - self.shared)
+        if self.found:
+            self.first = self.first or self.found[0]["time"] - self.began
+        if self.killed and self.beyond is None and self.last > max(self.undone):
+            self.beyond = self.found[-1]["time"] - self.killed
+        for marker in self.output.glob("checkpoints/*/complete.json"):
+            self.written.setdefault(int(marker.parent.name.removeprefix("step-")), time.time())
+
+    def result(self) -> dict[str, Any]:
+        made = [{"launch_to_first_step_ends": self.first, "losses": [row["loss"] for row in self.found]}]
+        if self.killed:
+            after = [row["time"] for row in self.found if row["time"] > self.killed]
+            repeated = [row for row in self.found if row["step"] in self.undone and row["time"] > self.killed]
+            again = [self.undone[row["step"]]["loss"] - row["loss"] for row in repeated]
+            made.append(
+                {
+                    "killed_to_next_step": after[0] - self.killed if after else None,
+                    "killed_to_step_not_made_before": self.beyond,
+                    "steps_repeated": len(repeated),
+                    "most_that_a_repeated_loss_differs": max(map(abs, again), default=None),
+                }
+            )
+        return {key: value for part in made for key, value in part.items()}
+
+
+def summary(watched: Watched) -> dict[str, Any]:
+    found, events = watched.found, rows(watched.output / "events.jsonl")
+    if len(found) < 4:
         return {"failed": f"{len(found)} steps", "events": events}
-    saves = {event["step"] for event in events if event["kind"] == "checkpoint"}
+    settled = found[len(found) // 2 :]
+    saves = {event["step"]: event["time"] for event in events if event["kind"] == "checkpoint"}
     median = statistics.median(row["seconds"] for row in settled)
-    result = {
+    beside = [
+        row["seconds"]
+        for row in found
+        for step, begun in saves.items()
+        if begun < row["time"] - row["seconds"] and row["time"] < watched.written.get(step, begun + 60) and row["step"] > step + 1
+    ]
+    return {
         "tokens_per_second": statistics.median(row["tokens_per_second"] for row in settled),
         "mfu": statistics.median(row["mfu"] or 0 for row in settled),
         "median_step": median,
-        "slowest_of_ten_over_median": max(seconds[:10]) / median,
-        "shared_memory_gb": shared / 1e9,
-        "gaps_at_saves": [b["time"] - a["time"] - b["seconds"] for a, b in itertools.pairwise(found) if a["step"] in saves],
-        "steps_beside_writes": [row["seconds"] / median for row in found if row["step"] - 1 in saves],
-        "events": [f"{event['time'] - began:.1f} s {event['kind']} {event['message'][:110]}" for event in events],
+        "slowest_of_ten_over_median": max(row["seconds"] for row in found[:10]) / median,
+        "slowest_of_the_second_half": max(row["seconds"] for row in settled) / median,
+        "shared_memory_gb": watched.most / 1e9,
+        "gaps_at_saves": [
+            b["time"] - a["time"] - b["seconds"]
+            for a, b in itertools.pairwise(found)
+            if a["step"] in saves and not a["time"] < (watched.killed or 0) < b["time"]
+        ],
+        "first_step_after_saves": [row["seconds"] / median for row in found if row["step"] - 1 in saves],
+        "steps_beside_writes": {"count": len(beside), "median": statistics.median(beside) / median} if beside else None,
+        "seconds_of_writing": {step: watched.written[step] - begun for step, begun in saves.items() if step in watched.written},
+        "events": [f"{event['time'] - watched.began:.1f} s {event['kind']} {event['message'][:110]}" for event in events],
     }
-    if killed:
-        after = [row["time"] for row in found if row["time"] > killed]
-        result["killed_to_next_step"] = after[0] - killed if after else None
-    return result
+
+
+def at_the_end(watched: Watched, ended: float, work: Path) -> dict[str, Any]:
+    """After the last step: what was written, how long the disk takes for as much, and how long it was until the run was done."""
+    last = watched.found[-1]["time"]
+    done = (watched.output / "status.json").stat().st_mtime
+    events = rows(watched.output / "events.jsonl")
+    begun = max(event["time"] for event in events if event["kind"] == "checkpoint")
+    checkpoint = sum(
+        path.stat().st_size for path in watched.output.glob("checkpoints/*/*.safetensors") if path.stat().st_mtime > begun
+    )
+    model = sum(path.stat().st_size for path in watched.output.glob("model/*.safetensors"))
+    speed = disk_speed(work)
+    return {
+        "last_step_to_done": done - last,
+        "last_step_to_end_of_launch": ended - last,
+        "written_gb": [checkpoint / 1e9, model / 1e9],
+        "disk_gb_per_second": speed / 1e9,
+        "disks_own_seconds": (checkpoint + model) / speed,
+    }
+
+
+def disk_speed(folder: Path, size: int = 4 << 30) -> float:
+    """Bytes a second of one file that is written and flushed."""
+    chunk, path = os.urandom(1 << 24), folder / "speed"
+    begun = time.perf_counter()
+    with path.open("wb", buffering=0) as file:
+        for _ in range(size // len(chunk)):
+            file.write(chunk)
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - begun
+    path.unlink()
+    return size / seconds
 
 
 def memory(name: str) -> int:
@@ -129,14 +231,11 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def rank_of(folder: Path, rank: int) -> int:
-    """The process of a rank, by its environment."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command, env = (process / "cmdline").read_bytes(), (process / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if f"LOCAL_RANK={rank}".encode() in env and str(folder).encode() in command and b"accelerate" not in command:
-            return int(process.name)
+    """The process of a rank, not of one in waiting: it leaves its pid where the launcher looks for it."""
+    for note in Path("/dev/shm").glob(f"talaria-*/rank-{rank}.pid"):
+        pid = int(note.read_text())
+        if str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
     raise AssertionError(f"no process of rank {rank} in {folder}")
 
 
@@ -146,8 +245,9 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--divide-batch", type=int, default=1, help="for a try on a small machine")
     parser.add_argument("--precision", default="mixed")
-    parser.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS))
+    parser.add_argument("--only", nargs="*", choices=list(RUNS), default=list(RUNS), help="none: make the inputs alone")
     parser.add_argument("--package", choices=["talaria", "pipeline"], default="talaria")
+    parser.add_argument("--waiting", action="store_true", help="have ranks in waiting without GPUs too")
     parser.add_argument("--limit", type=float, default=200.0, help="seconds that a run may take")
     parser.add_argument("--work", type=Path, help="folder for the model, tokens and runs, kept; a temporary one by default")
     parser.add_argument("--json", type=Path)
@@ -159,15 +259,21 @@ def main() -> None:
         from train_gpus import make_tokenizer
 
         begun = time.time()
-        make_model(work / "model", SHAPES[args.shape], "cpu" if args.shape == "tiny" else "cuda")
-        make_tokens(work / "tokens", 256 * 20, SHAPES[args.shape]["vocab_size"], 8000)
+        sizes = SHAPES[args.shape]
+        make_model(work / "model", sizes, "cpu" if args.shape == "tiny" else "cuda")
+        make_tokens(work / "tokens", 256 * 40, sizes["vocab_size"], 8000)
         make_tokenizer(work / "tokens" / "tokenizer")
+        for length in {options["length"] for options in RUNS.values() if "length" in options}:
+            made = 512 if args.shape == "tiny" else length
+            make_tokens(work / f"tokens-{length}", 24, sizes["vocab_size"], made, length=made)
+            make_tokenizer(work / f"tokens-{length}" / "tokenizer")
         print(f"model and tokens made in {time.time() - begun:.0f} s", flush=True)
     results = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
     for name in args.only:
         result = run(name, dict(RUNS[name]), args, work)
         results[f"{args.package}: {name}"] = result
         shown = {key: round(value, 3) if isinstance(value, float) else value for key, value in result.items()}
+        shown = {key: value for key, value in shown.items() if key not in ("losses", "rows")}
         print(f"{args.package}: {name}: {json.dumps(shown)}", flush=True)
         if args.json:
             args.json.write_text(json.dumps(results, indent=1))

@@ -91,6 +91,7 @@ TINY = {
     "vocab_size": 512,
 }
 """Sizes in which every shape goes through a benchmark's motions on a CPU."""
+SHAPES["tiny"] = SHAPES["qwen3-4b"] | TINY
 MEDIAN, SIGMA, LONGEST = 330, 0.68, 8000
 """Lognormal lengths with the statistics of OpenHermes-2.5 under Qwen3's tokenizer: mean ~415, p90 ~790, p99 ~1,600."""
 SUPERVISED = 0.6

@@ -31,6 +31,8 @@ from talaria.launch.diagnosis import Preempted, TrainingCrashed
 from talaria.launch.stage import launch
 from talaria.process.supervisor import Stop
 
+from benchmarks.recovery import rank_of
+
 NOISE = 5e-3
 """bf16 rounds sums differently where they are split differently; relative, of a loss near log(vocabulary)."""
 
@@ -134,18 +136,6 @@ def hang(runs: Runs, gpus: int) -> dict[str, Any]:
         print(f"hang: ended {seconds:.0f} s after a rank stood still: {error}", flush=True)
         return {"seconds": seconds, "message": str(error)}
     raise AssertionError("a rank stood still, and the run did not end")
-
-
-def rank_of(folder: Path, rank: int) -> int:
-    """The process of a rank, by its environment."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command, env = (process / "cmdline").read_bytes(), (process / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if f"LOCAL_RANK={rank}".encode() in env and str(folder).encode() in command and b"accelerate" not in command:
-            return int(process.name)
-    raise AssertionError(f"no process of rank {rank} in {folder}")
 
 
 def make_tokenizer(folder: Path) -> None:

@@ -102,7 +102,8 @@ def smooth(values: Sequence[float], width: int = 10) -> list[float]:
 
 def scaling(simulated: Path, measured: Path, target: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 3.6))
-    for title, points in json.loads(simulated.read_text())["tables"].items():
+    tables = json.loads(simulated.read_text())["tables"].items()
+    for title, points in ((title, points) for title, points in tables if points[0]["gpus"] == 1):
         label = f"simulated: {title}"
         axes.plot([p["gpus"] for p in points], [100 * p["efficiency"] for p in points], marker="o", markersize=4, label=label)
     shown = [run for run in json.loads(measured.read_text())["runs"] if run["sharding"] == "auto" and run["gpus"] > 1]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 from talaria.launch import host_memory as module
+from talaria.launch.diagnosis import Preempted
 from talaria.launch.host_memory import host_memory
 
 
@@ -21,6 +23,14 @@ def test_it_goes_when_the_launch_is_over(memory: Path, tmp_path: Path) -> None:
         assert held
         (held[0] / "rank-0").write_bytes(b"state")
         assert held[0].stat().st_mode & 0o777 == 0o700
+    assert not list(memory.iterdir())
+
+
+def test_it_goes_when_the_launch_is_stopped_or_fails(memory: Path, tmp_path: Path) -> None:
+    with contextlib.suppress(Preempted), host_memory(tmp_path / "output") as held:
+        assert held
+        (held[0] / "rank-0").write_bytes(b"state")
+        raise Preempted("stopped")
     assert not list(memory.iterdir())
 
 

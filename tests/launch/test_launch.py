@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from talaria.config import load as settings
 from talaria.config.schema import Train
 from talaria.launch import restarts as restarts_module
 from talaria.launch import stage as launch
+from talaria.launch import standby
 from talaria.launch.accelerate_command import Machine, command
 from talaria.launch.diagnosis import Preempted, TrainingCrashed, likely_cause
 from talaria.launch.restarts import RankDeaths, Restarts
@@ -80,6 +82,37 @@ def test_ranks_that_die_are_started_again_until_no_new_step_comes(launches) -> N
     assert launches.start(ranks=2, at={2: "kill"})["steps"] == 3
     assert sum("The ranks are started again (start 1 of 1 without a new step)" in line for line in launches.lines) == 1
     assert "rank 0 of 2 from step 1" in launches.lines
+
+
+@quick
+def test_ranks_in_waiting_take_over_and_are_gone_when_the_launch_is(launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "worth_waiting", lambda config, gpus: True)
+    monkeypatch.setattr(standby, "_AFTER", 0.0)
+    launches.restarts = 1
+    assert launches.start(ranks=2, steps=40, at={30: "kill"})["steps"] == 40
+    assert launches.lines.count("a rank in waiting goes on") == 2
+    assert launches.lines.count("rank 0 of 2 from step 29") == 1
+    assert process_trees.marked(launches.mark) == {}
+
+
+@quick
+def test_ranks_in_waiting_that_have_ended_are_replaced_by_new_ones(launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "worth_waiting", lambda config, gpus: True)
+    monkeypatch.setattr(standby, "_AFTER", 0.0)
+    monkeypatch.setattr(launch.supervisor, "start", _first_and_then(launch.supervisor.start, 2, "exit 3"))
+    launches.restarts = 1
+    assert launches.start(ranks=2, steps=10, at={8: "kill"}, seconds=0.1)["steps"] == 10
+    assert "a rank in waiting goes on" not in launches.lines
+
+
+def _first_and_then(start: Any, number: int, script: str) -> Any:
+    """`start`, but the call of this number starts a shell script."""
+    calls = iter(range(1, 1000))
+
+    def started(command: Sequence[str], **how: Any) -> Any:
+        return start(["sh", "-c", script] if next(calls) == number else command, **how)
+
+    return started
 
 
 @quick

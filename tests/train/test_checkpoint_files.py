@@ -21,7 +21,7 @@ WHOLE = torch.randn(1000)
 
 def written(folder: Path, rank: int, start: int, stop: int) -> dict[str, dict[str, object]]:
     """What rank `rank` writes of WHOLE."""
-    block = HostBlock(4 * (stop - start), folder=None, name="test", pin=False)
+    block = HostBlock(4 * (stop - start), folder=None, name="test")
     block.view(0, stop - start, torch.float32).copy_(WHOLE[start:stop])
     writer = WriterProcess(block, rank)
     tensor = {"name": "param.x", "dtype": "F32", "shape": [stop - start], "place": start, "start": 0, "bytes": 4 * (stop - start)}
@@ -63,7 +63,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_a_writer_that_cannot_write_says_why_and_one_that_was_killed_too(tmp_path: Path) -> None:
-    block = HostBlock(4, folder=None, name="test", pin=False)
+    block = HostBlock(4, folder=None, name="test")
     writer = WriterProcess(block, 0)
     tensor = {"name": "x", "dtype": "F32", "shape": [1], "place": 0, "start": 0, "bytes": 4}
     with pytest.raises(WriteFailed, match="FileNotFoundError"):
@@ -78,17 +78,17 @@ def test_a_writer_that_cannot_write_says_why_and_one_that_was_killed_too(tmp_pat
 
 
 def test_a_block_in_a_folder_outlives_its_process(tmp_path: Path) -> None:
-    first = HostBlock(64, folder=tmp_path, name="rank-0", pin=False)
+    first = HostBlock(64, folder=tmp_path, name="rank-0")
     assert not first.kept
     first.bytes.fill_(7)
-    again = HostBlock(64, folder=tmp_path, name="rank-0", pin=False)
+    again = HostBlock(64, folder=tmp_path, name="rank-0")
     assert again.kept
     assert again.bytes.tolist() == [7] * 64
-    assert not HostBlock(128, folder=tmp_path, name="rank-0", pin=False).kept  # another size: another state
+    assert not HostBlock(128, folder=tmp_path, name="rank-0").kept  # another size: another state
 
 
 def test_memory_is_made_without_changing_it_and_locked_where_no_copy_is_cut() -> None:
-    block = HostBlock(10 * PAGE, folder=None, name="test", pin=False)
+    block = HostBlock(10 * PAGE, folder=None, name="test")
     block.bytes[:3] = 5
     make_pages(block.bytes)
     assert block.bytes.sum() == 15

@@ -16,6 +16,7 @@ from talaria.train.batching.dataloader import Prepared
 from talaria.train.checkpoint.host_block import HostBlock
 from talaria.train.checkpoint.manager import CheckpointManager
 from talaria.train.checkpoint.save_clock import SaveClock
+from talaria.train.checkpoint.writer_process import WriterProcess
 from talaria.train.distributed.replicas import ReplicasDiffer, all_equal, for_sum, weights_digest
 from talaria.train.train_state import TrainJob
 from talaria.train.train_step import TrainStep
@@ -78,6 +79,24 @@ def test_a_save_that_is_due_before_its_host_memory_is_made_comes_after(job: Call
 
     ranks.run(started, 2, before)
     assert [event["step"] for event in ranks.events(started.output, "checkpoint")] == [3, 4]
+
+
+def test_what_an_interrupted_save_left_is_gone_before_the_next_is_written(job: Callable[..., TrainJob]) -> None:
+    started = job(max_steps=2, save_every=2)
+    cut_off = started.output / "checkpoints" / "step-00000001"
+    cut_off.mkdir(parents=True)
+
+    def before(me: int) -> None:
+        original = WriterProcess.write
+
+        def write(self: WriterProcess, folder: Path, files: Any) -> Any:
+            print("writes beside", sorted(path.name for path in folder.parent.iterdir()), flush=True)
+            return original(self, folder, files)
+
+        WriterProcess.write = write  # type: ignore[method-assign]
+
+    ranks.run(started, 1, before)
+    assert "writes beside ['step-00000002']" in (started.output / "rank-0.log").read_text()
 
 
 def test_a_finished_run_is_left_as_it_is(job: Callable[..., TrainJob]) -> None:

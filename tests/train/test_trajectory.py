@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from talaria.train.distributed import sharding as parallel
 from talaria.train.kernels import attention, linear
+from talaria.train.kernels.decoder_layer import Saved
+from talaria.train.model.causal_lm import CausalLM
 from talaria.train.train_state import TrainJob
 from talaria.train.trainer import Trainer
 
@@ -95,6 +98,25 @@ def test_ranks_that_share_the_tokens_of_conversations_change_nothing(
     divided = job(sharding=sharding, epochs=3, max_steps=STEPS, **settings)
     ranks.run(divided, size)
     assert_same(ranks.steps(divided.output), reference)
+
+
+def test_ranks_that_share_tokens_save_the_same_of_them(job: Callable[..., TrainJob]) -> None:
+    """Whatever their parts of the targets and their memory: making a layer again is a matter of both."""
+    divided = job(max_steps=2, max_tokens_per_device=96, context_parallel_size=2)
+
+    def before(me: int) -> None:
+        def saved(self: CausalLM, tokens: int, targets: int) -> list[Saved]:
+            if torch.is_grad_enabled():
+                print("asked for", tokens, targets, self.context.least(7 + me, torch.device("cpu")))
+            return [Saved.DEFAULT] * 2
+
+        CausalLM.saved_per_layer = saved  # type: ignore[method-assign]
+
+    ranks.run(divided, 2, before)
+    logs = [(divided.output / f"rank-{rank}.log").read_text().splitlines() for rank in range(2)]
+    asked = [[line for line in log if line.startswith("asked for")] for log in logs]
+    assert asked[0] == asked[1]
+    assert all(line.endswith(" 7") for line in asked[0])
 
 
 def assert_same(found: list[dict[str, Any]], reference: list[dict[str, Any]]) -> None:

@@ -32,13 +32,14 @@ def host_memory(output: Path) -> Iterator[tuple[Path, int] | None]:
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():  # /dev/shm is everybody's
         yield None
         return
-    try:
-        with locked(folder / "lock", wait=0) as lock:
-            yield folder, lock
-    except Busy:  # `output` under another name of the same path
-        yield None
-        return
-    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = stack.enter_context(locked(folder / "lock", wait=0))
+        except Busy:  # `output` under another name of the same path
+            yield None
+            return
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)  # also where a launch ends by a stop or an error
+        yield folder, lock
 
 
 def _sweep(own: Path) -> None:

@@ -13,7 +13,7 @@ from talaria.runs.jsonl import tail
 if TYPE_CHECKING:
     from talaria.config.schema import Train
 
-_MOURNING = 2.0
+_MOURNING = 1.0
 """Seconds that survivors get to say themselves what has happened, before they are killed."""
 
 
@@ -33,6 +33,10 @@ class Restarts:
         self.in_a_row = 1 if step > self.furthest else self.in_a_row + 1
         self.furthest = max(step, self.furthest)
         return self.possible and self.in_a_row <= self.limit
+
+    def new_step(self) -> bool:
+        """Whether a step has been made that had not been made before the ranks were started."""
+        return self._step() > self.furthest
 
     def __str__(self) -> str:
         return f"start {self.in_a_row} of {self.limit} without a new step"

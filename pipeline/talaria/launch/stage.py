@@ -23,7 +23,7 @@ from talaria.common.files import MANIFEST, write_atomically
 from talaria.common.locks import Busy, in_use, locked
 from talaria.common.user_code import module_digest
 from talaria.config.schema import Config
-from talaria.launch import checkpoint_mirror
+from talaria.launch import checkpoint_mirror, standby
 from talaria.launch.accelerate_command import ACCELERATE, ACCELERATE_CONFIG, SLACK, Machine, command, gpu_count
 from talaria.launch.diagnosis import Preempted, TrainingCrashed, facts, is_echo, likely_cause, oom_kills
 from talaria.launch.host_memory import host_memory
@@ -31,7 +31,7 @@ from talaria.launch.input_check import checked_inputs
 from talaria.launch.launcher_chatter import LauncherChatter
 from talaria.launch.restarts import RankDeaths, Restarts
 from talaria.process import supervisor
-from talaria.process.supervisor import Stop
+from talaria.process.supervisor import Started, Stop
 from talaria.runs.folder import CONFIG, HOST_MEMORY, LOCK, LOG, METRICS, MODEL, RunFolder
 from talaria.runs.jsonl import tail
 from talaria.stages.table import STAGES, key_of
@@ -114,7 +114,8 @@ def launch(
         if identity and _done(identity, output):
             return facts(output)
         held = stack.enter_context(in_use(tokens / MANIFEST, model / MANIFEST))  # and so does the reaper, for the ranks
-        argv, env = command(config.train, tokens, model, output, machine, gpus=gpu_count(machine.python))
+        gpus = gpu_count(machine.python)
+        argv, env = command(config.train, tokens, model, output, machine, gpus=gpus)
         locks = [lock, *held]
         if memory := stack.enter_context(host_memory(output)):
             env[HOST_MEMORY] = str(memory[0])
@@ -123,23 +124,21 @@ def launch(
             stack.enter_context(Tracker(config, {"tokenize": tokens, "base": model}, output, on_line=on_line))
         if copy:
             stack.enter_context(copy)
-        start = functools.partial(
-            supervisor.run,
-            argv,
-            log=output / machine.own(LOG),
-            grace=config.train.stop_grace,
-            env=env,
-            stop=stop,
-            inherit=locks,
-            lifelines=lifelines,
-        )
+        log_file = output / machine.own(LOG)
+
+        def start(more: Mapping[str, str]) -> Started:
+            how: dict[str, Any] = {"log": log_file, "grace": config.train.stop_grace, "inherit": locks, "lifelines": lifelines}
+            return supervisor.start(argv, env={**env, **more}, **how)
+
         restarts = Restarts(config.train, output)
+        waiting = standby.Standby(start, memory[0] if memory and restarts.possible and worth_waiting(config, gpus) else None)
+        stack.callback(waiting.close)
         while True:
             _prepare(config, output, machine)
             lost = RankDeaths(memory[0] if memory else None).unmourned, check.refused
-            look = functools.partial(_look, output, on_look, lost, stop)
-            before, log = oom_kills(), _Log(on_line)
-            code = start(on_line=log.hear, on_look=look)
+            begin, log, before = log_file.stat().st_size if log_file.exists() else 0, _Log(on_line), oom_kills()
+            look = functools.partial(_look, output, on_look, lost, stop, functools.partial(waiting.look, restarts.new_step))
+            code = supervisor.follow(waiting.take() or start({}), stop=stop, on_line=log.hear, on_look=look, begin=begin)
             log.close()
             check.require()
             if machine.rank and code == 0 and not RunFolder(output).status():
@@ -171,10 +170,22 @@ class _Log:
             self._on_line(line)
 
 
-def _look(output: Path, on_look: Callable[[Path], None], lost: Iterable[Callable[[], bool]], stop: Stop) -> None:
+def _look(
+    output: Path,
+    on_look: Callable[[Path], None],
+    lost: Iterable[Callable[[], bool]],
+    stop: Stop,
+    waiting: Callable[[], None],
+) -> None:
     on_look(output)
+    waiting()
     if any(is_lost() for is_lost in lost):
         stop.end_now()
+
+
+def worth_waiting(config: Config, gpus: int) -> bool:
+    """Return whether ranks in waiting are started: without GPUs, ranks share few cores and little memory."""
+    return gpus > 0 and config.train.restarts > 0
 
 
 @contextlib.contextmanager

@@ -11,8 +11,10 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from talaria.process import reaper
 
@@ -62,28 +64,40 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
 
 
-def run(
+@dataclass(frozen=True)
+class Started:
+    """A command beneath a reaper, in a session of its own."""
+
+    process: subprocess.Popen[bytes]
+    mark: str
+    log: Path
+    grace: float
+
+
+def run(command: Sequence[str], *, stop: Stop, on_line: Callable[[str], None], **how: Any) -> int:
+    """Run a command until every process that it started is gone: `start` and `follow`. Returns the exit code."""
+    on_look = how.pop("on_look", lambda: None)
+    log: Path = how["log"]
+    begin = _size(log)
+    return follow(start(command, **how), stop=stop, on_line=on_line, on_look=on_look, begin=begin)
+
+
+def start(
     command: Sequence[str],
     *,
     log: Path,
     grace: float,
     env: Mapping[str, str],
-    stop: Stop,
-    on_line: Callable[[str], None],
-    on_look: Callable[[], None] = lambda: None,
     inherit: Sequence[int] = (),
     lifelines: Sequence[int] = (),
-) -> int:
-    """Run a command beneath a reaper, in a session of its own, until every process that it started is gone.
+) -> Started:
+    """Start a command beneath a reaper, in a session of its own.
 
-    What they print is appended to `log` and handed on line by line. `inherit`: file descriptors (of locks) that the reaper
-    holds open until its end; `lifelines`: processes besides this one whose end stops the command. Returns the exit code.
+    What it and its processes print is appended to `log`. `inherit`: file descriptors (of locks) that the reaper holds open until
+    its end; `lifelines`: processes besides this one whose end stops the command.
 
-    Call it from a thread that lives as long as the command: to the kernel, that thread is the reaper's parent. Should
-    anything raise meanwhile (KeyboardInterrupt, a task's timeout, `on_line` itself), the command is stopped and waited
-    for before the exception goes on.
+    Call it from a thread that lives as long as the command: to the kernel, that thread is the reaper's parent.
     """
-    begin = log.stat().st_size if log.exists() else 0
     arguments = ["--grace", str(grace), "--log", str(log), "--parent", str(os.getpid())]
     for pid in lifelines:
         arguments += ["--watch", str(pid)]
@@ -96,9 +110,27 @@ def run(
         pass_fds=inherit,
         start_new_session=True,
     )
+    return Started(process, mark, log, grace)
+
+
+def follow(
+    started: Started,
+    *,
+    stop: Stop,
+    on_line: Callable[[str], None],
+    on_look: Callable[[], None] = lambda: None,
+    begin: int | None = None,
+) -> int:
+    """Hand on what is printed, from byte `begin` of the log on (absent: from now on), until every process is gone.
+
+    Returns the exit code. Should anything raise meanwhile (KeyboardInterrupt, a task's timeout, `on_line` itself), the command is
+    stopped and waited for before the exception goes on.
+    """
+    process = started.process
+    begin = _size(started.log) if begin is None else begin
     stop.watch(process)
     try:
-        for line in _follow(log, begin, process):
+        for line in _follow(started.log, begin, process):
             if line is None:
                 on_look()
             else:
@@ -109,8 +141,19 @@ def run(
         raise
     finally:
         if process.returncode < 0:
-            _reap_for(mark, grace)
+            _reap_for(started.mark, started.grace)
     return process.returncode
+
+
+def end(started: Started) -> None:
+    """Kill a command that nobody follows, and wait until every process of it is gone."""
+    started.process.send_signal(signal.SIGQUIT)
+    if started.process.wait() < 0:
+        _reap_for(started.mark, 0.0)
+
+
+def _size(log: Path) -> int:
+    return log.stat().st_size if log.exists() else 0
 
 
 def _outlive(process: subprocess.Popen[bytes], stop: Stop) -> None:

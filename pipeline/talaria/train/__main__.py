@@ -13,24 +13,28 @@ import contextlib
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from talaria.common.errors import UserError
 from talaria.common.files import disk_is_full
+from talaria.common.imports import quick_imports
 from talaria.config.load import parse
 from talaria.process.reaper import die_with_parent
 from talaria.process.supervisor import MARK
-from talaria.runs.folder import HOST_MEMORY, RunFolder
-from talaria.train.distributed import process_group as ranks
+from talaria.runs.folder import GO, HOST_MEMORY, RunFolder
 from talaria.train.telemetry.console import say
 from talaria.train.telemetry.watchdog import NotFinite, OutOfMemory, StopSignal, Watchdog
 from talaria.train.train_state import TrainJob
+
+_WITHOUT = ("PIL", "boto3", "matplotlib", "pandas", "scipy", "sklearn", "torchaudio", "torchvision")
+"""Packages that transformers and accelerate import where they are there, for models of images and services that are not used."""
+_LOOK = 0.05
+"""Seconds between looks for the file that lets a rank in waiting go on."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,8 +52,24 @@ def train(job: TrainJob) -> int:
     stop = StopSignal().listen()
     if MARK in os.environ:  # launched beneath a reaper: should it and the launcher be killed, this rank saves and leaves too
         die_with_parent()
+    if (go := os.environ.pop(GO, None)) and not _waited(Path(go), job, stop):
+        return 0
     with _announced():
         return _train(job, stop)
+
+
+def _waited(go: Path, job: TrainJob, stop: StopSignal) -> bool:
+    """Import what the job needs, and wait until this rank is needed (True) or told to stop."""
+    with quick_imports(_WITHOUT):
+        import talaria.train.trainer  # noqa: F401
+        from talaria.train.model.loading import import_family
+
+        import_family(job.base)
+    while not go.exists():
+        if stop.name:
+            return False
+        time.sleep(_LOOK)
+    return True
 
 
 @contextlib.contextmanager
@@ -68,10 +88,14 @@ def _train(job: TrainJob, stop: StopSignal) -> int:
     job.output.mkdir(parents=True, exist_ok=True)
     folder, timeout = RunFolder(job.output), job.config.train.hang_timeout
     rank = int(os.environ.get("RANK", "0"))
+    with quick_imports():
+        import torch
+
+        from talaria.train.distributed import process_group as ranks
     watchdog = Watchdog(timeout, lambda reason: _fail(folder, f"rank {rank}: {reason}", "crash")).start()
     try:
         # The watchdog is the one that ends a hang; the collectives' own limit is only there should it fail.
-        with ThreadPoolExecutor(1, thread_name_prefix="join") as beside:
+        with ThreadPoolExecutor(1, thread_name_prefix="join") as beside, quick_imports(_WITHOUT):
             joining = beside.submit(ranks.join, max(120.0, 4 * timeout))
             from talaria.train.trainer import Trainer  # seconds, in which the ranks meet
 

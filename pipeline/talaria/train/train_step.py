@@ -86,15 +86,16 @@ class TrainStep:
         squares = self.gradients.squared_norm(parts)
         rows = [batch.rows for batch in prepared.batches]
         compared = replicas.weights_digest(self.optimizer.params) if self._compares(plan.index) else None
-        mine = [float(losses.sum()), squares, float(row_checksum(np.concatenate(rows))), *map(float, due())]
+        mine: list[float | Tensor] = [losses.sum(), squares, float(row_checksum(np.concatenate(rows)))]
+        mine += map(float, due())
         digest = [] if compared is None else replicas.for_sum(compared)
-        shares = torch.stack(self._of_sources).sum(0).tolist() if self._of_sources else []
-        loss, squares, checksum, *others = self.group.sum([*mine, *shares, *digest])
+        of_sources = torch.stack(self._of_sources).sum(0).unbind() if self._of_sources else ()
+        loss, square, checksum, *others = self.group.sum([*mine, *of_sources, *digest])  # here the host waits for the device
         asked, others = others[: len(Due._fields)], others[len(Due._fields) :]
-        shares, digests = others[: len(shares)], others[len(shares) :]
+        shares, digests = others[: len(of_sources)], others[len(of_sources) :]
         if digests and not replicas.all_equal(digests, self.group.size):
             raise ReplicasDiffer(plan.index + 1, self.group.gather(compared))
-        norm = squares**0.5
+        norm = square**0.5
         if not (np.isfinite(loss) and np.isfinite(norm)):
             raise self._not_finite(prepared, losses, loss, norm)
         lr = self.schedule(plan.index)

@@ -30,6 +30,8 @@ from talaria.train.validation import Validation
 from talaria.train.warm_up import build_ahead, warm_up
 
 T = TypeVar("T")
+_PATIENCE = 0.5
+"""Seconds that the first try of a save waits for the one before it. Later tries, one a step, do not wait."""
 
 
 class Trainer:
@@ -181,17 +183,18 @@ class Trainer:
     def _save_where_due(self, due: Due) -> None:
         """Start a checkpoint or a snapshot. One that is due while another is being written comes when that one is."""
         step = self.state.step
+        owed = self._owes_save
         self._owes_save |= due.save or self._every(self.train.save_every) or self.components.plan.ends_epoch(step)
         if self._owes_save:
-            self._owes_save = not self._save(wait=False)
+            self._owes_save = not self._save(patience=0.0 if owed else _PATIENCE)
         elif due.snapshot:
             self.clock.copied()
             self._despite_a_failed_save(lambda: self.components.checkpoints.keep_in_memory(self._progress()))
 
-    def _save(self, *, wait: bool) -> bool:
-        """Start a checkpoint; False where the one before is still being written and `wait` is not asked for."""
+    def _save(self, *, patience: float | None = None) -> bool:
+        """Start a checkpoint; False where the one before is still being written after `patience` seconds, if any are given."""
         self.alive("saving a checkpoint")
-        if not self._despite_a_failed_save(lambda: self.components.checkpoints.save(self._progress(), wait=wait)):
+        if not self._despite_a_failed_save(lambda: self.components.checkpoints.save(self._progress(), patience=patience)):
             return False
         self.clock.saved()
         self._event("checkpoint", f"saving step {self.state.step}")
@@ -209,7 +212,7 @@ class Trainer:
         return {**asdict(self.state), "world_size": self.group.size}
 
     def _preempted(self) -> None:
-        self._save(wait=True)
+        self._save()
         self.components.checkpoints.finish()
         reason = f"told to stop ({self.stop.name or 'by another rank'}); the next start goes on from step {self.state.step}"
         self.report.status("preempted", step=self.state.step, reason=reason)

@@ -101,7 +101,10 @@ class Loader:
 
     def _fill(self) -> None:
         try:
-            stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+            stream = None
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)  # at first a thread's is GPU 0, whose memory graphs built here would take
+                stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
             for step in self.plan.walk(self.start):
                 self._put(self._prepare(step, stream))
                 if self._stop.is_set():

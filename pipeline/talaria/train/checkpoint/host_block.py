@@ -23,6 +23,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from talaria.train.distributed.process_group import use
+
 _SPARE = 1 << 28
 """Bytes of a folder in memory that are left to others."""
 _MAKERS = 4
@@ -31,18 +33,21 @@ _AT_ONCE = 1 << 28
 """Bytes that are made in one call, and at least as many that are locked in one, except at the end."""
 _BREATH = 0.02
 """Seconds between two calls that lock."""
+_CPU = torch.device("cpu")
 PAGE = mmap.PAGESIZE
 _MADV_POPULATE_WRITE = 23
 """Linux 5.14; Python's mmap does not know it, and its madvise would keep other threads from running."""
 
 
 class HostBlock:
-    """`size` bytes, at least one. `pin`: page-lock it, in a thread of its own, which takes seconds for tens of GB.
+    """`size` bytes, at least one, page-locked for `device` where that is a GPU: in a thread, for seconds where it is tens of GB.
 
     A copy must not cross from one locked piece to another: `starts`, ascending multiples of PAGE, are where pieces may begin.
     """
 
-    def __init__(self, size: int, *, folder: Path | None, name: str, pin: bool, starts: Sequence[int] = ()) -> None:
+    def __init__(
+        self, size: int, *, folder: Path | None, name: str, device: torch.device = _CPU, starts: Sequence[int] = ()
+    ) -> None:
         self.size = max(size, 1)
         self.path = folder / name if folder and _fits(folder / name, self.size) else None
         self.kept = self.path is not None and self.path.exists() and self.path.stat().st_size == self.size
@@ -56,8 +61,8 @@ class HostBlock:
         self._map = mmap.mmap(self.fd, self.size)
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         self.pinned = False
-        self._starts = starts
-        self._pinning = threading.Thread(target=self._pin, name="pin", daemon=True) if pin else None
+        self._starts, self._device = starts, device
+        self._pinning = threading.Thread(target=self._pin, name="pin", daemon=True) if device.type == "cuda" else None
         if self._pinning:
             self._pinning.start()
 
@@ -77,6 +82,7 @@ class HostBlock:
             self._pinning = None
 
     def _pin(self) -> None:
+        use(self._device)
         if not self.kept:
             make_pages(self.bytes)
         lock = torch.cuda.cudart().cudaHostRegister  # type: ignore[no-untyped-call]
@@ -84,7 +90,8 @@ class HostBlock:
         for start, stop in pieces(self._starts, self.size):
             # Refused (a limit on locked memory): copies are slower then, and right all the same.
             refused |= int(lock(self.bytes.data_ptr() + start, stop - start, 0))
-            time.sleep(_BREATH)
+            if not self.kept:  # else there is no step yet that could go on meanwhile
+                time.sleep(_BREATH)
         self.pinned = not refused
 
 

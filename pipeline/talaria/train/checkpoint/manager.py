@@ -29,14 +29,12 @@ from talaria.train.checkpoint.reader import read
 from talaria.train.checkpoint.snapshot import Snapshot
 from talaria.train.checkpoint.staging import Staging
 from talaria.train.checkpoint.writer_process import WriterProcess
-from talaria.train.distributed.process_group import ProcessGroup
+from talaria.train.distributed.process_group import ProcessGroup, use
 from talaria.train.telemetry.watchdog import Alive
 from talaria.train.train_state import TrainState
 
 FORMAT = 2
 """1, until November 2026, held rows of tensors; it is still read."""
-_PATIENCE = 1.0
-"""Seconds that a save waits for the one before it; then the training goes on, and the save comes later."""
 
 
 class CheckpointError(OSError):
@@ -62,18 +60,18 @@ class CheckpointManager:
         self.writer = WriterProcess(staging.block, group.rank)
         # Saving talks between ranks while training does: it needs a group, and so an order of messages, of its own.
         self._gloo = dist.new_group(backend="gloo")
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=use, initargs=(group.device,))
         self._pending: Future[None] | None = None
         self._saved_step = -1
 
-    def save(self, progress: dict[str, Any], *, wait: bool = True) -> bool:
+    def save(self, progress: dict[str, Any], *, patience: float | None = None) -> bool:
         """Copy the state to host memory, then write it in the background. Raises CheckpointError for the save before.
 
-        A step that is saved already, or that the run resumed from, is left as it is. With `wait` False the training is held up
-        for a second at most: returns False, on every rank, where the save before is still being written then, or the block of
-        host memory is still being made.
+        A step that is saved already, or that the run resumed from, is left as it is. The training is held up for `patience`
+        seconds at most (None: for as long as it takes): returns False, on every rank, where the save before is still being
+        written then, or the block of host memory is still being made.
         """
-        if not self._settled(None if wait else _PATIENCE):
+        if not self._settled(patience):
             return False
         if progress["step"] != self._saved_step:
             self._saved_step = progress["step"]
@@ -87,10 +85,10 @@ class CheckpointManager:
 
     def _stage(self, then: Callable[[], None], progress: dict[str, Any]) -> None:
         self.snapshot.void()
-        self.staging.fetch()
+        self.staging.begin()
 
         def finish() -> None:
-            self.staging.wait()
+            self.staging.copy()
             self.snapshot.holds(progress)
             then()
 
@@ -221,9 +219,11 @@ class CheckpointManager:
             raise CheckpointError(f"{folder.name} could not be saved: {box[0][0]}")
 
     def _clear(self, folder: Path) -> list[str]:
-        """Make the folder, without what an interrupted save left in it."""
+        """Make the folder. What interrupted saves left in it or beside it goes first: the disk may have no room for both."""
         try:
-            shutil.rmtree(folder, ignore_errors=True)
+            for other in {folder, *self.root.glob("step-*")}:
+                if not (other / MARKER).exists() or other == folder:
+                    shutil.rmtree(other, ignore_errors=True)
             folder.mkdir(parents=True)
         except OSError as error:
             return [_reason(error)]

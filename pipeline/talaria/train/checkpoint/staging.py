@@ -6,6 +6,7 @@ not depend on how ranks share the model: a stretch of a flattened parameter, whi
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from talaria.train.optim.span import ParamSpan
 
 KINDS = ("param", "exp_avg", "exp_avg_sq")
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+_QUEUED = 32
+"""Tensors whose copies are in a device's queue at a time."""
 _FILE_BYTES = 4 << 30
 """A file is closed once it holds so much."""
 
@@ -60,36 +63,39 @@ class Staging:
                 self.parts.append(Part(f"{kind}.{name}", kind, index, dtype, span, size))
                 size += -(-self.parts[-1].bytes // PAGE) * PAGE
         starts = [part.start for part in self.parts]
-        self.block = HostBlock(size, folder=folder, name=f"rank-{rank}", pin=device.type == "cuda", starts=starts)
+        self.block = HostBlock(size, folder=folder, name=f"rank-{rank}", device=device, starts=starts)
         self.is_state = isinstance(optimizer, OffloadedAdamW)
         if isinstance(optimizer, OffloadedAdamW):
             self.block.ready()
             optimizer.adopt(*([self.view(part) for part in self.parts if part.kind == kind] for kind in KINDS))
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._copied: torch.cuda.Event | None = None
+        # Before what the step has queued: the halves of masters are joined by small kernels, which would wait behind large ones.
+        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._copied = threading.Event()
+        self._copied.set()
 
-    @torch.no_grad()
-    def fetch(self) -> None:
-        """Begin to copy the state from the device, beside whatever runs next there; `fence` is for what changes it."""
+    def begin(self) -> None:
+        """Say that the state is to be copied as it is now; `copy` does it."""
         self.block.ready()
         self.optimizer.release()
-        if self._stream is None:
-            self._copy_out()
-            return
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._stream):
-            self._copy_out()
-            self._copied = self._stream.record_event()
+        self._copied.clear()
+        if self._stream:
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+
+    @torch.no_grad()
+    def copy(self) -> None:
+        """Copy the state from the device, beside whatever runs there; `fence` is for what changes it. From any thread."""
+        try:
+            with torch.cuda.stream(self._stream):  # None: as it is
+                for number, part in enumerate(self.parts, start=1):
+                    self._copy_out(part)
+                    if self._stream and (number % _QUEUED == 0 or number == len(self.parts)):
+                        self._stream.synchronize()  # a full queue would hold up the step's own launches
+        finally:
+            self._copied.set()
 
     def fence(self) -> None:
-        """Let no update begin on the device before the copy under way has read what it would change."""
-        if self._copied is not None:
-            torch.cuda.current_stream(self.device).wait_event(self._copied)
-
-    def wait(self) -> None:
-        """Wait until the block holds the state."""
-        if self._copied is not None:
-            self._copied.synchronize()
+        """Wait until the copy under way, if any, has read what an update would change."""
+        self._copied.wait()
 
     @torch.no_grad()
     def put_back(self) -> None:
@@ -114,12 +120,11 @@ class Staging:
         written = [part for part in self.parts if part.span.written_here and part.span.count]
         return [[_described(part) for part in file] for file in _in_files(written)]
 
-    def _copy_out(self) -> None:
-        for part in self.parts:
-            if part.kind == "param":
-                self.optimizer.copy_master(part.index, self.view(part))
-            elif not self.is_state:
-                self.view(part).copy_(self._state(part), non_blocking=True)
+    def _copy_out(self, part: Part) -> None:
+        if part.kind == "param":
+            self.optimizer.copy_master(part.index, self.view(part))
+        elif not self.is_state:
+            self.view(part).copy_(self._state(part), non_blocking=True)
 
     def _state(self, part: Part) -> Tensor:
         return (self.optimizer.exp_avg if part.kind == "exp_avg" else self.optimizer.exp_avg_sq)[part.index].view(-1)

@@ -29,8 +29,8 @@ class Gradients(Protocol):
     def reduce(self) -> list[Tensor]:
         """Finish the step's sums over micro-batches and ranks; return this rank's part of each gradient."""
 
-    def squared_norm(self, parts: Sequence[Tensor]) -> float:
-        """Return this rank's share of the squared norm of all gradients: over ranks, the shares add up to it."""
+    def squared_norm(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return this rank's share, float64[], of the squared norm of all gradients: over ranks, the shares add up to it."""
 
     def clear(self) -> None:
         """Forget the gradients."""
@@ -97,7 +97,7 @@ class ReplicatedGradients:
             self._under_way.clear()
         return [total[span.start : span.stop] for total, span in zip(self._sums, self.spans, strict=True)]
 
-    def squared_norm(self, parts: Sequence[Tensor]) -> float:
+    def squared_norm(self, parts: Sequence[Tensor]) -> Tensor:
         mine = _squared_norm([part for part, span in zip(parts, self.spans, strict=True) if span.partial])
         held_by_all = _squared_norm([part for part, span in zip(parts, self.spans, strict=True) if not span.partial])
         return mine + held_by_all / self.group.size
@@ -147,7 +147,7 @@ class ShardedGradients:
     def reduce(self) -> list[Tensor]:
         return [torch.zeros_like(local(p.detach())) if p.grad is None else local(p.grad) for p in self.params]
 
-    def squared_norm(self, parts: Sequence[Tensor]) -> float:
+    def squared_norm(self, parts: Sequence[Tensor]) -> Tensor:
         return _squared_norm(parts) / self.copies
 
     def clear(self) -> None:
@@ -157,8 +157,8 @@ class ShardedGradients:
             self.model.set_reshard_after_forward(True)  # an evaluation has no backward pass after which to let go
 
 
-def _squared_norm(parts: Sequence[Tensor]) -> float:
-    return float(torch.nn.utils.get_total_norm(parts).double() ** 2) if parts else 0.0
+def _squared_norm(parts: Sequence[Tensor]) -> Tensor:
+    return torch.nn.utils.get_total_norm(parts).double() ** 2 if parts else torch.zeros((), dtype=torch.float64)
 
 
 class _AddGradient:

@@ -33,12 +33,17 @@ class ProcessGroup:
         """Whether this is the main process, rank 0, which writes what only one may write."""
         return self.rank == 0
 
-    def sum(self, values: Sequence[float]) -> list[float]:
-        """Sums over ranks, in float64: the same on each, bit for bit."""
-        if self.size == 1:  # and no memory for NCCL, nor a wait for the device
+    def sum(self, values: Sequence[float | Tensor]) -> list[float]:
+        """Sums over ranks, in float64: the same on each, bit for bit. Tensors of the device are waited for only once."""
+        if self.size == 1 and not any(isinstance(value, Tensor) for value in values):  # nor a wait for the device
             return [float(value) for value in values]
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
+        known = torch.tensor([0.0 if isinstance(value, Tensor) else value for value in values], dtype=torch.float64)
+        total = known.to(self.device, non_blocking=True)
+        for place, value in enumerate(values):
+            if isinstance(value, Tensor):
+                total[place] = value
+        if self.size > 1:  # else no memory for NCCL
+            dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
 
     def gather(self, value: Any) -> list[Any]:
@@ -117,7 +122,7 @@ def choose_device(local_rank: int) -> torch.device:
 
 
 def use(device: torch.device) -> None:
-    """Make a GPU the current one of this thread."""
+    """Make a GPU the current one of this thread; each has its own, at first GPU 0, of whose memory it would take some."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 

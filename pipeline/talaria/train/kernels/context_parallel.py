@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -41,6 +42,14 @@ class ContextGroup:
         self._exchange(out, x.contiguous(), [own] * self.size, list(tokens))
         copies = out.view(self.size, own, share, width).transpose(0, 1).reshape(own, heads, self.size * share // heads, width)
         return copies.squeeze(2) if copies.shape[2] == 1 else copies.float().sum(2).to(x.dtype)
+
+    def least(self, value: int, device: torch.device) -> int:
+        """Return the least of the ranks' values."""
+        if self.size == 1:
+            return value
+        found = torch.tensor(value, device=device)
+        dist.all_reduce(found, dist.ReduceOp.MIN, group=self.process_group)
+        return int(found)
 
     def _exchange(self, out: Tensor, sent: Tensor, received_rows: list[int], sent_rows: list[int]) -> Tensor:
         dist.all_to_all_single(out, sent, received_rows, sent_rows, group=self.process_group)

@@ -113,7 +113,9 @@ class CausalLM(nn.Module):
 
     def hidden(self, batch: MicroBatch, wanted: Tensor | None = None) -> Tensor:
         """Return [T, H], what the head takes; with `wanted`, ascending int64[S]: [S, H], at these tokens only."""
-        saved = self.saved_per_layer(len(batch.input_ids), len(batch.positions))
+        # Ranks that share the tokens save the same: what one makes again in the backward pass, it makes together with the others.
+        shared = (max(batch.spread), CHUNK) if batch.spread else None
+        saved = self.saved_per_layer(*(shared or (len(batch.input_ids), len(batch.positions))))
         if self.fused:
             x, add = self._fused_stream(batch, saved, wanted)
             out: Tensor = self.core.model.norm(x if add is None else x + add)
@@ -169,7 +171,8 @@ class CausalLM(nn.Module):
             return [Saved.INPUT] * again + [Saved.ALL] * (count - again)
         if self._budget_bytes is None:  # the first backward pass: weights, gradients and optimiser state are in place
             total = torch.cuda.get_device_properties(weight.device).total_memory
-            self._budget_bytes = int(USABLE * total) - torch.cuda.memory_allocated(weight.device) - self.transient_bytes
+            budget = int(USABLE * total) - torch.cuda.memory_allocated(weight.device) - self.transient_bytes
+            self._budget_bytes = self.context.least(budget, weight.device)
         return self.activations.saved_per_layer(self._budget_bytes, tokens, targets)
 
     def _why_plain(self) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,14 @@ def load_model(folder: str | Path, options: ModelOptions, device: torch.device |
     model.to(device)
     _require_finite(hf, folder)
     return model
+
+
+def import_family(folder: str | Path) -> None:
+    """Import what loading this model will want, and load nothing."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with contextlib.suppress(Exception), torch.device("meta"):  # loading itself says what is wrong with a folder
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
 
 
 def freeze(hf: nn.Module, trainable: Sequence[str], frozen: Sequence[str]) -> None:

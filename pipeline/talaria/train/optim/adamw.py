@@ -25,6 +25,8 @@ from talaria.train.optim.span import ParamSpan
 
 _CHUNK = 1 << 26
 """Elements updated at a time: bounds the temporaries of an update in plain PyTorch."""
+_COPIED = 1 << 24
+"""Elements that are joined and copied to the host at a time, beside a step that has filled the device."""
 _SALT = 0x7FFFFFFF
 
 
@@ -135,8 +137,8 @@ class AdamW:
     def copy_master(self, index: int, target: Tensor) -> None:
         """Copy this rank's stretch to host memory; on a GPU in the background, in pieces that take little memory of their own."""
         part, low = self.part(index), self.low_bits[index]
-        for start in range(0, len(part), _CHUNK):
-            piece = slice(start, start + _CHUNK)
+        for start in range(0, len(part), _COPIED):
+            piece = slice(start, start + _COPIED)
             target[piece].copy_(part[piece] if low is None else join_halves(part[piece], low[piece]), non_blocking=True)
 
     @torch.no_grad()

@@ -19,6 +19,10 @@ for name in ("config", "tokens", "model", "output"):
 output = Path(parser.parse_args().output)
 rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 (output / f"rank-{rank}.pid").write_text(str(os.getpid()))
+if go := os.environ.get("TALARIA_GO"):
+    while not Path(go).exists():
+        time.sleep(0.02)
+    print("a rank in waiting goes on", flush=True)
 asked = []
 signal.signal(signal.SIGTERM, signal.SIG_IGN if options["ignore_sigterm"] else lambda number, frame: asked.append(number))
 
