@@ -51,7 +51,8 @@ def import_family(folder: str | Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with contextlib.suppress(Exception), torch.device("meta"):  # loading itself says what is wrong with a folder
-        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def freeze(hf: nn.Module, trainable: Sequence[str], frozen: Sequence[str]) -> None:
