@@ -118,10 +118,16 @@ UNFIT: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.fixture
 def no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(*args: Any, **how: Any) -> int:
+    def start(*args: Any, **how: Any) -> None:
         raise AssertionError("a rank was started")
 
-    monkeypatch.setattr(launch.supervisor, "run", run)
+    monkeypatch.setattr(launch.supervisor, "start", start)
+
+
+def ranks_are(monkeypatch: pytest.MonkeyPatch, rank: Callable[..., int]) -> None:
+    """Let `rank` stand for the ranks: it is called with what follows them, and returns their exit code."""
+    monkeypatch.setattr(launch.supervisor, "start", lambda *args, **how: None)
+    monkeypatch.setattr(launch.supervisor, "follow", rank)
 
 
 @pytest.mark.parametrize("case", UNUSABLE | UNFIT)
@@ -207,7 +213,7 @@ def test_a_launch_reads_its_inputs_once_and_its_ranks_rely_on_that(launches, mon
         RunFolder(launches.output).set_status("failed", kind="user", reason=seen)
         return 2
 
-    monkeypatch.setattr(launch.supervisor, "run", rank)
+    ranks_are(monkeypatch, rank)
     for _ in range(2):  # a resumed training too
         hashed.clear()
         with pytest.raises(UserError):
@@ -238,7 +244,7 @@ def test_ranks_start_beside_the_reading_of_large_inputs_and_wait_for_it(
         RunFolder(launches.output).set_status("failed", kind="user", reason="through")
         return 2
 
-    monkeypatch.setattr(launch.supervisor, "run", rank)
+    ranks_are(monkeypatch, rank)
     with pytest.raises(UserError, match="through"):
         launches.start()
     assert seen == [None, noted_identity(*inputs, launches.output)]
@@ -260,7 +266,7 @@ def test_ranks_are_ended_where_a_large_input_turns_out_damaged(
             on_look()
         return -9
 
-    monkeypatch.setattr(launch.supervisor, "run", rank)
+    ranks_are(monkeypatch, rank)
     with pytest.raises(DataError, match="is not what"):
         launches.start(stop=stop)
     assert RunFolder(launches.output).status()["kind"] == "user"

@@ -87,7 +87,7 @@ def launch(
     """Train in the folder `output`, going on from what is there, and return the facts of the finished training.
 
     Waits for the folder's lock while an earlier launch still saves. `on_line` gets what the ranks print, `on_look` the folder,
-    several times a second; `stop` ends the ranks (absent: SIGTERM and Ctrl-C do); `lifelines` as of `supervisor.run`.
+    several times a second; `stop` ends the ranks (absent: SIGTERM and Ctrl-C do); `lifelines` as of `supervisor.start`.
 
     With several machines, each launches in the same folder on a shared disk; machine 0 keeps the status and the facts.
 
