@@ -14,11 +14,13 @@ from talaria.common.locks import locked
 
 from tests.support import transformers_here
 from tests.support.airflow_env import airflow_db, dags, shared_stack, stack, stack_settings
+from tests.support.browser import browser
 from tests.support.mlflow_server import MlflowServer
 from tests.support.object_storage import bucket, storage
 
 __all__ = [
     "airflow_db",
+    "browser",
     "bucket",
     "dags",
     "mlflow_server",
@@ -41,6 +43,7 @@ TOGETHER = {
     "evaluation": "registered",
     "plugins/monitor": "monitor",  # an Airflow api-server
     "plugins/operators/test_kill_storm.py": "stack",  # the services of `make up`; the next folder's tests end with stopping them
+    "plugins/test_airflow_pages.py": "stack",
     "devstack": "stack",
 }
 """Folders whose tests one worker runs, in this order, since they share what is costly to start."""

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from talaria.tracking.tag_record import RECORD
@@ -13,9 +11,6 @@ from talaria.tracking.tag_record import RECORD
 from tests.plugins.monitor.server import Airflow, ApiServer, environment, prepare
 from tests.support import synthetic_runs as synthetic
 from tests.support.mlflow_server import MlflowServer
-
-PATIENCE_MS = 60_000  # a busy machine may be slow; nothing is decided by how fast it is
-SCREENSHOTS = Path(__file__).resolve().parents[3] / "build" / "screenshots"
 
 
 @pytest.fixture(scope="session")
@@ -78,24 +73,3 @@ def grow() -> Callable[[Path, int, int], None]:
             file.write(synthetic.lines(synthetic.rows(first, last, total=400)))
 
     return append
-
-
-def chromium() -> str:
-    """The browser; its absence fails the tests where CI is set, and skips them elsewhere."""
-    found = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-    if found is None:
-        reason = "no chromium on PATH (Debian: apt-get install chromium)"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    return found
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    executable = chromium()
-    from playwright.sync_api import expect, sync_playwright
-
-    expect.set_options(timeout=PATIENCE_MS)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield browser
-        browser.close()

@@ -15,42 +15,11 @@ import pytest
 from playwright.sync_api import expect
 from talaria.runs.columns import thin
 
-from tests.plugins.monitor.conftest import PATIENCE_MS, SCREENSHOTS
 from tests.plugins.monitor.server import TRAINED, Airflow
 from tests.support import synthetic_runs as synthetic
+from tests.support.browser import Visitor
 
 Grow = Callable[[Path, int, int], None]
-
-
-class Visitor:
-    """A logged-in tab; its console errors and uncaught exceptions are kept in `errors`."""
-
-    def __init__(self, context: Any, airflow: Airflow, user: str) -> None:
-        self.context, self.airflow, self.errors = context, airflow, []
-        self.page = context.new_page()
-        self.page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.goto(f"{airflow.url}/auth/login")
-        self.page.fill("input[name=username]", user)
-        self.page.fill("input[name=password]", user)
-        self.page.click("button[type=submit]")
-        self.page.get_by_role("link", name="Training", exact=True).wait_for()
-
-    def open(self, path: str) -> Any:
-        self.page.goto(f"{self.airflow.url}/{path}")
-        return self.page
-
-    def open_menu(self) -> Any:
-        """The page inside Airflow, by its menu entry."""
-        self.page.get_by_role("link", name="Training", exact=True).click()
-        return self.frame()
-
-    def frame(self) -> Any:
-        return self.page.frame_locator("iframe[title=Training]")
-
-    def shoot(self, name: str) -> None:
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SCREENSHOTS / f"{name}.png", animations="disabled")
 
 
 @pytest.fixture
@@ -59,9 +28,8 @@ def visit(browser: Any, airflow: Airflow) -> Iterator[Callable[..., Visitor]]:
 
     def enter(user: str = "viewer", width: int = 1280, height: int = 900, **options: Any) -> Visitor:
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
-        return Visitor(context, airflow, user)
+        return Visitor(context, airflow.url, user, user)
 
     yield enter
     for context in contexts:

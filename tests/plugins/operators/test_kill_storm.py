@@ -178,6 +178,10 @@ def ends_as_if_undisturbed(storm: Storm, trained_alone: Output) -> None:
     assert curve(trained.path) == curve(trained_alone.path)
     exports = sorted(path.name for path in (trained.path / "exports").iterdir())
     assert len(exports) == EPOCHS[storm.dag_id]
+    told = storm.stack.api.log(storm.dag_id, storm.run_id, "register", storm.task("register")["try_number"])
+    red = [line for line in told if line.get("level") in ("error", "critical")]  # what a library writes to stderr is, too
+    assert told, "a log"
+    assert red == []
     versions = storm.stack.api.xcom(storm.dag_id, storm.run_id, "register")["versions"]
     assert sorted(version["step"] for version in versions) == [int(name.removeprefix("step-")) for name in exports]
     told = MlflowClient(storm.stack.ports.mlflow_url).search_model_versions(f"name='{storm.dag_id}'")
