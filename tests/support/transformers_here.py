@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from talaria.tokenization.comparison import reloaded
 
 APART = reloaded.Apart
 
 
+class _Here(reloaded.Here):
+    """In the place of `Apart`."""
+
+    begun: ClassVar[list[Any]] = []
+
+    @staticmethod
+    def begin() -> None:
+        """Begin no process for each run of tokenise."""
+
+
 def use() -> None:
-    """Begin no process for each run of tokenise."""
-    reloaded.Apart = reloaded.Here  # type: ignore[assignment,misc]
+    reloaded.Apart = _Here  # type: ignore[assignment,misc]

@@ -11,7 +11,6 @@ It imports before it is told the folder, so that it can begin before that is kno
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from talaria.common.errors import DataError
+from talaria.common.imports import quick_imports
 from talaria.common.torch_free import hide_torch
 from talaria.tokenization.tokenizer_folder import save
 
@@ -78,12 +78,6 @@ def open_saved(folder: Path, source: str) -> Any:
 
 class Here:
     """In this process."""
-
-    begun: ClassVar[list[TransformersProcess]] = []
-
-    @staticmethod
-    def begin() -> None:
-        """Nothing: its import would hold up this process."""
 
     def __init__(self, folder: Path, source: str, opened: Any = None) -> None:
         self.folder, self.source = folder, source
@@ -184,18 +178,16 @@ class Apart:
 
 def main() -> None:
     """Answer each line of stdin until it ends."""
-    gc.disable()  # what an import makes is no garbage
     hide_torch()
-    from transformers import AutoTokenizer  # noqa: F401  # before the folder is known
+    with quick_imports():
+        from transformers import AutoTokenizer  # noqa: F401  # before the folder is known
 
-    opened = json.loads(sys.stdin.readline() or "null")
-    if not opened:
-        return
-    tokenizer = Here(Path(opened["folder"]), opened["source"])
-    with contextlib.suppress(DataError):  # told to who asks first
-        _ = tokenizer.tokenizer
-    gc.freeze()
-    gc.enable()
+        opened = json.loads(sys.stdin.readline() or "null")
+        if not opened:
+            return
+        tokenizer = Here(Path(opened["folder"]), opened["source"])
+        with contextlib.suppress(DataError):  # told to who asks first
+            _ = tokenizer.tokenizer
     for line in sys.stdin:
         wanted, messages, tools = json.loads(line)
         try:
