@@ -49,9 +49,9 @@ def feedback_export(
     """Write the answers that people liked or corrected as a JSONL file to train on."""
     from talaria.common.files import write_atomically
     from talaria.serving.feedback.export import liked_rows
-    from talaria.tracking.mlflow_client import tracking_uri
+    from talaria.tracking.mlflow_client import existing_uri
 
-    rows, counts = liked_rows(tracking_uri(store), experiment)
+    rows, counts = liked_rows(existing_uri(store), experiment)
     if not rows:
         raise UserError(f"{experiment}: nothing to export, no answer was liked or corrected ({counts or 'nobody judged one'}).")
     write_atomically(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -106,9 +106,7 @@ def existing_uri(store: Path) -> str:
     uri = tracking_uri(store)
     database = database_file(uri)
     if database is not None and not database.is_file():
-        raise UserError(
-            f"{database}: there is no such database, so no models; set MLFLOW_TRACKING_URI, or name the store by --store."
-        )
+        raise UserError(f"{database}: there is no such database; set MLFLOW_TRACKING_URI, or name the store by --store.")
     return uri
 
 
