@@ -125,7 +125,7 @@ def test_a_command_on_models_makes_no_database_where_there_is_none(tmp_path: Pat
     command = [sys.executable, "-m", "talaria.cli", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.endswith("so no models; set MLFLOW_TRACKING_URI, or name the store by --store.\n")
+    assert done.stderr.endswith("there is no such database; set MLFLOW_TRACKING_URI, or name the store by --store.\n")
     assert list(tmp_path.iterdir()) == []
 
 
