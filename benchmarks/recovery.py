@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -32,8 +33,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "128 a card": {"global_batch": 256, "steps": 12},
     "64": {"global_batch": 64, "steps": 50},
     "32": {"global_batch": 32, "steps": 80},
-    "sharded 64": {"global_batch": 64, "steps": 30, "sharding": "shard"},
-    "save and kill": {"global_batch": 128, "steps": 66, "kill_after": 55, "to_end": True, "save_every": 30, **SAVED},
+    "sharded 64": {"global_batch": 64, "steps": 50, "sharding": "shard"},
+    "save and kill": {"global_batch": 128, "steps": 44, "kill_after": 38, "to_end": True, "save_every": 22, **SAVED},
+    "kill": {"global_batch": 128, "steps": 56, "kill_after": 44, **SAVED},
     "one, save and kill": {"gpus": 1, "global_batch": 64, "steps": 36, "kill_after": 30, "save_every": 14, **SAVED},
     "64k over two": {**LONG, "length": 65536, "global_batch": 1, "context_parallel_size": 2, "max_tokens_per_device": 32768},
     "16k over two": {**LONG, "length": 16384, "global_batch": 4, "context_parallel_size": 2, "max_tokens_per_device": 8192},
@@ -138,6 +140,12 @@ class Watched:
         for marker in self.output.glob("checkpoints/*/complete.json"):
             self.written.setdefault(int(marker.parent.name.removeprefix("step-")), time.time())
 
+    def stretches(self) -> list[list[dict[str, Any]]]:
+        """The steps that were made without an interruption, each time."""
+        if self.killed is None:
+            return [self.found]
+        return [list(self.undone.values()), [row for row in self.found if row["time"] > self.killed]]
+
     def result(self) -> dict[str, Any]:
         made = [{"launch_to_first_step_ends": self.first, "losses": [row["loss"] for row in self.found]}]
         if self.killed:
@@ -162,9 +170,11 @@ def summary(watched: Watched) -> dict[str, Any]:
     settled = found[len(found) // 2 :]
     saves = {event["step"]: event["time"] for event in events if event["kind"] == "checkpoint"}
     median = statistics.median(row["seconds"] for row in settled)
+    made = watched.stretches()
     beside = [
         row["seconds"]
-        for row in found
+        for rows_made in made
+        for row in rows_made
         for step, begun in saves.items()
         if begun < row["time"] - row["seconds"] and row["time"] < watched.written.get(step, begun + 60) and row["step"] > step + 1
     ]
@@ -177,10 +187,11 @@ def summary(watched: Watched) -> dict[str, Any]:
         "shared_memory_gb": watched.most / 1e9,
         "gaps_at_saves": [
             b["time"] - a["time"] - b["seconds"]
-            for a, b in itertools.pairwise(found)
-            if a["step"] in saves and not a["time"] < (watched.killed or 0) < b["time"]
+            for rows_made in made
+            for a, b in itertools.pairwise(rows_made)
+            if a["step"] in saves
         ],
-        "first_step_after_saves": [row["seconds"] / median for row in found if row["step"] - 1 in saves],
+        "first_steps_after_saves": [b["seconds"] for r in made for a, b in itertools.pairwise(r) if a["step"] in saves],
         "steps_beside_writes": {"count": len(beside), "median": statistics.median(beside) / median} if beside else None,
         "seconds_of_writing": {step: watched.written[step] - begun for step, begun in saves.items() if step in watched.written},
         "events": [f"{event['time'] - watched.began:.1f} s {event['kind']} {event['message'][:110]}" for event in events],
@@ -249,9 +260,10 @@ def main() -> None:
     parser.add_argument("--package", choices=["talaria", "pipeline"], default="talaria")
     parser.add_argument("--waiting", action="store_true", help="have ranks in waiting without GPUs too")
     parser.add_argument("--limit", type=float, default=200.0, help="seconds that a run may take")
+    parser.add_argument("--stop-after", type=float, default=math.inf, help="seconds after which no further run is begun")
     parser.add_argument("--work", type=Path, help="folder for the model, tokens and runs, kept; a temporary one by default")
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args, started = parser.parse_args(), time.time()
     work = args.work or Path(tempfile.mkdtemp(prefix="talaria-recovery-"))
     if not (work / "model").exists():
         sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -270,6 +282,9 @@ def main() -> None:
         print(f"model and tokens made in {time.time() - begun:.0f} s", flush=True)
     results = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
     for name in args.only:
+        if time.time() - started > args.stop_after:
+            print(f"{name}: not begun", flush=True)
+            continue
         result = run(name, dict(RUNS[name]), args, work)
         results[f"{args.package}: {name}"] = result
         shown = {key: round(value, 3) if isinstance(value, float) else value for key, value in result.items()}

@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="train settings for our runs")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="another model's shape for all runs")
     parser.add_argument("--gpus", type=int, default=1, help="cards of our runs")
+    parser.add_argument("--no-room", action="store_true", help="shard over several cards as if none had room for it all")
     parser.add_argument("--profile", action="store_true", help="where the time of one more step goes, by class of kernel")
     parser.add_argument("--work", type=Path, help="folder for the model and tokens, kept; a temporary one by default")
     parser.add_argument("--json", type=Path, help="write the results here too")
@@ -162,6 +163,8 @@ def folders(work: Path, run: Ours | Trl) -> tuple[Path, Path]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
+    from talaria.train.distributed import sharding
+
     from benchmarks import train_runs
 
     run = RUNS[args.measure]
@@ -171,6 +174,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         return train_runs.run_trl(model, tokens, output, run, args.peer_steps, min(args.warm, args.peer_steps - 1))
     chosen = dict(pair.split("=", 1) for pair in args.set)
     settings = {"global_batch": 4 if args.tiny else 128, **run.settings, **chosen}
+    if args.no_room:
+        sharding._FOR_STATE = 0.0
     return train_runs.run_ours(model, tokens, output, settings, args.steps, args.warm, args.profile)
 
 

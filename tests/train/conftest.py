@@ -27,6 +27,12 @@ def small_matrices_are_shared_too() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def no_room_for_whole_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `shard` or `hybrid` is asked for, ranks are sharded, as a large model's are; forked ranks inherit this."""
+    monkeypatch.setattr(sharding, "_FOR_STATE", 0.0)
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """tokenize and base: 200 small conversations, a Qwen3 of two layers with fp32 random weights."""

@@ -41,6 +41,7 @@ def test_the_model_loads_as_it_is_and_stops(job: Callable[..., TrainJob], folder
         assert torch.equal(stored[name].view(-1), tensor)
 
 
+@pytest.mark.usefixtures("no_room_for_whole_weights")
 @pytest.mark.parametrize(("size", "sharding"), [(1, "auto"), (2, "replicate"), (2, "shard"), (4, "hybrid")])
 def test_mixed_precision_keeps_fp32_where_it_matters(
     job: Callable[..., TrainJob], folders: dict[str, Path], tmp_path: Path, size: int, sharding: str
@@ -62,6 +63,7 @@ def test_mixed_precision_keeps_fp32_where_it_matters(
     assert [step["loss"] for step in reference] == pytest.approx(losses, rel=5e-3)
 
 
+@pytest.mark.usefixtures("no_room_for_whole_weights")
 @pytest.mark.parametrize("sharding", ["replicate", "shard"])
 def test_a_mixed_run_goes_on_to_the_bit(job: Callable[..., TrainJob], sharding: str) -> None:
     settings: dict[str, Any] = {"precision": "mixed", "sharding": sharding, "max_steps": 8, "save_every": 3}
@@ -103,6 +105,7 @@ def test_it_stops_when_it_gets_no_better(job: Callable[..., TrainJob]) -> None:
     assert (hopeless.output / "model" / "config.json").exists()
 
 
+@pytest.mark.usefixtures("no_room_for_whole_weights")
 @pytest.mark.parametrize(("size", "sharding"), [(1, "auto"), (2, "shard")])
 def test_lora_trains_the_adapter_only_and_merges(
     job: Callable[..., TrainJob], folders: dict[str, Path], size: int, sharding: str

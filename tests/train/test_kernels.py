@@ -367,7 +367,7 @@ def train(folder, precision, steps, **settings):
     """Losses of `steps` optimiser steps of two micro-batches, through the trainer's own parts."""
     world = ProcessGroup(0, 1, 0, 1, torch.device(DEVICE))
     model = load_model(folder, ModelOptions(precision, **settings), DEVICE)
-    trained = parallel.distribute(model, layers(model), precision, ReplicaLayout(1, 1), world, memory=0)
+    trained = parallel.distribute(model, layers(model), precision, ReplicaLayout(1, 1), world)
     lay_out(model)
     keep_rounded(model, None)
     state_dtype = torch.bfloat16 if precision == "bf16" else torch.float32

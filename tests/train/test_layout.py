@@ -44,8 +44,14 @@ def test_auto_shards_what_does_not_fit(size: int, local: int, state: int, expect
         ({"sharding": "hybrid", "shard_size": 4}, ReplicaLayout(4, 4)),
     ],
 )
-def test_what_is_asked_for_is_done(settings: dict[str, Any], expected: ReplicaLayout) -> None:
-    assert choose_layout(settings["sharding"], settings.get("shard_size", 0), world(16, 8), 64 * GB, CARD) == expected
+def test_what_is_asked_for_is_done_with_what_fits_nowhere_whole(settings: dict[str, Any], expected: ReplicaLayout) -> None:
+    assert choose_layout(settings["sharding"], settings.get("shard_size", 0), world(16, 8), 128 * GB, CARD) == expected
+
+
+@pytest.mark.parametrize("kind", ["shard", "hybrid"])
+def test_ranks_that_have_room_for_whole_weights_in_a_step_keep_them(kind: Any) -> None:
+    """They would hold more at once if they fetched them, and be slower."""
+    assert choose_layout(kind, 0, world(16, 8), 64 * GB, CARD) == ReplicaLayout(16, 1)
 
 
 def test_groups_must_divide_the_ranks() -> None:

@@ -34,6 +34,7 @@ def test_a_configuration_without_the_new_settings_keeps_its_key() -> None:
     assert Train(freeze=["*norm*"]).key_fields()["freeze"] == ["*norm*"]
 
 
+@pytest.mark.usefixtures("no_room_for_whole_weights")
 @pytest.mark.parametrize(("size", "sharding"), [(1, "auto"), (2, "shard")])
 def test_frozen_parameters_stay_and_the_others_train(
     job: Callable[..., TrainJob], folders: dict[str, Path], size: int, sharding: str

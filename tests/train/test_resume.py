@@ -56,6 +56,7 @@ def test_killed_again_and_again_it_writes_the_same_metrics(job: Callable[..., Tr
     assert (broken.output / weights).read_bytes() == (uninterrupted / weights).read_bytes()
 
 
+@pytest.mark.usefixtures("no_room_for_whole_weights")
 def test_it_goes_on_with_fewer_and_more_ranks(job: Callable[..., TrainJob], uninterrupted: Path) -> None:
     settings = {**SETTINGS, "num_processes": 0}
     for size, sharding, stop_at in ((2, "shard", 9), (1, "replicate", 18), (4, "hybrid", None)):

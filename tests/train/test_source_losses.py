@@ -35,6 +35,7 @@ def by_source(line: dict[str, Any]) -> dict[str, float]:
     return {name.removeprefix("loss/"): value for name, value in line.items() if name.startswith("loss/")}
 
 
+@pytest.mark.usefixtures("no_room_for_whole_weights")
 @pytest.mark.parametrize("reduction", ["token", "sample"])
 def test_each_is_the_mean_over_its_own_conversations_on_any_number_of_ranks(
     job: Callable[..., TrainJob], mixture: Path, reduction: str

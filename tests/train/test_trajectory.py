@@ -51,6 +51,7 @@ def test_cases_cover_every_pair() -> None:
         assert {(case[:2], case[factor]) for case in CASES} == set(itertools.product(LAYOUTS, values[factor]))
 
 
+@pytest.mark.usefixtures("no_room_for_whole_weights")
 @pytest.mark.parametrize(("size", "sharding", "budget", "recompute", "prefetch"), CASES)
 def test_losses_do_not_depend_on_how_the_work_is_divided(
     job: Callable[..., TrainJob],
@@ -81,7 +82,6 @@ def test_weights_kept_in_eight_bits_follow_what_other_ranks_update(
 
 
 def test_a_model_that_no_rank_has_room_for_is_sharded(job: Callable[..., TrainJob], reference: list[dict[str, Any]]) -> None:
-    """And its weights are fetched for each micro-batch anew, where else they stay until the step's last one."""
     divided = job(epochs=3, max_steps=STEPS, max_tokens_per_device=192)
     memory = {0: 10**9, 1: 1000}  # the ranks must agree, whatever their devices
     ranks.run(divided, 2, before=lambda rank: setattr(parallel, "device_memory", lambda device: memory[rank]))
@@ -89,6 +89,7 @@ def test_a_model_that_no_rank_has_room_for_is_sharded(job: Callable[..., TrainJo
     assert_same(ranks.steps(divided.output), reference)
 
 
+@pytest.mark.usefixtures("no_room_for_whole_weights")
 @pytest.mark.parametrize(("size", "spread", "sharding"), [(2, 2, "replicate"), (4, 2, "shard")])
 def test_ranks_that_share_the_tokens_of_conversations_change_nothing(
     job: Callable[..., TrainJob], reference: list[dict[str, Any]], size: int, spread: int, sharding: str

@@ -253,7 +253,9 @@ class Train(Section):
     )
     num_machines: Annotated[int, NotInKey] = Field(1, ge=1, le=100_000, description="Machines that train together.")
     sharding: Annotated[Literal["auto", "replicate", "shard", "hybrid"], NotInKey] = Field(
-        "auto", description="auto: replicate if the whole model fits on each rank, else shard; hybrid over several nodes."
+        "auto",
+        description="Ranks with room for whole weights and gradients keep them; others: shard, hybrid (over groups), "
+        "auto (hybrid over several nodes).",
     )
     shard_size: Annotated[int, NotInKey] = Field(
         0, ge=0, le=102_400_000, description="Ranks per shard group (hybrid); 0: a node's ranks."

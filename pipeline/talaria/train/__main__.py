@@ -61,15 +61,20 @@ def train(job: TrainJob) -> int:
 def _waited(go: Path, job: TrainJob, stop: StopSignal) -> bool:
     """Import what the job needs, and wait until this rank is needed (True) or told to stop."""
     with quick_imports(_WITHOUT):
-        import talaria.train.trainer  # noqa: F401
-        from talaria.train.model.loading import import_family
-
-        import_family(job.base)
+        _import_for(job)
     while not go.exists():
         if stop.name:
             return False
         time.sleep(_LOOK)
     return True
+
+
+def _import_for(job: TrainJob) -> None:
+    """Import all that the job will want: later it would come without `quick_imports`."""
+    import talaria.train.trainer  # noqa: F401
+    from talaria.train.model.loading import import_family
+
+    import_family(job.base)
 
 
 @contextlib.contextmanager
@@ -97,7 +102,8 @@ def _train(job: TrainJob, stop: StopSignal) -> int:
         # The watchdog is the one that ends a hang; the collectives' own limit is only there should it fail.
         with ThreadPoolExecutor(1, thread_name_prefix="join") as beside, quick_imports(_WITHOUT):
             joining = beside.submit(ranks.join, max(120.0, 4 * timeout))
-            from talaria.train.trainer import Trainer  # seconds, in which the ranks meet
+            _import_for(job)  # seconds, in which the ranks meet
+            from talaria.train.trainer import Trainer
 
             group = joining.result()
         ranks.use(group.device)  # each thread has a current device of its own

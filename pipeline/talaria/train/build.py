@@ -77,7 +77,7 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
     layout = parallel.choose_layout(train.sharding, train.shard_size, group, replicated, memory)
     if offloaded:
         require_offloadable(model, train, layout, group)
-    trained = parallel.distribute(model, layers(model), train.precision, layout, group, memory, offloaded=offloaded)
+    trained = parallel.distribute(model, layers(model), train.precision, layout, group, offloaded=offloaded)
     room = USABLE * memory - trained.state if model.core.lm_head.weight.is_cuda else None
     if not layout.sharded:
         lay_out(model)
@@ -90,7 +90,7 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
         tokens.targets,
         global_batch=train.global_batch,
         max_tokens=spread * train.max_tokens_per_device,
-        packed_tokens=spread * _packed_tokens(model, train, trained, room),
+        packed_tokens=spread * _packed_tokens(model, train, room, sharded=layout.sharded),
         ranks=group.size // spread,
         epochs=train.epochs,
         seed=train.seed,
@@ -209,9 +209,12 @@ def _context_group(model: CausalLM, size: int, group: ProcessGroup) -> ContextGr
     return context_group(group.rank, group.size, size)
 
 
-def _packed_tokens(model: CausalLM, train: Train, trained: parallel.TrainedParameters, room: float | None) -> int:
-    """Most tokens of a micro-batch of several conversations. room: bytes for activations; None if they are not counted."""
-    if room is None or train.activation_checkpointing != "auto" or trained.fetched_anew:
+def _packed_tokens(model: CausalLM, train: Train, room: float | None, *, sharded: bool) -> int:
+    """Most tokens of a micro-batch of several conversations. room: bytes for activations; None if they are not counted.
+
+    Sharded ranks make them as large as they may be: each fetches all weights twice and adds all gradients up.
+    """
+    if room is None or train.activation_checkpointing != "auto" or sharded:
         return train.max_tokens_per_device
     return model.activations.packed_tokens(train.max_tokens_per_device, room)
 

@@ -1,9 +1,9 @@
 """A step's gradients: summed over micro-batches, then over ranks.
 
 Replicated ranks hold every weight and gradient but share the optimiser: of each gradient's sum a rank receives the stretch that
-it updates (ZeRO's first stage: Rajbhandari et al., 2020), layer by layer beside the step's last backward pass; of sharded ranks
-fully_shard does it. All add up, and none averages: the loss is divided by the global count of targets beforehand,
-and so a sum over ranks is the gradient, however the batch was split.
+it updates (ZeRO's first stage: Rajbhandari et al., 2020), layer by layer beside the step's last backward pass; for sharded ranks
+fully_shard does it, in each micro-batch. All add up, and none averages: the loss is divided by the global count of targets
+beforehand, and so a sum over ranks is the gradient, however the batch was split.
 """
 
 from __future__ import annotations
@@ -129,20 +129,17 @@ class ReplicatedGradients:
 
 
 class ShardedGradients:
-    """fully_shard adds over ranks during the step's last backward pass.
+    """fully_shard adds each micro-batch's gradients up over the ranks of a shard group, layer by layer beside the backward pass,
+    so that no rank ever holds all of them whole; over groups it does so in the step's last backward pass.
 
-    `copies`: how many ranks hold the same part; `stay`: whether weights, once fetched, stay until the last backward pass, instead
-    of being fetched twice a micro-batch.
+    `copies`: how many ranks hold the same part.
     """
 
-    def __init__(self, model: FSDPModule, params: Sequence[nn.Parameter], copies: int, stay: bool) -> None:
-        self.model, self.params, self.copies, self.stay = model, params, copies, stay
+    def __init__(self, model: FSDPModule, params: Sequence[nn.Parameter], copies: int) -> None:
+        self.model, self.params, self.copies = model, params, copies
 
     def expect(self, *, last: bool) -> None:
-        self.model.set_requires_gradient_sync(last)
-        if self.stay:
-            self.model.set_reshard_after_forward(False)
-            self.model.set_reshard_after_backward(last)
+        self.model.set_requires_all_reduce(last)
 
     def reduce(self) -> list[Tensor]:
         return [torch.zeros_like(local(p.detach())) if p.grad is None else local(p.grad) for p in self.params]
@@ -153,8 +150,6 @@ class ShardedGradients:
     def clear(self) -> None:
         for param in self.params:
             param.grad = None
-        if self.stay:
-            self.model.set_reshard_after_forward(True)  # an evaluation has no backward pass after which to let go
 
 
 def _squared_norm(parts: Sequence[Tensor]) -> Tensor:

@@ -1,8 +1,8 @@
 """How a model lies over the ranks.
 
 Replicated ranks keep the whole model and share the optimiser's state. Sharded ranks (PyTorch's fully_shard) keep a part of each
-parameter and fetch the rest layer by layer, once a step where there is room for all. Hybrid shards within groups of ranks and
-replicates over the groups.
+parameter, fetch the rest layer by layer, twice a micro-batch, and add each micro-batch's gradients up over the ranks. Hybrid
+shards within groups of ranks and replicates over the groups.
 """
 
 from __future__ import annotations
@@ -62,19 +62,19 @@ class ReplicaLayout:
 
 
 def choose_layout(kind: Sharding, shard_size: int, group: ProcessGroup, state_bytes: float, memory: float) -> ReplicaLayout:
-    """auto: replicated where a rank's `memory` holds the model's whole `state_bytes`, which is fastest.
+    """Ranks are replicated where a rank's `memory` holds what a replicated one does in a step, `state_bytes`; else sharded.
 
+    So they are where `shard` or `hybrid` is asked for: ranks that are sharded between steps, but have room for whole weights and
+    gradients in the midst of one, would hold more there, and pass both to and fro (benchmarks/LOG.md).
     Raises ConfigError when the ranks cannot be grouped as asked.
     """
+    fits = group.size == 1 or state_bytes <= _FOR_STATE * memory
     if kind == "auto":
-        fits = group.size == 1 or state_bytes <= _FOR_STATE * memory
         kind = "replicate" if fits else "shard" if group.size == group.local_size else "hybrid"
-    if kind == "replicate":
-        return ReplicaLayout(group.size, 1)
-    shards = group.size if kind == "shard" else shard_size or group.local_size
+    shards = shard_size or group.local_size if kind == "hybrid" else group.size
     if group.size % shards:
         raise ConfigError(f"train.shard_size: {group.size} ranks cannot be split into groups of {shards}.")
-    return ReplicaLayout(group.size // shards, shards)
+    return ReplicaLayout(group.size, 1) if fits or kind == "replicate" else ReplicaLayout(group.size // shards, shards)
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,6 @@ class TrainedParameters:
     """Bytes of weights, gradients and optimiser state that this rank holds in the midst of a step."""
     transient: int = 0
     """How many of them are allocated only inside a step."""
-    fetched_anew: bool = False
-    """Whether each micro-batch fetches the weights anew."""
     gather: WeightGather | None = None
     """Of replicated ranks, which update parts and exchange them."""
     groups: Sequence[Sequence[int]] = ()
@@ -139,14 +137,13 @@ def distribute(
     precision: Precision,
     layout: ReplicaLayout,
     group: ProcessGroup,
-    memory: float,
     *,
     offloaded: bool = False,
 ) -> TrainedParameters:
     """Lay the model, fp32 or under precision bf16 in bf16, out in place.
 
-    `units`: modules that sharded ranks fetch, and replicated ranks add up, as a whole; `memory`: bytes of every rank's device;
-    `offloaded`: the optimiser's state will not be on the device.
+    `units`: modules that sharded ranks fetch, and replicated ranks add up, as a whole; `offloaded`: the optimiser's state will
+    not be on the device.
     """
     whole = state_bytes(model, precision)  # over the shards; replicated ranks share the optimiser's part of it alone
     lowered = torch.bfloat16 if precision == "mixed" else None
@@ -161,16 +158,12 @@ def distribute(
     assert all(isinstance(param, DTensor) for param in params) == layout.sharded
     if isinstance(model, FSDPModule):
         sizes = [sum(param.numel() for param in unit.parameters()) for unit in units]
-        count = sum(param.numel() for param in model.parameters())
-        weights = count * (4 if precision == "fp32" else 2)
-        totals = sum(param.numel() for param in params) * (2 if precision == "bf16" else 4)
-        buffers = _BUFFERS * max(*sizes, count - sum(sizes))
-        stay = whole / layout.shards + totals + buffers + weights <= _FOR_STATE * memory
-        transient = totals + buffers + (weights if stay else 0)
-        gradients = ShardedGradients(model, params, layout.replicas, stay)
-        state = whole // layout.shards + transient
+        buffers = _BUFFERS * max(*sizes, sum(param.numel() for param in model.parameters()) - sum(sizes))
+        parts = sum(param.numel() for param in params) * (2 if precision == "bf16" else 4) // layout.shards
+        gradients = ShardedGradients(model, params, layout.replicas)
         spans = [_rows(param) for param in params]
-        return TrainedParameters(named, [None] * len(params), spans, gradients, state, transient, not stay)
+        state = whole // layout.shards + buffers
+        return TrainedParameters(named, [None] * len(params), spans, gradients, state, transient=buffers + parts)
     spans = [_share(param, group) for param in params]
     low_bits = [_lower(param, span) if lowered else None for param, span in zip(params, spans, strict=True)]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
