@@ -97,10 +97,10 @@ def ours(job: TrainJob) -> tuple[list[float], Any]:
     return [step["loss"] for step in steps], AutoModelForCausalLM.from_pretrained(job.output / "model", dtype=torch.float32)
 
 
-def trl(job: TrainJob, *, bf16: bool = False) -> tuple[list[float], Any]:
+def trl(job: TrainJob, *, bf16: bool = False, parts: int = 1) -> tuple[list[float], Any]:
     """SFTTrainer with the same rows in the same order; it makes its labels from assistant_masks.
 
-    `bf16`: fp32 weights and products in bf16; adapters where the job has them.
+    `bf16`: fp32 weights and products in bf16; adapters where the job has them. `parts`: micro-batches of a batch.
     """
     import datasets
     from peft import LoraConfig
@@ -117,7 +117,8 @@ def trl(job: TrainJob, *, bf16: bool = False) -> tuple[list[float], Any]:
     arguments = SFTConfig(
         output_dir=str(job.output),
         max_steps=len(plan),
-        per_device_train_batch_size=train.global_batch,
+        per_device_train_batch_size=train.global_batch // parts,
+        gradient_accumulation_steps=parts,
         learning_rate=train.lr,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr": train.min_lr},
@@ -152,8 +153,8 @@ def trl(job: TrainJob, *, bf16: bool = False) -> tuple[list[float], Any]:
     return [record["loss"] for record in trainer.state.log_history if "loss" in record], trained
 
 
-def plain(job: TrainJob) -> tuple[list[float], Any]:
-    run = plain_loop(job, len(plan_of(job)), "cuda" if torch.cuda.is_available() else "cpu")
+def plain(job: TrainJob, *, parts: int = 1) -> tuple[list[float], Any]:
+    run = plain_loop(job, len(plan_of(job)), "cuda" if torch.cuda.is_available() else "cpu", parts)
     return run.losses, run.model
 
 
@@ -198,7 +199,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="JSON of ShareGPT rows")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[2], help="of Talaria's runs, one after the other")
+    parser.add_argument("--ranks", type=int, nargs="*", default=[2], help="of Talaria's runs, one after the other")
+    parser.add_argument("--without-trl", action="store_true")
     parser.add_argument("--characters", type=int, default=170, help="of the longest conversation")
     parser.add_argument("--rows", type=int, help="conversations; by default as many as the steps need")
     parser.add_argument("--make-tokens", type=Path, help="make this tokens folder of --data, and end")
@@ -221,7 +223,8 @@ def main() -> None:
     print(f"base: held-out loss {held_out_loss(base, held_out):.6f}, {QUESTION} {answer(base, folder)!r}", flush=True)
     reference: tuple[list[float], Any] | None = None
     runs: dict[str, tuple[Callable[[TrainJob], tuple[list[float], Any]], int]] = {"plain loop": (plain, 1)}
-    runs |= {f"talaria on {ranks}": (ours, ranks) for ranks in args.ranks} | {"trl": (trl, 1)}
+    runs |= {f"talaria on {ranks}": (ours, ranks) for ranks in args.ranks}
+    runs |= {} if args.without_trl else {"trl": (trl, 1)}
     for name, (run, ranks) in runs.items():
         begin = time.perf_counter()
         config = parse({"name": "real-model", "train": {**train, "num_processes": ranks}}, "benchmark")

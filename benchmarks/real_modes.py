@@ -3,10 +3,10 @@
     python benchmarks/real_model.py --model SMOLLM2 --data CHATS.json --characters 1200 --rows 14500 --make-tokens TOKENS
     python benchmarks/real_modes.py --model SMOLLM2 --tokens TOKENS --work WORK --json benchmarks/results/real-modes.json
 
-The same rows in the same order each, in a process each, of which --jobs run at the same time: on 80 GB one, as the plain loop
-takes 52 GB and TRL 37. Prints and keeps the losses of every step, the held-out loss in fp32 before and after, how far the weights
-are from the plain loop's, and an answer. The plain loop and TRL train in fp32; "TRL, bf16" is TRL under autocast, its usual
-mode. What was trained stays in WORK/MODE/model.
+The same rows in the same order each, in a process each, of which --jobs run at the same time. The plain loop and TRL take a
+batch in --parts, as whole ones take 52 and 37 GB. Prints and keeps the losses of every step, the held-out loss in fp32 before and
+after, that which Talaria found itself, how far the weights are from the plain loop's, and an answer. The plain loop and TRL train
+in fp32; "TRL, bf16" is TRL under autocast, its usual mode. What was trained stays in WORK/MODE/model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for what is trained")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=64, help="conversations a step")
+    parser.add_argument("--parts", type=int, default=4, help="of a batch, one after the other, in the plain loop and TRL")
     parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time; their seconds then say little")
@@ -80,30 +81,33 @@ def train_all(args: argparse.Namespace) -> None:
     print(results, flush=True)
     start = start.cpu()
     with ThreadPoolExecutor(args.jobs) as pool:
-        for name, done in zip(args.only, pool.map(in_own_process, args.only), strict=True):
-            folder = args.work / name
-            if done.returncode:
-                print(f"{name}: failed with exit code {done.returncode}", flush=True)
+        runs = {pool.submit(in_own_process, name): name for name in args.only}
+        for run in as_completed(runs):
+            name = runs[run]
+            if code := run.result().returncode:
+                print(f"{name}: failed with exit code {code}", flush=True)
                 continue
-            results["runs"][name] = json.loads((folder / "run.json").read_text())
-            if (reference := args.work / PLAIN / "model").exists():
-                models = (
-                    AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (folder / "model", reference)
-                )
-                weights, row = apart(*models, start)
-                results["runs"][name] |= {"weights_apart": weights, "padding_row_apart": row}
-            print(line(name, results["runs"]), flush=True)
-            if args.json:
-                args.json.write_text(json.dumps(results))
+            results["runs"][name] = trained(args, name)
+            print(f"{name}: held out {results['runs'][name]['held_out']:.5f}", flush=True)
+            keep(args, results)
+    results["runs"] = {name: results["runs"][name] for name in SETTINGS if name in results["runs"]}
+    for name, one in results["runs"].items():
+        if (reference := args.work / PLAIN / "model").exists():
+            weights, row = apart(load(args.work / name / "model"), load(reference), start)
+            one |= {"weights_apart": weights, "padding_row_apart": row}
+        print(line(name, results["runs"]), flush=True)
+        keep(args, results)
 
 
-def trained(args: argparse.Namespace, name: str, start: Any) -> dict[str, Any]:
-    """Return what a run left and what its model is worth. Not in its own process: CUDA may hold on to lost memory there."""
+def keep(args: argparse.Namespace, results: dict[str, Any]) -> None:
+    if args.json:
+        args.json.write_text(json.dumps(results))
+
+
+def trained(args: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Return what a run left and what its model is worth."""
     folder = args.work / name
     run: dict[str, Any] = json.loads((folder / "run.json").read_text())
-    if (reference := args.work / PLAIN / "model").exists():
-        mine, its = map(load, (folder / "model", reference))
-        run["weights_apart"], run["padding_row_apart"] = apart(mine, its, start)
     model = load(folder / "model").to(device())
     return run | {"held_out": held_out_loss(model, held_out(args)), "answer": answer(model, args.work / "base")}
 
@@ -119,11 +123,14 @@ def train(args: argparse.Namespace) -> None:
     settings |= {"warmup_fraction": 0.1, "max_tokens_per_device": 16384, **SETTINGS[name]}
     config = parse({"name": "real-modes", "train": settings}, "benchmark")
     base, folder = args.work / "base", args.work / name
-    losses, model = road(name)(TrainJob(config, args.tokens, base, folder))
+    losses, model = road(name, args.parts)(TrainJob(config, args.tokens, base, folder))
     seconds = time.perf_counter() - begin
     if not (folder / "model").exists():
         model.save_pretrained(folder / "model")
-    (folder / "run.json").write_text(json.dumps({"losses": losses, "seconds": seconds}))
+    run: dict[str, Any] = {"losses": losses, "seconds": seconds}
+    if (own := folder / "evals.jsonl").exists():
+        run["own_held_out"] = json.loads(own.read_text().splitlines()[-1])["loss"]
+    (folder / "run.json").write_text(json.dumps(run))
 
 
 def held_out(args: argparse.Namespace) -> Tokens:
@@ -140,11 +147,11 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def road(name: str) -> Callable[[TrainJob], Run]:
+def road(name: str, parts: int) -> Callable[[TrainJob], Run]:
     if name == PLAIN:
-        return plain
+        return lambda job: plain(job, parts=parts)
     if name.startswith("TRL"):
-        return lambda job: trl(job, bf16=name != "TRL")
+        return lambda job: trl(job, bf16=name != "TRL", parts=parts)
     return ours
 
 
@@ -165,6 +172,8 @@ def line(name: str, runs: dict[str, Any]) -> str:
         pairs = list(zip(run["losses"][:first], next(iter(runs.values()))["losses"], strict=False))
         differences = [abs(a - b) / b for a, b in pairs]
         text += f"  first {first}: at most {max(differences):.2%}, mean {sum(differences) / len(differences):.2%}"
+    if "own_held_out" in run:
+        text += f"  its own held out {run['own_held_out']:.5f}"
     if "weights_apart" in run:
         text += f"  weights {run['weights_apart']:.1e} apart, padding row {run['padding_row_apart']:.1e}"
     return f"{text}; {run['seconds']:.0f} s  {run['answer']!r}"

@@ -43,8 +43,8 @@ def padded(tokens: Tokens, indices: np.ndarray) -> dict[str, torch.Tensor]:
     return batch
 
 
-def plain_loop(job: TrainJob, steps: int, device: str = "cpu") -> PlainRun:
-    """The first steps of a job."""
+def plain_loop(job: TrainJob, steps: int, device: str = "cpu", parts: int = 1) -> PlainRun:
+    """The first steps of a job, each batch in so many parts."""
     train = job.config.train
     tokens = train_split(job)
     plan = Plan(
@@ -71,10 +71,15 @@ def plain_loop(job: TrainJob, steps: int, device: str = "cpu") -> PlainRun:
             rate = train.min_lr + (train.lr - train.min_lr) * (1 + cosine) / 2
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = model(**{name: tensor.to(device) for name, tensor in padded(tokens, plan.indices(k)).items()}).loss
-        loss.backward()
+        loss = torch.zeros((), device=device)
+        targets = int(tokens.targets[plan.indices(k)].sum())
+        for indices in np.array_split(plan.indices(k), parts):
+            batch = {name: tensor.to(device) for name, tensor in padded(tokens, indices).items()}
+            part = model(**batch).loss * (int(tokens.targets[indices].sum()) / targets)
+            part.backward()
+            loss += part.detach()
         run.norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)))
         optimizer.step()
         optimizer.zero_grad()
-        run.losses.append(float(loss.detach()))
+        run.losses.append(float(loss))
     return run

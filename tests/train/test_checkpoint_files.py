@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import mmap
 import os
 import signal
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import safe_open
+from talaria.train.checkpoint import host_block
 from talaria.train.checkpoint.host_block import PAGE, HostBlock, make_pages, pieces
 from talaria.train.checkpoint.reader import read
 from talaria.train.checkpoint.staging import Part
@@ -97,3 +101,45 @@ def test_memory_is_made_without_changing_it_and_locked_where_no_copy_is_cut() ->
     assert list(pieces(starts, 2 * large + 1)) == [(0, large), (large, 2 * large), (2 * large, 2 * large + 1)]
     assert list(pieces(starts, 2 * large)) == [(0, large), (large, 2 * large)]
     assert list(pieces([0], 1)) == [(0, 1)]
+
+
+def test_locked_memory_is_unlocked_before_it_is_unmapped_and_not_while_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    locked: set[int] = set()
+
+    def lock(start: int, size: int, flags: int) -> int:
+        locked.add(start)
+        return 0
+
+    runtime = SimpleNamespace(cudaHostRegister=lock, cudaHostUnregister=locked.remove)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(host_block, "_AT_ONCE", PAGE)
+    block = HostBlock(3 * PAGE, folder=None, name="test", device=torch.device("cuda", 0), starts=[PAGE, 2 * PAGE])
+    block.ready()
+    fd, first, used = block.fd, block.bytes.data_ptr(), block.view(PAGE, 2, torch.float32)
+    assert block.pinned
+    assert locked == {first, first + PAGE, first + 2 * PAGE}
+    del block
+    gc.collect()
+    assert len(locked) == 3
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    used.fill_(1.0)
+    del used
+    gc.collect()
+    assert not locked
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU's driver locks memory")
+def test_memory_that_was_locked_can_be_locked_and_copied_again() -> None:
+    """An address that is mapped again after a block has gone is not taken for locked memory."""
+    for _ in range(3):
+        block = HostBlock(64 << 20, folder=None, name="test", device=torch.device("cuda", 0))
+        block.ready()
+        assert block.pinned
+        block.bytes.fill_(3)
+        del block
+        with mmap.mmap(-1, 64 << 20) as again:
+            other = torch.frombuffer(again, dtype=torch.uint8)
+            assert int(other.cuda().sum()) == 0
+            del other

@@ -19,6 +19,7 @@ from talaria.train.kernels.matmul import (
     weight_gradients,
 )
 from talaria.train.kernels.operand import Form, Operand
+from talaria.train.kernels.plain_attention import padded_varlen, plain_varlen
 from talaria.train.model.causal_lm import ModelOptions, keep_rounded, lay_out, layers, sum_loss
 from talaria.train.model.loading import load_model
 from talaria.train.model.lora import LoraOptions
@@ -163,11 +164,23 @@ def test_fused_attention_equals_the_plain_one(kernel, window):
     v = both[:, 1:]
     out, lse = packed.forward(q, k, v, 0.1, window)
     inputs = [t.detach().clone().requires_grad_() for t in (q, k, v)]
-    want = attention.plain_varlen(*(t.float() for t in inputs), cu, 0.1, window)
+    want = plain_varlen(*(t.float() for t in inputs), cu, 0.1, window)
     assert_near(out, want, torch.bfloat16)
     want_grads = torch.autograd.grad(want, inputs, grad.float())
     for got, expected in zip(packed.backward(grad, q, k, v, out, lse, 0.1, window), want_grads, strict=True):
         assert_near(got, expected, torch.bfloat16)
+
+
+@pytest.mark.parametrize("window", [None, 2, 100])
+def test_padded_attention_equals_the_plain_one(window):
+    cu = torch.tensor([0, 1, 60, 60, 177, 200], dtype=torch.int32, device=DEVICE)
+    inputs = [draw(200, heads, 16, dtype=torch.float32, seed=heads).requires_grad_() for heads in (8, 2, 3)]
+    inputs[2] = inputs[2][:, 1:]
+    grad = draw(200, 8, 16, dtype=torch.float32)
+    results = [way(*inputs, cu, 0.1, window) for way in (plain_varlen, padded_varlen)]
+    torch.testing.assert_close(results[1], results[0])
+    want, got = (torch.autograd.grad(out, inputs, grad) for out in results)
+    torch.testing.assert_close(got, want)
 
 
 def test_cudnn_is_left_where_it_would_need_much_scratch_memory():

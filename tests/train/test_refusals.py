@@ -23,6 +23,7 @@ from tests.train.tiny_models import save_tiny
 
 WEIGHTS = "model.safetensors"
 FP32 = ModelOptions("fp32")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +181,8 @@ def test_the_padding_tokens_row_is_trained_like_any_other(tmp_path: Path, kernel
     texts = conversations([8, 13])
     pad = int(texts[0][2])
     folder = save_tiny(tmp_path, pad_token_id=pad, tie_word_embeddings=False)
-    model = load_model(folder, ModelOptions("fp32", kernels=kernels), "cpu")
-    sum_loss(model, batch_of(texts, share=1.0)).backward()
+    model = load_model(folder, ModelOptions("fp32", kernels=kernels), DEVICE)
+    sum_loss(model, batch_of(texts, share=1.0).to(DEVICE)).backward()
     assert model.core.model.embed_tokens.weight.grad[pad].any()
     assert model.core.lm_head.weight.grad[pad].any()
 

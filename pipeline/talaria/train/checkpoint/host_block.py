@@ -16,7 +16,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,6 +40,27 @@ _MADV_POPULATE_WRITE = 23
 """Linux 5.14; Python's mmap does not know it, and its madvise would keep other threads from running."""
 
 
+class _Mapping(mmap.mmap):
+    """A mapping that page-locks its memory in pieces, and unlocks them before it is unmapped.
+
+    Else the driver would go on taking the addresses for locked memory, whatever is mapped there next.
+    """
+
+    def lock(self, addresses: Iterable[tuple[int, int]]) -> Iterator[bool]:
+        """Lock each [start, stop), and say after each whether that was done."""
+        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        self._unlock, self._locked = runtime.cudaHostUnregister, getattr(self, "_locked", [])
+        for start, stop in addresses:
+            done = int(runtime.cudaHostRegister(start, stop - start, 0)) == 0
+            if done:
+                self._locked.append(start)
+            yield done
+
+    def __del__(self) -> None:
+        for start in getattr(self, "_locked", ()):
+            self._unlock(start)
+
+
 class HostBlock:
     """`size` bytes, at least one, page-locked for `device` where that is a GPU: in a thread, for seconds where it is tens of GB.
 
@@ -58,7 +80,8 @@ class HostBlock:
             self.fd = os.memfd_create(name, os.MFD_CLOEXEC)
         if not self.kept:
             os.ftruncate(self.fd, self.size)
-        self._map = mmap.mmap(self.fd, self.size)
+        self._map = _Mapping(self.fd, self.size)
+        weakref.finalize(self, os.close, self.fd)
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         self.pinned = False
         self._starts, self._device = starts, device
@@ -85,14 +108,13 @@ class HostBlock:
         use(self._device)
         if not self.kept:
             make_pages(self.bytes)
-        lock = torch.cuda.cudart().cudaHostRegister  # type: ignore[no-untyped-call]
-        refused = 0
-        for start, stop in pieces(self._starts, self.size):
+        first, done = self.bytes.data_ptr(), True
+        for locked in self._map.lock((first + start, first + stop) for start, stop in pieces(self._starts, self.size)):
             # Refused (a limit on locked memory): copies are slower then, and right all the same.
-            refused |= int(lock(self.bytes.data_ptr() + start, stop - start, 0))
+            done &= locked
             if not self.kept:  # else there is no step yet that could go on meanwhile
                 time.sleep(_BREATH)
-        self.pinned = not refused
+        self.pinned = done
 
 
 def pieces(starts: Sequence[int], size: int) -> Iterator[tuple[int, int]]:

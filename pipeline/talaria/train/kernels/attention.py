@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.util import find_spec
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from talaria.train.kernels import cudnn_attention as attention_cudnn
+from talaria.train.kernels.plain_attention import padded_varlen, plain_varlen
 from talaria.train.kernels.torch_internals import flash_backward, flash_forward
 
 NAME = "talaria_varlen"
@@ -65,33 +64,11 @@ class PackedSequences:
         return None if window is None or window >= self.max_seqlen else window
 
 
-def plain_varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float, window: int | None = None) -> Tensor:
-    """Reference in plain PyTorch: one causal attention a conversation, so nothing can leak between them.
-
-    `window`: the most tokens, itself among them, that a token attends to.
-    """
-    grouped = q.shape[1] != k.shape[1]
-    parts = []
-    for start, end in pairwise(cu_seqlens.tolist()):
-        if start == end:
-            continue
-        q1, k1, v1 = (t[start:end].transpose(0, 1).unsqueeze(0) for t in (q, k, v))
-        near = None if window is None else _band(end - start, window, q.device)
-        out = scaled_dot_product_attention(q1, k1, v1, attn_mask=near, is_causal=near is None, scale=scale, enable_gqa=grouped)
-        parts.append(out.squeeze(0).transpose(0, 1))
-    return torch.cat(parts) if parts else q * 0
-
-
-def _band(length: int, window: int, device: torch.device) -> Tensor:
-    """bool[length, length]: which keys (columns) a query (row) attends to."""
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
-
-
 def _plain_forward(
     q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, scale: float, window: int | None
 ) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        out = plain_varlen(q, k, v, packed.cu_seqlens, scale, window)
+        out = _plain(q)(q, k, v, packed.cu_seqlens, scale, window)
     return out, torch.empty(q.shape[1], len(q), dtype=torch.float32, device=q.device)
 
 
@@ -108,8 +85,12 @@ def _plain_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.enable_grad():
         q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
-        dq, dk, dv = torch.autograd.grad(plain_varlen(q, k, v, packed.cu_seqlens, scale, window), (q, k, v), d_out)
+        dq, dk, dv = torch.autograd.grad(_plain(q)(q, k, v, packed.cu_seqlens, scale, window), (q, k, v), d_out)
     return dq, dk, dv
+
+
+def _plain(q: Tensor) -> Callable[..., Tensor]:
+    return padded_varlen if q.is_cuda else plain_varlen
 
 
 def _flash_forward(
@@ -306,7 +287,7 @@ def interface(
     assert s_aux is None, "and attention sinks"
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
     if choose(q.device.type, q.dtype, q.shape[-1], deterministic)[0] is PLAIN:
-        out = plain_varlen(q, k, v, cu_seq_lens_q, scaling, sliding_window)
+        out = _plain(q)(q, k, v, cu_seq_lens_q, scaling, sliding_window)
     else:
         out, _lse = torch.ops.talaria.varlen(q, k, v, cu_seq_lens_q, max_length_q, scaling, sliding_window, deterministic)
     return out.unsqueeze(0), None
