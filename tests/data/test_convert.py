@@ -303,7 +303,7 @@ def test_a_column_of_one_late_row_is_there_and_all_bytes_are_the_slow_readers(
     ours, _ = converted(source, rows=rows)
     written = source.with_suffix(".out.parquet").read_bytes()
     assert [row.get("title") for row in ours[2_994:2_997]] == ([None, late.get("title"), None] if rows is None else [])
-    monkeypatch.setattr(json_schema, "_schema_of_beginning", lambda files: None)
+    monkeypatch.setattr(json_schema, "declared_schema", json_schema.quick_schema)
     converted(source, rows=rows)
     assert source.with_suffix(".out.parquet").read_bytes() == written
 
@@ -313,6 +313,9 @@ def test_a_column_of_one_late_row_is_there_and_all_bytes_are_the_slow_readers(
     [
         ('[\n    {\n        "conversations": [', "the file stops at byte 34, in the middle"),
         ('[\n    {\n        "conversations": []\n    },\n    {\n        "id": 3\n    }\n', "in the middle"),
+        ('[\n    {\n        "conversations": []\n    },\n]', "a comma too many or too few before byte"),
+        ('[\n    {\n        "conversations": []\n    },\n    null\n]', "row 1 .*not an object but null"),
+        ('[\n    {\n        "conversations": []\n    }\n]} {"rows":[\n    {\n        "id": 3\n    }\n]', "text follows the end"),
         ('{"conversations": []}\n{"conversations": [}\n', "row 1 .*not valid JSON"),
         ('{"conversations": []}\n{"conversations": [{"from": "gpt", "value": "a\nb"}]}\n', "row 1 .*not valid JSON"),
         ("[]", "holds no row with any column"),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from talaria.common.errors import DataError
 from talaria.data.readers.json_parse import values_of
-from talaria.data.readers.json_split import JsonLayout, read_chunks
+from talaria.data.readers.json_split import ROWS, JsonLayout, read_arrays, read_chunks
 
 # Text that looks like what the cutter looks for.
 SNARES = st.sampled_from(['"', "\\", '\\"', "}", "]", "},\n    {", "\n    },\n", "\n]", "{", "[", '\\\\"', ",", "\u2028", "é😀"])
@@ -27,7 +27,9 @@ OBJECTS = st.lists(st.dictionaries(TEXTS, VALUES, max_size=3), max_size=6)
 def cut(data: bytes, *, exact: bool, size: int) -> list[Any]:
     stream = io.BytesIO(data)
     layout = JsonLayout.of(stream, "rows.json", size)
-    return [value for chunk in read_chunks(stream, layout, exact=exact) for value, _ in values_of(chunk)]
+    if exact or not layout.separator:
+        return [value for chunk in read_chunks(stream, layout) for value, _ in values_of(chunk)]
+    return [row for chunk in read_arrays(stream, layout) for row in json.loads(bytes(chunk))[ROWS]]
 
 
 @given(rows=OBJECTS, indent=st.sampled_from([None, 0, 1, 2, 4, "\t"]), ascii=st.booleans(), size=st.integers(1, 400))

@@ -33,7 +33,7 @@ def _sample(file: SourceFile, target: Path) -> SourceFile:
     if file.kind == "json":
         with file.open() as stream:
             layout = JsonLayout.of(stream, file.name, BYTES)
-            chunks = islice(read_chunks(stream, layout, exact=True), 2)  # the last row of a short file is a chunk of its own
+            chunks = islice(read_chunks(stream, layout), 2)  # the last row of a short file is a chunk of its own
             target.write_bytes(b"".join(chunks))
         return SourceFile(target, file.name, "json")
     reader = TableReader.of([file])

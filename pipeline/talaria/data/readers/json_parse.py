@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.json as pa_json
 
 from talaria.data.conversation.drop_reasons import INVALID, Bad
+from talaria.data.readers.json_split import ROWS
 
 REFUSED = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, UnicodeDecodeError)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -39,10 +41,28 @@ def read_table(chunk: bytes, schema: pa.Schema) -> pa.Table:
         raise NeedsRows from error
 
 
+def read_array(chunk: memoryview, schema: pa.Schema) -> pa.Table:
+    """Read the rows of a chunk {"rows": [...]} in the given schema. Raises NeedsRows if Arrow's reader refuses one."""
+    ends = pa.py_buffer(np.array([0, len(chunk)], np.int64))
+    try:  # Arrow's reader does not look whether text is UTF-8; what it lets pass would break later
+        pa.Array.from_buffers(pa.large_string(), 1, [None, ends, pa.py_buffer(chunk)]).validate(full=True)
+        table = _read(chunk, pa.schema([(ROWS, pa.list_(pa.struct(list(schema))))]))
+    except REFUSED as error:
+        raise NeedsRows from error
+    rows = table.column(ROWS).combine_chunks().flatten()
+    if len(table) != 1 or not len(rows) or rows.null_count:  # more than an array; a comma behind the last row; null for a row
+        raise NeedsRows
+    return pa.Table.from_arrays([rows.field(number) for number in range(len(schema))], schema=schema)
+
+
 def read_block(chunk: bytes, schema: pa.Schema | None) -> pa.Table:
     """Read a chunk as a table with inferred types. Raises one of REFUSED if a row does not fit."""
     if not chunk.isascii():
-        chunk.decode()  # Arrow's reader does not look; what it lets pass would break later
+        chunk.decode()  # as in read_array
+    return _read(chunk, schema)
+
+
+def _read(chunk: bytes | memoryview, schema: pa.Schema | None) -> pa.Table:
     unexpected = "infer" if schema is None else "error"
     return pa_json.read_json(
         pa.BufferReader(chunk),

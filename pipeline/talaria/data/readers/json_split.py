@@ -1,14 +1,17 @@
 """Cut a JSON file into chunks of whole rows, each chunk a run of objects that only whitespace separates.
 
-A chunk is what Arrow's JSON reader takes in one block. Nothing here builds a Python object per row.
+A chunk is what Arrow's JSON reader takes in one block. Nothing here builds a Python object per row. A pretty-printed array is
+read the quick way as arrays in an object, {"rows": [...]}, as which Arrow's reader takes it without a look at any comma.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import BinaryIO
 
 import numpy as np
@@ -18,6 +21,8 @@ from talaria.data import json_text
 
 CHUNK = 8 << 20
 _BOM = b"\xef\xbb\xbf"
+ROWS = "rows"
+_OPEN, _CLOSE = b'{"rows":[', b"]}"
 _PRETTY = re.compile(rb"\[(\r?\n)([ \t]+)\{\r?\n(\2[ \t]+)\"")
 
 
@@ -32,8 +37,8 @@ class JsonLayout:
     is_array: bool
     separator: bytes | None = None
     """What stands between two rows of a pretty-printed array: line break, closing brace, comma, line break."""
-    key: re.Pattern[bytes] | None = None
-    """A column's name in a pretty-printed array."""
+    before_name: bytes = b""
+    """What stands before a column's name in a pretty-printed array: line break, indentation, quote."""
     ends_inside: bool = False
     """Whether the last byte begins a row that is another stretch's."""
 
@@ -50,26 +55,65 @@ class JsonLayout:
             return cls(name, size, head, head.startswith(b"["), ends_inside=ends_inside)
         newline, indent, key_indent = pretty.groups()
         separator = newline + indent + b"}," + newline
-        return cls(name, size, head, True, separator, re.compile(rb"\n" + key_indent + rb'"([^"\\]*)":'))
+        return cls(name, size, head, True, separator, b"\n" + key_indent + b'"')
+
+    @property
+    def key(self) -> re.Pattern[bytes] | None:
+        """A column's name in a pretty-printed array."""
+        return re.compile(self.before_name + rb'([^"\\]*)":') if self.before_name else None
 
 
-def read_chunks(stream: BinaryIO, layout: JsonLayout, *, exact: bool) -> Iterator[bytes]:
-    """Yield chunks of whole rows of a JSON array or of JSON Lines; `stream` continues where `JsonLayout.of` stopped.
+def read_arrays(stream: BinaryIO, layout: JsonLayout) -> Iterator[memoryview]:
+    """Yield chunks {"rows": [...]} of a pretty-printed array; `stream` continues where `JsonLayout.of` stopped.
 
-    A pretty-printed array is cut after each closing brace at the indentation of the first row. A cut inside a row, possible
-    only where indentation lies, leaves an unbalanced chunk that no parser takes; the caller then asks for `exact`, which
-    follows strings and brackets.
+    It is cut after each closing brace at the indentation of the first row. A cut inside a row, possible only where indentation
+    lies, leaves an unbalanced chunk that no parser takes; the caller then turns to `read_chunks`.
     Raises DataError where the file ends inside a row.
     """
-    if layout.is_array and layout.separator and not exact:
-        return _pretty(stream, layout, layout.separator)
+    assert layout.separator
+    line_break = 2 if layout.separator.endswith(b"\r\n") else 1
+    rest, size = b"", 1
+    for source in chain([io.BytesIO(layout.head[1:])], repeat(stream)):
+        begin = len(_OPEN) + len(rest)
+        chunk = np.empty(begin + layout.size, np.uint8).data
+        chunk[:begin] = _OPEN + rest
+        end = begin + source.readinto(chunk[begin:])  # type: ignore[attr-defined]  # BinaryIO has none, each file has
+        if end == begin:
+            break
+        size += end - begin
+        cut = _last(chunk[begin:end], layout.separator)
+        rest = bytes(chunk[begin + cut : end] if cut else chunk[len(_OPEN) : end])
+        if cut:
+            comma = begin + cut - line_break - 1
+            chunk[comma : comma + 2] = _CLOSE  # over the comma and the line break
+            yield chunk[: comma + 2]
+    tail = rest.rstrip()
+    if not tail.endswith(b"]"):
+        raise _truncated(layout.name, size)
+    yield memoryview(_OPEN + tail + b"}")
+
+
+def _last(block: memoryview, separator: bytes) -> int:
+    """Return where the last separator in the block ends, 0 where there is none."""
+    near = max(0, len(block) - (64 << 10))
+    found = bytes(block[near:]).rfind(separator)
+    if found < 0 and near:
+        near, found = 0, bytes(block).rfind(separator)
+    return near + found + len(separator) if found >= 0 else 0
+
+
+def read_chunks(stream: BinaryIO, layout: JsonLayout) -> Iterator[bytes]:
+    """Yield chunks of whole rows of a JSON array or of JSON Lines; `stream` continues where `JsonLayout.of` stopped.
+
+    Strings and brackets are followed. Raises DataError where the file ends inside a row.
+    """
     return map(without_deep_rows, _array(stream, layout) if layout.is_array else _lines(stream, layout))
 
 
 def without_deep_rows(chunk: bytes) -> bytes:
     """The chunk with a text, TOO_DEEP, for each row that is nested deeper than MAX_DEPTH; readers recurse, and would crash.
 
-    (A pretty-printed array read the quick way needs no such care: it is read with declared types, none of them deep.)
+    (`read_arrays` needs no such care: its chunks are read with declared types, none of them deep.)
     """
     if _deepest(chunk) <= json_text.MAX_DEPTH:
         return chunk
@@ -121,26 +165,6 @@ def _lines(stream: BinaryIO, layout: JsonLayout) -> Iterator[bytes]:
         block = stream.read(layout.size)
     if rest.strip() and not layout.ends_inside:
         yield rest + b"\n"
-
-
-def _pretty(stream: BinaryIO, layout: JsonLayout, separator: bytes) -> Iterator[bytes]:
-    blank = separator.replace(b",", b" ")
-    block = layout.head[1:]
-    rest: list[bytes] = []
-    size = 1
-    while block:
-        size += len(block)
-        cut = block.rfind(separator) + len(separator)
-        if cut >= len(separator):
-            yield b"".join([*rest, memoryview(block)[:cut]]).replace(separator, blank)
-            rest = [block[cut:]]
-        else:
-            rest.append(block)
-        block = stream.read(layout.size)
-    tail = b"".join(rest).rstrip()
-    if not tail.endswith(b"]"):
-        raise _truncated(layout.name, size)
-    yield tail[:-1].replace(separator, blank) + b"\n"
 
 
 def _array(stream: BinaryIO, layout: JsonLayout) -> Iterator[bytes]:

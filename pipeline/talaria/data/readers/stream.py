@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from talaria.data.conversation.row_shape import RowShape
 from talaria.data.readers import column_types
-from talaria.data.readers.json_parse import NeedsRows, read_table, rows_of
+from talaria.data.readers.json_parse import NeedsRows, read_array, read_table, rows_of
 from talaria.data.readers.json_schema import infer_files, quick_schemas
-from talaria.data.readers.json_split import JsonLayout, read_chunks
+from talaria.data.readers.json_split import JsonLayout, read_arrays, read_chunks
 from talaria.data.readers.row_chunk import RowValues
 from talaria.data.readers.tables import TableReader
 from talaria.data.source_files import SourceFile
@@ -62,6 +62,7 @@ class JsonReader:
     files: Sequence[SourceFile]
     columns: Mapping[str, pa.DataType]
     exact: bool
+    """Without it, pretty-printed arrays are read the quick way."""
 
     @property
     def name(self) -> str:
@@ -71,18 +72,18 @@ class JsonReader:
     def has_rows(self) -> bool:
         return self.exact
 
-    def chunks(self) -> Iterator[tuple[str, bytes]]:
+    def chunks(self) -> Iterator[tuple[str, Any]]:
+        read = read_chunks if self.exact else read_arrays
         for file in self.files:
             with file.open() as stream:
-                for chunk in read_chunks(
-                    stream, JsonLayout.of(stream, file.name, ends_inside=file.ends_inside), exact=self.exact
-                ):
+                for chunk in read(stream, JsonLayout.of(stream, file.name, ends_inside=file.ends_inside)):
                     yield file.name, chunk
 
-    def table(self, raw: bytes) -> pa.Table:
+    def table(self, raw: Any) -> pa.Table:
         if column_types.JSON in self.columns.values():
             raise NeedsRows
-        return read_table(raw, pa.schema(list(self.columns.items())))
+        schema = pa.schema(list(self.columns.items()))
+        return read_table(raw, schema) if self.exact else read_array(raw, schema)
 
     def rows(self, raw: bytes, columns: Iterable[str]) -> RowValues:
         found = rows_of(raw)
