@@ -12,7 +12,7 @@ import pytest
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """MLflow with the model `chat`, of which each of three versions was better than the one before: 3 is the champion."""
     from talaria.config.evaluation_settings import Promote
-    from talaria.registry.promotion import promote
+    from talaria.registry.promotion.promote import promote
     from talaria.tracking.mlflow_client import connect
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"

@@ -165,7 +165,7 @@ def test_services_listen_on_the_loopback_interface_only(stack: Stack) -> None:
 
 
 def test_a_revision_is_trained_once_and_promoted_by_a_person(stack: Stack, hub: Hub, channel: Channel, runs: Runs) -> None:
-    from talaria.registry.promotion import champion
+    from talaria.registry.promotion.champion import champion
     from talaria.registry.versions import tags_of
     from talaria.tracking.mlflow_client import connect
 

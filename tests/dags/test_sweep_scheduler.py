@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 from talaria.devstack.follow_run import failure
 from talaria.devstack.services import down, up
-from talaria.registry.promotion import champion
+from talaria.registry.promotion.champion import champion
 from talaria.runs.folder import EVENTS, METRICS
 from talaria.runs.jsonl import read_rows
 from talaria.tracking.mlflow_client import connect

@@ -13,7 +13,8 @@ import httpx
 import pytest
 import yaml
 from talaria.devstack.follow_run import failure
-from talaria.registry.promotion import champion, promote
+from talaria.registry.promotion.champion import champion
+from talaria.registry.promotion.promote import promote
 from talaria.registry.register import register
 from talaria.registry.versions import tags_of
 from talaria.tracking.mlflow_client import connect

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from talaria.cli import app, compare_commands, model_commands  # noqa: F401  (they add their commands)
 from talaria.config.load import load
-from talaria.registry.promotion import promote
+from talaria.registry.promotion.promote import promote
 from talaria.registry.register import register
 from talaria.tracking.mlflow_client import connect, tracking_uri
 from typer.testing import CliRunner

@@ -35,7 +35,7 @@ def test_the_configuration_of_the_page_is_valid(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def server(shared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> ServerProcess:
     """`talaria serve` of the page for a model that answers "Say green", on another port."""
-    from talaria.registry.promotion import promote
+    from talaria.registry.promotion.promote import promote
     from talaria.registry.register import register
     from talaria.tracking.mlflow_client import tracking_uri
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from talaria.registry.gate import Losses, decide, with_entry
+from talaria.registry.gate_record import with_entry
+from talaria.registry.promotion.gate import Losses, decide
 from talaria.runs.model_card import LIMIT
 
 MONDAY, TUESDAY = "2026-11-23T10:00:00Z", "2026-11-24T10:00:00Z"

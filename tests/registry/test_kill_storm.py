@@ -18,7 +18,8 @@ import pytest
 from talaria.common.files import digest
 from talaria.config.evaluation_settings import Promote
 from talaria.registry import versions as registry
-from talaria.registry.promotion import promote, rollback
+from talaria.registry.promotion.promote import promote
+from talaria.registry.promotion.rollback import rollback
 from talaria.registry.versions import PREVIOUS, find_model, local_folder, location_of, search_versions, tags_of
 from talaria.store.prune import prune
 from talaria.store.store import Output, Store
@@ -31,7 +32,13 @@ pytestmark = [pytest.mark.storm, pytest.mark.timeout(3600)]
 KILLS = 50
 """Of each kind."""
 PLAIN = Promote(rule="plain")  # these versions have a loss, and no results per item
-PRELOADED = ["mlflow", "mlflow.store.tracking.sqlalchemy_store", "talaria.registry.promotion", "talaria.store.prune"]
+PRELOADED = [
+    "mlflow",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "talaria.registry.promotion.promote",
+    "talaria.registry.promotion.rollback",
+    "talaria.store.prune",
+]
 
 
 def nothing() -> None:

@@ -14,7 +14,7 @@ import urllib.request
 import pytest
 from talaria.cli.chat import Talk, chat, resolve_model
 from talaria.common.errors import DataError, UserError
-from talaria.registry.promotion import promote
+from talaria.registry.promotion.promote import promote
 from talaria.registry.references import parse_reference
 from talaria.registry.register import register
 

@@ -7,7 +7,7 @@ import pytest
 from talaria.config.evaluation_settings import Promote
 from talaria.evaluation.items import Items, MetricItems
 from talaria.evaluation.paired import Pairs, improvement, mcnemar
-from talaria.registry.noise_rule import Rival, decide_beyond_noise
+from talaria.registry.promotion.noise_rule import Rival, decide_beyond_noise
 
 COUNT = 200
 RANDOM = np.random.default_rng(5)

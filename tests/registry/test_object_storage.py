@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from talaria.cli.chat import resolve_model
-from talaria.registry.promotion import promote
+from talaria.registry.promotion.promote import promote
 from talaria.registry.register import register
 from talaria.registry.versions import prune
 from talaria.tracking.mlflow_client import connect

@@ -13,8 +13,10 @@ import pytest
 from talaria.cli.chat import resolve_model
 from talaria.common.errors import DataError
 from talaria.config.evaluation_settings import Promote
-from talaria.registry.champion_loss import champion_beside
-from talaria.registry.promotion import champion, preview, promote, reject, rollback, unchanged
+from talaria.registry.promotion.champion import champion, unchanged
+from talaria.registry.promotion.champion_loss import champion_beside
+from talaria.registry.promotion.promote import preview, promote, reject
+from talaria.registry.promotion.rollback import rollback
 from talaria.registry.register import register
 from talaria.registry.versions import add_entry, find_model, prune, search_versions, set_tags, tags_of
 from talaria.tracking.mlflow_client import connect
@@ -375,7 +377,7 @@ def test_prune_leaves_the_files_that_another_models_version_serves(settings, fol
 
 def test_a_champion_that_is_a_copy_is_measured(settings, folders, sqlite_uri):
     """Its `source` names the version it was copied from; its files are where MLflow says."""
-    from talaria.registry.champion_loss import champion_loss
+    from talaria.registry.promotion.champion_loss import champion_loss
 
     client = connect(sqlite_uri)
     facts = register(settings, folders, uri=sqlite_uri)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow.entities import LoggedModel, Run
 from mlflow.entities.model_registry import ModelVersion
-from talaria.registry.promotion import promote
+from talaria.registry.promotion.promote import promote
 from talaria.registry.register import register
 from talaria.tracking.mlflow_client import connect, tracking_uri
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from talaria.common.errors import DataError
-from talaria.registry.promotion import promote, rollback
+from talaria.registry.promotion.promote import promote
+from talaria.registry.promotion.rollback import rollback
 from talaria.serving.decoding.batch import Batch
 from talaria.serving.decoding.loaded_model import ServedSource
 from talaria.tracking.mlflow_client import connect

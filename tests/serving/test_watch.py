@@ -12,7 +12,8 @@ import yaml
 from talaria.common.errors import ConfigError, DataError, Unavailable
 from talaria.config import load as settings
 from talaria.config.schema import Config
-from talaria.registry.promotion import champion, promote
+from talaria.registry.promotion.champion import champion
+from talaria.registry.promotion.promote import promote
 from talaria.registry.versions import tags_of
 from talaria.serving.client import KEY, ServedModel
 from talaria.serving.decoding.loaded_model import ServedSource

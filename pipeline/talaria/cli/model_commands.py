@@ -80,8 +80,8 @@ def promote(
 ) -> None:
     """Make a version the champion if it beats the base model and the champion beyond noise."""
     from talaria.common.files import write_atomically
-    from talaria.registry.promotion import preview
-    from talaria.registry.promotion import promote as work
+    from talaria.registry.promotion.promote import preview
+    from talaria.registry.promotion.promote import promote as work
     from talaria.tracking.mlflow_client import existing_uri
 
     if anyway and dry_run:
@@ -106,7 +106,7 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Make the previous champion the champion again."""
-    from talaria.registry.promotion import rollback as work
+    from talaria.registry.promotion.rollback import rollback as work
     from talaria.tracking.mlflow_client import existing_uri
 
     finish(work(model, reason=reason, who=getpass.getuser(), uri=existing_uri(store)), as_json)

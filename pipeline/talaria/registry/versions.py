@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from talaria.common.errors import DataError
 from talaria.common.locks import locked
-from talaria.registry.gate import with_entry
+from talaria.registry.gate_record import with_entry
 from talaria.runs.folder import short_id
 from talaria.tracking.mlflow_client import connect, database_file, plain_errors
 from talaria.tracking.tag_record import OF_A_VERSION, RECORD, packed, unpacked
@@ -31,6 +32,8 @@ TRAIN_KEY, STEP, DIGEST, CANDIDATE = "talaria.train_key", "talaria.step", "talar
 LOSS, BASE_LOSS, HELDOUT = "talaria.eval_loss", "talaria.eval_base_loss", "talaria.heldout_digest"
 TOKENS, MODEL_ID = "talaria.tokens", "talaria.model_id"
 PREVIOUS = "talaria.previous_champion"
+GATE, ROLLED_BACK, REJECTED = "talaria.gate", "talaria.rolled_back", "talaria.rejected"
+"""What the gate and people said of it; each has further tags under it."""
 _AT_A_TIME = 8
 
 
@@ -99,6 +102,18 @@ def find_model(client: MlflowClient, model: str) -> dict[str, int]:
     return {alias: int(version) for alias, version in aliases.items()}
 
 
+def get_version(client: MlflowClient, model: str, version: int) -> ModelVersion:
+    """Return one version. Raises DataError if there is none of that number."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version(model, str(version))
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise DataError(f"{model}: has no version {version}.") from None
+        raise
+
+
 def tags_of(version: ModelVersion) -> dict[str, str]:
     """Return every talaria.* tag of a version under its own name (tracking/tag_record.py)."""
     return unpacked(version.tags)
@@ -118,6 +133,11 @@ def of_training(client: MlflowClient, model: str, key: str) -> list[ModelVersion
     )  # the second: before RECORD was there
     found = search_versions(client, model, short) or search_versions(client, model, whole)
     return [version for version in found if tags_of(version).get(TRAIN_KEY) == key]
+
+
+def now() -> str:
+    """The time that is written on versions, in UTC to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def as_number(text: str | None) -> float | None:

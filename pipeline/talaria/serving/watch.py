@@ -14,7 +14,8 @@ from talaria.config.schema import Config
 from talaria.evaluation.tasks.called_tools import as_text
 from talaria.evaluation.tasks.scoring import TaskResult, score_task
 from talaria.evaluation.tasks.task_file import TaskItem, load_items
-from talaria.registry.promotion import champion, rollback
+from talaria.registry.promotion.champion import champion
+from talaria.registry.promotion.rollback import rollback
 from talaria.registry.versions import PREVIOUS, as_number, drop_tags, set_tags, tags_of
 from talaria.serving.client import ServedModel
 from talaria.tracking.mlflow_client import connect, plain_errors

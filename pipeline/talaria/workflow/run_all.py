@@ -25,7 +25,7 @@ def run_all(
     Raises UserError, before anything is made, with a sentence for each thing that is certain to fail.
     `on_line` gets progress lines; `train` replaces the function of the stage `train`, to show its progress.
     """
-    from talaria.registry.promotion import promote
+    from talaria.registry.promotion.promote import promote
     from talaria.registry.register import register
     from talaria.tracking.mlflow_client import tracking_uri
     from talaria.workflow.forecast.forecast import forecast, refuse

@@ -83,7 +83,7 @@ def _triggering_revision(context: Context) -> dict[str, str]:
 
 def _reason_to_skip(config: Config) -> str | None:
     """Why a run that nobody asked for should not happen; None where it should."""
-    from talaria.registry.promotion import unchanged
+    from talaria.registry.promotion.champion import unchanged
     from talaria.tracking.mlflow_client import tracking_uri
 
     uri = tracking_uri(store().root)
@@ -198,19 +198,20 @@ def promote(config: Json, registered: Json, answer: Json | None, context: Contex
 
     `answer`: what the person said, or None where nobody was asked.
     """
-    from talaria.registry import promotion
+    from talaria.registry.promotion.promote import promote as work
+    from talaria.registry.promotion.promote import reject
     from talaria.tracking.mlflow_client import tracking_uri
 
     candidate = given("register", registered)
     model, version, uri = candidate["model"], int(candidate["candidate"]), tracking_uri(store().root)
     who = ((answer or {}).get("responded_by_user") or {}).get("name")
     if answer and REJECT in answer["chosen_options"] and who:
-        decided = promotion.reject(model, version, by=who, uri=uri)
+        decided = reject(model, version, by=who, uri=uri)
     elif answer and REJECT in answer["chosen_options"]:
         reason = f"Version {version} is not promoted. Nobody answered within {ANSWER_DAYS} days; a new run asks again."
         decided = {"model": model, "version": version, "promoted": False, "reason": reason}
     else:
-        decided = promotion.promote(model, version, settings=parse(config).promote, uri=uri, approved_by=who)
+        decided = work(model, version, settings=parse(config).promote, uri=uri, approved_by=who)
     log.info("%s version %s: %s", model, version, decided["reason"])
     note(context, decided["reason"])
     return storable(decided)
@@ -218,13 +219,13 @@ def promote(config: Json, registered: Json, answer: Json | None, context: Contex
 
 def rollback(context: Context) -> dict[str, Any]:
     """Give the champion alias back to the previous champion, in the name of the user who triggered the run."""
-    from talaria.registry import promotion
+    from talaria.registry.promotion.rollback import rollback as work
     from talaria.tracking.mlflow_client import tracking_uri
 
     run, params = context["dag_run"], context["params"]
     who = run.triggering_user_name or "unknown"
     uri = tracking_uri(store().root)
-    moved = promotion.rollback(params["model"], reason=params["reason"], who=who, uri=uri, request=run.run_id)
+    moved = work(params["model"], reason=params["reason"], who=who, uri=uri, request=run.run_id)
     log.info("%s: champion is version %s again, instead of %s", moved["model"], moved["champion"], moved["from"])
     return moved
 

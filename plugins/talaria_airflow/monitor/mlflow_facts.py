@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
-from talaria.registry.promotion import GATE, ROLLED_BACK
+from talaria.registry.versions import GATE, ROLLED_BACK
 from talaria.tracking.mlflow_client import run_url, tracking_uri, version_url
 from talaria.tracking.tag_record import unpacked
 
@@ -74,7 +74,7 @@ def _version(uri: str, version: dict[str, Any], model: dict[str, Any]) -> dict[s
 
 
 def _decision(version: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Return what the gate and people recorded on a version (pipeline/talaria/registry/promotion.py)."""
+    """Return what the gate and people recorded on a version (pipeline/talaria/registry/promotion/promote.py)."""
     tags = _tags(version)
     if GATE in tags:
         yield f"Gate, version {version['version']}", f"{tags[GATE]}. {tags.get(f'{GATE}.reason', '')}".strip()

@@ -31,7 +31,7 @@ class CompareOperator(StageOperator):
 
     Where the champion was never measured on the candidate's held-out conversations it is run on them now: that takes an
     accelerator, as evaluation does. The number is kept on the champion's version, so `promote` needs none.
-    Returns what `registry.promotion.preview` tells, and `numbers` and `examples`, which the question to a person shows.
+    Returns what `registry.promotion.promote.preview` tells, and `numbers` and `examples`, which the question to a person shows.
 
     :param registered: what the task `register` returned.
     :param evaluated: what the task `evaluate` returned.

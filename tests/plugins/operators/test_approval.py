@@ -8,9 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import talaria.registry.promotion.promote as promotion
 from airflow.sdk.exceptions import TaskAwaitingInput
 from talaria.common.errors import UserError
-from talaria.registry import promotion
 from talaria.store.store import Store
 from talaria_airflow.dag import tasks as dag_tasks
 from talaria_airflow.listeners.run_notes import NOTE

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from talaria.config.evaluation_settings import HELDOUT_LOSS, GateMetric, Promote
 from talaria.evaluation.items import Items, MetricItems, pair, regressions
 from talaria.evaluation.paired import CONFIDENCE, Interval, Pairs, improvement
-from talaria.registry.gate import NO_LOSS, Decision
+from talaria.registry.promotion.gate import NO_LOSS, Decision
 
 _SHOWN = {"heldout_loss": "held-out loss", "exact_match": "exact match"}
 _LISTED = 3
