@@ -135,5 +135,4 @@ if __name__ == "__main__":
         ROOT / "docs/images/performance-scaling.svg",
     )
     numerics(ROOT / "benchmarks/results/train-numerics.json", ROOT / "docs/images/performance-numerics.svg")
-    if (found := ROOT / "benchmarks/results/real-modes.json").exists():  # not run through yet (LOG.md)
-        real_modes(found, ROOT / "docs/images/performance-real-modes.svg")
+    real_modes(ROOT / "benchmarks/results/real-modes.json", ROOT / "docs/images/performance-real-modes.svg")

@@ -14,7 +14,7 @@ from talaria.train.kernels.matmul import (
     weight_gradients,
 )
 from talaria.train.kernels.operand import FP8, Form, Operand
-from talaria.train.model.causal_lm import ModelOptions, keep_rounded, lay_out, sum_loss
+from talaria.train.model.causal_lm import ModelOptions, describe, keep_rounded, lay_out, sum_loss
 from talaria.train.model.loading import load_model
 from talaria.train.model.lora import LoraOptions
 from talaria.train.optim.adamw import AdamW, AdamWSettings
@@ -23,6 +23,12 @@ from tests.train.tiny_models import batch_of, conversations, save_tiny
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6
+
+
+@pytest.fixture(autouse=True)
+def narrow_layers_too(monkeypatch):
+    """Models are tiny here."""
+    monkeypatch.setattr(linear, "NARROWEST", 1)
 
 
 def draw(*shape, seed=0, dtype=torch.bfloat16):
@@ -201,6 +207,21 @@ def test_gradients_in_eight_bits_are_near_exact_ones(tmp_path, family, checkpoin
     assert 1e-3 < relative_error(three, exact) < 0.15
     assert relative_error(three, two) < 0.04
     assert (relative_error(three, two) > 1e-3) == (lora is None)
+
+
+def test_layers_that_gain_nothing_in_eight_bits_keep_sixteen_and_start_up_says_so(tmp_path, monkeypatch):
+    folder = save_tiny(tmp_path, hidden_size=64, intermediate_size=96)
+    batch = batch_of(conversations([30, 50, 20])).to(DEVICE)
+    losses, lines = [], []
+    for narrowest, fp8 in ((65, True), (64, True), (64, False)):
+        monkeypatch.setattr(linear, "NARROWEST", narrowest)
+        model = load_model(folder, ModelOptions("bf16", fp8=fp8), DEVICE)
+        losses.append(float(sum_loss(model, batch).detach()))
+        lines.append(describe(model))
+    assert losses[0] == losses[2] != losses[1]
+    assert "products in 16 bits, as layers of 64 features gain nothing in 8" in lines[0]
+    assert "products in 8 bits" in lines[1]
+    assert "bits" not in lines[2]
 
 
 def test_a_held_out_loss_is_that_of_exact_products(tmp_path):

@@ -171,6 +171,32 @@ def test_fused_attention_equals_the_plain_one(kernel, window):
         assert_near(got, expected, torch.bfloat16)
 
 
+def test_a_fixed_order_is_asked_for_where_the_kernel_is_launched_and_nowhere_else(monkeypatch):
+    seen = []
+
+    def launched(*args, **how):
+        seen.append((torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()))
+        return args[1:4]
+
+    monkeypatch.setattr(attention, "flash_backward", launched)
+    q = draw(5, 2, 8)
+    packed = attention.PackedSequences(torch.tensor([0, 5], dtype=torch.int32), 5, attention.FIXED)
+    packed.backward(q, q, q, q, q, q, 0.1)
+    assert seen == [(True, False)]  # only warned, it would add up in any order
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="fused attention needs a GPU")
+def test_a_fixed_order_repeats_to_the_bit():
+    cu = torch.tensor([0, 3000, 4000], dtype=torch.int32, device=DEVICE)
+    packed = attention.PackedSequences(cu, 3000, attention.FIXED)
+    q, k, v, grad = (draw(4000, heads, 128, dtype=torch.bfloat16, seed=heads) for heads in (8, 2, 2, 8))
+    out, lse = packed.forward(q, k, v, 0.1)
+    first = packed.backward(grad, q, k, v, out, lse, 0.1)
+    for _ in range(5):
+        assert all(map(torch.equal, packed.backward(grad, q, k, v, out, lse, 0.1), first))
+
+
 @pytest.mark.parametrize("window", [None, 2, 100])
 def test_padded_attention_equals_the_plain_one(window):
     cu = torch.tensor([0, 1, 60, 60, 177, 200], dtype=torch.int32, device=DEVICE)
@@ -429,6 +455,7 @@ def fp32_losses(tmp_path_factory):
 )
 def test_fifty_steps_follow_those_in_fp32(fp32_losses, precision, products, bound, monkeypatch):
     """The bound is on the relative difference of the loss at every step."""
+    monkeypatch.setattr(linear, "NARROWEST", 1)
     if products == "fp8, all three":
         monkeypatch.setattr(linear, "MANY", 1)
     folder, expected = fp32_losses

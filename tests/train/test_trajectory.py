@@ -71,7 +71,8 @@ def test_losses_do_not_depend_on_how_the_work_is_divided(
 def test_weights_kept_in_eight_bits_follow_what_other_ranks_update(
     job: Callable[..., TrainJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linear, "MANY", 1)  # forked ranks inherit this
+    monkeypatch.setattr(linear, "MANY", 1)  # forked ranks inherit these
+    monkeypatch.setattr(linear, "NARROWEST", 1)
     losses = []
     for size in (1, 2):
         made = job(str(size), epochs=3, max_steps=5, lr=1e-2, precision="mixed", fp8=True, sharding="replicate")

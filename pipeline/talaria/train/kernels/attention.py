@@ -124,9 +124,12 @@ def _fixed_backward(
     scale: float,
     window: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums in one order, always. torch has no argument for it, only a global switch that the kernel reads when launched."""
+    """Sum in one order, always. torch has no argument for it, only a global switch that the kernel reads when launched.
+
+    With warn_only the kernel would warn, once, and add up in any order.
+    """
     before, only_warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     try:
         return _flash_backward(d_out, q, k, v, out, lse, packed, scale, window)
     finally:

@@ -30,6 +30,10 @@ MANY = 5120
 """Tokens of a micro-batch from which weight gradients are taken in 8 bits (train.fp8): with fewer, transposing operands and
 adding up the product take more time than the product saves (benchmarks/LOG.md)."""
 
+NARROWEST = 1024
+"""Features of a layer from which train.fp8 has an effect: what rounding costs grows with them, what it saves with their square
+(docs/decisions/0016-eight-bit-products.md)."""
+
 
 class Linear(NamedTuple):
     """A linear layer's parameters, or the derivatives by them; None for what it lacks."""

@@ -13,12 +13,11 @@ from torch.nn.functional import embedding
 
 from talaria.common.errors import ConfigError
 from talaria.train.batching.packing import MicroBatch
-from talaria.train.kernels import attention
+from talaria.train.kernels import attention, linear
 from talaria.train.kernels import decoder_layer as kernels_layer
 from talaria.train.kernels import elementwise as kernels
 from talaria.train.kernels.context_parallel import ContextGroup, SpreadSequences
 from talaria.train.kernels.decoder_layer import Saved, Stream, TokenLayout
-from talaria.train.kernels.linear import MANY
 from talaria.train.kernels.matmul import total_of
 from talaria.train.kernels.torch_internals import embedding_gradient
 from talaria.train.model.activation_memory import USABLE, ActivationMemory, head_width
@@ -56,7 +55,9 @@ class CausalLM(nn.Module):
         self.plain_because = "train.kernels is plain" if options.kernels == "plain" else self._why_plain()
         self.deterministic = options.deterministic
         self.train_loss = token_loss(options.loss)
-        self.fp8 = options.fp8
+        self.fp8 = options.fp8 and self.core.config.hidden_size >= linear.NARROWEST
+        self.too_narrow = options.fp8 and not self.fp8
+        """Whether products that were to be in 8 bits are not, since the model is too small to gain by it."""
         # Granite divides its logits; a factor on what the head takes is the same.
         self.logit_scale = 1.0 / getattr(self.core.config, "logits_scaling", 1.0)
         self.step = 0
@@ -73,7 +74,7 @@ class CausalLM(nn.Module):
         self.activations = ActivationMemory.of(self.core.config, fused=self.fused, itemsize=itemsize)
         if self.fused:
             for layer in layers(self):
-                kernels_layer.fuse(layer, self.core.config, fp8=options.fp8)
+                kernels_layer.fuse(layer, self.core.config, fp8=self.fp8)
 
     @property
     def core(self) -> Any:
@@ -244,7 +245,7 @@ def keep_rounded(model: CausalLM, room: float | None) -> float | None:
     if not model.fp8:
         return room
     left = None if room is None else room - sum(map(kernels_layer.rounded_bytes, layers(model)))
-    values = left is None or model.activations.tokens_without_recomputation(left) >= MANY
+    values = left is None or model.activations.tokens_without_recomputation(left) >= linear.MANY
     for layer in layers(model):
         kernels_layer.keep_rounded(layer, values=values)
     return left if values else room
@@ -262,8 +263,10 @@ def describe(model: CausalLM) -> str:
     dtype = torch.bfloat16 if isinstance(weight, DTensor) else weight.dtype
     kernel, because = attention.choose(weight.device.type, dtype, head_width(model.core.config), model.deterministic)
     where = "Triton" if weight.is_cuda and kernels.has_triton() else "plain PyTorch (no GPU with Triton)"
+    width = model.core.config.hidden_size
+    narrow = f", products in 16 bits, as layers of {width} features gain nothing in 8" if model.too_narrow else ""
     how = (
-        f"fused{', products in 8 bits' if model.fp8 else ''}, elementwise in {where}"
+        f"fused{', products in 8 bits' if model.fp8 else narrow}, elementwise in {where}"
         if model.fused
         else f"transformers' own, as {model.plain_because}"
     )
