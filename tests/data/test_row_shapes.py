@@ -224,6 +224,17 @@ def test_reasoning_developer_and_parts_of_text(tmp_path: Path) -> None:
     assert facts["mapped"] == {"parts of text to one text": 1, "thinking to reasoning_content": 1}
 
 
+def test_fields_that_only_a_later_file_has_are_read_from_it(tmp_path: Path) -> None:
+    """pyarrow, which reads a folder by its first file's schema, drops them (findings/pyarrow_struct_fields.sh)."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    thought = ANSWER | {"reasoning_content": "two and two"}
+    for name, answer in {"a": ANSWER, "b": thought, "c": ANSWER}.items():
+        pq.write_table(pa.Table.from_pylist([{"messages": [ASK, answer]}]), folder / f"{name}.parquet")
+    ours, _ = converted(folder)
+    assert [said(row)[1] for row in ours] == [ANSWER, thought, ANSWER]
+
+
 def test_the_fields_of_a_message_stand_in_one_order_whatever_the_source_has(tmp_path: Path) -> None:
     message = {
         "zeta": "mine", "step_loss_mask": 1, "weight": 1, "train": True, "tool_call_id": "c", "name": "n",
