@@ -30,10 +30,10 @@ SAVED = {"keep_last": 1, "snapshot_seconds": 10.0}
 LONG = {"steps": 4, "save_every": 10**6, "lr": 1e-5}
 RUNS: dict[str, dict[str, Any]] = {
     "one": {"gpus": 1, "global_batch": 128, "steps": 12},
-    "128 a card": {"global_batch": 256, "steps": 12},
-    "64": {"global_batch": 64, "steps": 50},
-    "32": {"global_batch": 32, "steps": 80},
-    "sharded 64": {"global_batch": 64, "steps": 50, "sharding": "shard"},
+    "128 a card": {"global_batch": 256, "steps": 10},
+    "64": {"global_batch": 64, "steps": 40},
+    "32": {"global_batch": 32, "steps": 60},
+    "sharded 64": {"global_batch": 64, "steps": 40, "sharding": "shard"},
     "save and kill": {"global_batch": 128, "steps": 44, "kill_after": 38, "to_end": True, "save_every": 22, **SAVED},
     "kill": {"global_batch": 128, "steps": 56, "kill_after": 44, **SAVED},
     "one, save and kill": {"gpus": 1, "global_batch": 64, "steps": 36, "kill_after": 30, "save_every": 14, **SAVED},

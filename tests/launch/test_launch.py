@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -231,6 +233,7 @@ def test_when_reaper_and_ranks_lose_each_other_the_launch_still_clears_up(launch
 DRIVER = """
 import json, sys
 from pathlib import Path
+from types import SimpleNamespace
 from talaria.config import load as settings
 from talaria.launch.stage import Machine, launch
 root, tree, env = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
@@ -311,6 +314,23 @@ def test_inputs_that_are_none_are_refused_at_once(launches) -> None:
     with pytest.raises(DataError, match="tokens: not a tokens folder"):
         launches.start()
     assert not launches.output.exists()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_ranks_compile_is_kept_where_python_may_not_leave_it_beside_the_source(
+    compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container with PYTHONDONTWRITEBYTECODE each launch would compile PyTorch and transformers anew."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)
+    (tmp_path / "torch.pyc").touch()
+    found = SimpleNamespace(origin=str(tmp_path / "torch.py"), cached=str(tmp_path / ("torch.pyc" if compiled else "no.pyc")))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    _, env = command(Train(), tmp_path, tmp_path, tmp_path, Machine(), gpus=0)
+    assert env.get("PYTHONDONTWRITEBYTECODE") == ("1" if compiled else None)
+    assert env.get("PYTHONPYCACHEPREFIX") == (None if compiled else str(tmp_path / "talaria" / "bytecode"))
 
 
 @quick

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -117,11 +118,29 @@ KEPT = ("ACCELERATE_USE_CPU",)
 def _environment(train: Train, machine: Machine, ranks: int, gpus: int) -> dict[str, str]:
     env = environment()  # with NCCL's settings as they are
     env = {name: value for name, value in env.items() if name in KEPT or not OTHER_LAUNCHERS.fullmatch(name)}
+    if machine.python == sys.executable and not _finds_bytecode():
+        env.pop("PYTHONDONTWRITEBYTECODE", None)
+        env.setdefault("PYTHONPYCACHEPREFIX", str(_bytecode_cache()))
     env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(int(train.stop_grace + SLACK))  # else it kills ranks 30 s after SIGTERM
     if not gpus:
         env["ACCELERATE_USE_CPU"] = "true"
         env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     return env | dict(machine.env or {})
+
+
+def _finds_bytecode() -> bool:
+    """Return whether Python finds PyTorch compiled, or may leave it where it looks: else each launch compiles it anew.
+
+    A third of the time to the first step went to that in a container with PYTHONDONTWRITEBYTECODE (benchmarks/LOG.md).
+    """
+    torch = importlib.util.find_spec("torch")
+    if torch is None or not torch.cached or not torch.origin:
+        return True
+    return Path(torch.cached).exists() or not (sys.dont_write_bytecode or not os.access(Path(torch.origin).parent, os.W_OK))
+
+
+def _bytecode_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "talaria" / "bytecode"
 
 
 def _require_bearable(ranks: int, gpus: int) -> None:

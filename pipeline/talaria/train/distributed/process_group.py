@@ -97,7 +97,22 @@ def join(timeout_seconds: float) -> ProcessGroup:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout, device_id=bound)  # type: ignore[attr-defined]
     else:
         dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout, device_id=bound)
-    return ProcessGroup(rank, size, local_rank, local_size, device)
+    group = ProcessGroup(rank, size, local_rank, local_size, device)
+    if device.type == "cuda":
+        _use_libraries(group)
+    return group
+
+
+def _use_libraries(group: ProcessGroup) -> None:
+    """Have cuBLAS and NCCL do what they do at their first use: a rank's imports, which run beside this, take longer."""
+    part = torch.zeros(256, 256, dtype=torch.bfloat16, device=group.device)
+    torch.mm(part, part)
+    if group.size > 1:
+        whole = part.new_zeros(group.size * 256, 256)
+        dist.all_reduce(part)
+        _reduce_scatter(part, whole)
+        all_gather(whole, part)
+    torch.cuda.synchronize(group.device)
 
 
 def leave() -> None:
