@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 from talaria.common.errors import DataError
-from talaria.registry.register import register
+from talaria.registry.kept_models import FINAL, KeptModel
+from talaria.registry.register import metrics_of, register
 from talaria.registry.versions import local_folder, search_versions, tags_of
 from talaria.tracking.mlflow_client import connect
 from talaria.tracking.tag_record import RECORD
@@ -267,3 +269,10 @@ def test_a_training_that_is_evaluated_again_gets_the_new_results(settings, folde
     found = read_items(client, version, ITEMS)
     assert found is not None
     assert found.metrics.keys() == {"heldout_loss", "exact_match", "task/new"}
+
+
+def test_numbers_that_are_not_finite_stay_out_of_mlflows_models() -> None:
+    """MLflow would keep NaN as 0 there: the lowest loss of all (findings/mlflow_model_nan.sh)."""
+    kept = KeptModel(Path("model"), 7, FINAL, math.nan, {}, {"web": 1.5, "code": math.inf})
+    report = {"base": {"loss": 2.0}, "tuned": {"exact_match": 0.0}}
+    assert metrics_of(kept, report) == {"eval_base_loss": 2.0, "eval_loss/web": 1.5, "eval_exact_match": 0.0}

@@ -8,6 +8,7 @@ registering again finds the versions that are there.
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -260,7 +261,11 @@ class _Registration:
 
 
 def metrics_of(kept: KeptModel, report: Mapping[str, Any]) -> dict[str, float]:
-    """Return the evaluation's numbers for one version under their MLflow names."""
+    """Return the evaluation's finite numbers for one version under their MLflow names.
+
+    MLflow keeps a model's NaN as 0, which would be the best of all losses, and infinity as 1.8e308 (findings/mlflow_model_nan.sh,
+    findings/mlflow_infinite_metric.sh). The version's tags say them as they are.
+    """
     tuned, base = report.get("tuned") or {}, report.get("base") or {}
     values = {"eval_loss": kept.loss, "eval_base_loss": base.get("loss")}
     values |= {f"eval_loss/{name}": loss for name, loss in kept.by_source.items()}
@@ -273,7 +278,7 @@ def metrics_of(kept: KeptModel, report: Mapping[str, Any]) -> dict[str, float]:
             **{f"eval_task_{name}": one["score"] for name, one in report.get("tasks", {}).get("tuned", {}).items()},
             **{f"eval_base_task_{name}": one["score"] for name, one in report.get("tasks", {}).get("base", {}).items()},
         }
-    return {name: float(value) for name, value in values.items() if value is not None}
+    return {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
 
 
 def curve(train: Path) -> Curve:
