@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from talaria.common.errors import DataError
 from talaria.tokenization import chatml as chat
+from talaria.tokenization import encoder
 from talaria.tokenization.encoder import TokenBatch, encode, flatten
 from talaria.tokenization.tokenizer import Tokenizer, load
 from tokenizers import Tokenizer as HuggingFaceTokenizer
@@ -53,6 +54,19 @@ def test_ids_and_mask_written_out(tokenizer: Tokenizer) -> None:
 def test_without_the_line_break_after_the_answer(tokenizer: Tokenizer) -> None:
     _, mask = one([user("Hi"), assistant("Hello!")], tokenizer, newline=False)
     assert mask == [False] * (6 + 3) + [True] * 3 + [False]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_rows_encoded_a_few_at_a_time_are_those_encoded_together(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    rows = flatten(pa.array([[], *HANDWRITTEN.values(), [], []], MESSAGES).slice(1), 7, "test")
+    together = encode(rows, tokenizer, True)
+    monkeypatch.setattr(encoder, "AT_ONCE", at_once)
+    apart = encode(rows, tokenizer, True)
+    for name in ("ids", "mask", "offsets", "rows", "supervised"):
+        ours, theirs = getattr(apart, name), getattr(together, name)
+        assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs), name
 
 
 @pytest.mark.parametrize("name", [name for name in HANDWRITTEN if name != "control text"])

@@ -8,6 +8,7 @@ and one boolean assignment puts the encoder's ids into the places that are left.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +78,14 @@ class Messages:
     calls: Mask
     """Messages that call a tool."""
 
+    def slice(self, start: int, stop: int) -> Messages:
+        """Rows [start, stop) of the stretch."""
+        offsets = self.offsets[start : stop + 1]
+        first, end = int(offsets[0]), int(offsets[-1])
+        role, content = (values.slice(first, end - first) for values in (self.role, self.content))
+        answers, supervised, calls = (mask[first:end] for mask in (self.answers, self.supervised, self.calls))
+        return Messages(offsets - first, role, content, answers, supervised, self.rows[start:stop], calls)
+
 
 class EncodingMismatch(RuntimeError):
     """Our ids or mask of a row differ from the oracle's: a fault in the encoder or in the rule, never in the data."""
@@ -124,8 +133,28 @@ def flatten(messages: pa.Array, first_row: int, where: str, lenient: Mask | None
     return Messages(offsets, role, content, answers, supervised, np.arange(first_row, first_row + len(messages)), calls)
 
 
+AT_ONCE = 256
+"""Rows whose texts and ids stay in a core's cache while they are encoded: two thirds of the time of 4,096 rows at once."""
+
+
 def encode(messages: Messages, tokenizer: Tokenizer, supervise_newline: bool) -> TokenBatch:
     """Ids and loss masks of every conversation."""
+    rows = len(messages.rows)
+    parts = [messages.slice(start, min(start + AT_ONCE, rows)) for start in range(0, rows, AT_ONCE)] or [messages]
+    return joined([_encode(part, tokenizer, supervise_newline) for part in parts])
+
+
+def joined(batches: Sequence[TokenBatch]) -> TokenBatch:
+    """All their conversations, end to end."""
+    if len(batches) == 1:
+        return batches[0]
+    ids, mask, rows, supervised = (
+        np.concatenate([getattr(batch, name) for batch in batches]) for name in ("ids", "mask", "rows", "supervised")
+    )
+    return TokenBatch(ids, mask, starts(np.concatenate([batch.lengths for batch in batches])), rows, supervised)
+
+
+def _encode(messages: Messages, tokenizer: Tokenizer, supervise_newline: bool) -> TokenBatch:
     texts = messages.content.to_pylist()
     for number, role in zip(np.flatnonzero(~messages.answers).tolist(), _others(messages), strict=True):
         texts[number] = f"{role}\n{texts[number]}"

@@ -61,16 +61,30 @@ def read(file: pq.ParquetFile, chunks: Sequence[RowRange]) -> Iterator[tuple[Row
     groups, row = _groups(file, chunks[0].start, chunks[-1].stop)
     columns = columns_of(file.schema_arrow)
     batches = file.iter_batches(CHUNK, row_groups=groups, columns=columns)
-    held: pa.RecordBatch | None = None
+    held: list[pa.RecordBatch] = []  # end to end, from `row` on
     for chunk in chunks:
-        while held is None or row + len(held) < chunk.stop:
-            batch = next(batches)
-            held = pa.concat_batches([held, batch]) if held is not None and len(held) else batch
-            if row + len(held) <= chunk.start:  # rows of the row group before the first chunk
-                row, held = row + len(held), None
-        here = held.slice(chunk.start - row, chunk.stop - chunk.start)
+        while row + sum(map(len, held)) < chunk.stop:
+            held.append(next(batches))
+            if row + len(held[0]) <= chunk.start:  # rows of the row group before the first chunk
+                row += len(held.pop())
+        here, held = _cut(held, chunk.start - row, chunk.stop - row)
         yield chunk, MessageRows(here.column("messages"), here.column("tools") if "tools" in columns else None)
-        row, held = chunk.stop, held.slice(chunk.stop - row)
+        row = chunk.stop
+
+
+def _cut(held: Sequence[pa.RecordBatch], start: int, stop: int) -> tuple[pa.RecordBatch, list[pa.RecordBatch]]:
+    """Rows [start, stop) of batches that lie end to end, and what follows them; only the rows of two batches are copied."""
+    wanted: list[pa.RecordBatch] = []
+    rest: list[pa.RecordBatch] = []
+    first = 0
+    for batch in held:
+        begin, end = max(start - first, 0), min(stop - first, len(batch))
+        if end > begin:
+            wanted.append(batch.slice(begin, end - begin))
+        if end < len(batch):
+            rest.append(batch.slice(max(end, 0)))
+        first += len(batch)
+    return wanted[0] if len(wanted) == 1 else pa.concat_batches(wanted), rest
 
 
 def columns_of(schema: pa.Schema) -> list[str]:
