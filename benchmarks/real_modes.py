@@ -124,7 +124,9 @@ def train(args: argparse.Namespace) -> None:
     settings = {"global_batch": args.batch, "max_steps": args.steps, "lr": args.lr, "min_lr": args.lr / 10}
     settings |= {"warmup_fraction": 0.1, "max_tokens_per_device": 16384, **SETTINGS[name]}
     config = parse({"name": "real-modes", "train": settings}, "benchmark")
-    base, folder = args.work / "base", args.work / name
+    # As its files have it, as users train it; those who want fp32 get it in fp32.
+    base = args.model if road(name, 1) is ours and config.train.precision != "fp32" else args.work / "base"
+    folder = args.work / name
     losses, model = road(name, args.parts)(TrainJob(config, args.tokens, base, folder))
     seconds = time.perf_counter() - begin
     if not (folder / "model").exists():

@@ -48,19 +48,19 @@ def test_mixed_precision_keeps_fp32_where_it_matters(
 ) -> None:
     base = tmp_path / "bf16"
     AutoModelForCausalLM.from_pretrained(folders["base"], dtype=torch.bfloat16).save_pretrained(base)
-    mixed = job(
-        base=base, precision="mixed", sharding=sharding, shard_size=2 if sharding == "hybrid" else 0, max_steps=3, save_every=1
-    )
+    small: dict[str, Any] = {"base": base, "max_steps": 4, "lr": 1e-5, "min_lr": 1e-5, "warmup_fraction": 0.0}
+    mixed = job(precision="mixed", sharding=sharding, shard_size=2 if sharding == "hybrid" else 0, save_every=1, **small)
     ranks.run(mixed, size)
     for file in (max((mixed.output / "checkpoints").iterdir())).glob("*.safetensors"):
         assert {tensor.dtype for tensor in load_file(file).values()} == {torch.float32}
     stored = load_file(mixed.output / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
     reference = ranks.steps(mixed.output)
-    plain = job("plain", base=base, precision="fp32", max_steps=3)
+    plain = job("plain", precision="fp32", **small)
     ranks.run(plain)
     losses = [step["loss"] for step in ranks.steps(plain.output)]
-    assert [step["loss"] for step in reference] == pytest.approx(losses, rel=5e-3)
+    # Five times as far apart if masters begin on the numbers of the base, since its products then do not see small updates.
+    assert [step["loss"] for step in reference] == pytest.approx(losses, rel=1e-4)
 
 
 @pytest.mark.usefixtures("no_room_for_whole_weights")

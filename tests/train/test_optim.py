@@ -10,8 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from talaria.train.optim import bf16_masters
 from talaria.train.optim.adamw import AdamW, AdamWSettings
-from talaria.train.optim.bf16_masters import join_halves, split_halves
+from talaria.train.optim.bf16_masters import join_halves, split_halves, spread_masters
 from talaria.train.optim.lr_schedule import LRSchedule
 
 ADAMW = AdamWSettings(0.9, 0.95, 1e-8, 0.1)
@@ -127,3 +128,39 @@ def test_other_schedules(kind: Any, rates: dict[int, float]) -> None:
 def test_a_decay_longer_than_what_warmup_leaves_begins_after_it() -> None:
     schedule = LRSchedule(1.0, 0.0, 0.5, 10, "wsd", 1.0)
     assert [schedule(step) for step in (4, 5, 6, 10)] == pytest.approx([0.8, 1.0, 0.8, 0.0])
+
+
+def test_spread_masters_round_to_what_they_were_and_pass_on_the_mean_of_small_updates() -> None:
+    generator = torch.Generator().manual_seed(0)
+    stored = torch.cat(
+        [torch.randn(400_000, generator=generator), torch.tensor([0.0, -0.0, 1.0, -1.0, 2.0**-133, 3e38])]
+    ).bfloat16()
+
+    def spread(name: str, values: torch.Tensor) -> torch.Tensor:
+        param = torch.nn.Parameter(values.float())
+        spread_masters([(name, param)])
+        return param.detach()
+
+    master = spread("a", stored)
+    assert torch.equal(master.bfloat16().view(torch.int16), stored.view(torch.int16))
+    assert torch.equal(split_halves(master)[0].view(torch.int16), stored.view(torch.int16))
+    assert torch.equal(master, spread("a", stored.view(2, -1)).flatten())
+    assert not torch.equal(master, spread("b", stored))
+    assert (master == stored)[400_000:400_002].all()  # zeros
+    for update in (1e-4, 1e-5):
+        seen = {
+            name: float((start[:-6] + update).bfloat16().float().sub(stored[:-6].float()).mean())
+            for name, start in (("spread", master), ("as stored", stored.float()))
+        }
+        assert seen["spread"] == pytest.approx(update, rel=0.3)
+        assert seen["as stored"] < 0.3 * update
+
+
+def test_spreading_does_not_depend_on_how_much_is_done_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for at_once in (1 << 24, 7):
+        monkeypatch.setattr(bf16_masters, "_AT_ONCE", at_once)
+        param = torch.nn.Parameter(torch.ones(5, 4))
+        spread_masters([("x", param)])
+        made.append(param.detach())
+    assert torch.equal(*made)

@@ -23,6 +23,7 @@ from talaria.train.model.causal_lm import CausalLM, ModelOptions, keep_rounded, 
 from talaria.train.model.loading import load_model
 from talaria.train.model.lora import LoraOptions
 from talaria.train.optim.adamw import AdamW
+from talaria.train.optim.bf16_masters import spread_masters
 from talaria.train.optim.lr_schedule import LRSchedule
 from talaria.train.optimizer import make_optimizer, require_offloadable, stream_beside_layers
 from talaria.train.telemetry import flops as metrics
@@ -70,6 +71,8 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
     require_fixed_positions(model, max(int(split.lengths.max(initial=0)) for split in every))
     if job.tokenizer == job.base:
         _require_known_ids(every, model.core.config.vocab_size, job.tokens)
+    if train.precision == "mixed" and model.stored_in_bf16 and not train.lora.rank:
+        spread_masters((name, param) for name, param in model.named_parameters() if param.requires_grad)
     flops = metrics.flop_count(model)
     memory = min(group.gather(parallel.device_memory(group.device)))  # all ranks must decide the same by it
     offloaded = train.offload == "optimizer"

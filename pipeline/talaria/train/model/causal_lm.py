@@ -58,6 +58,8 @@ class CausalLM(nn.Module):
         self.fp8 = options.fp8 and self.core.config.hidden_size >= linear.NARROWEST
         self.too_narrow = options.fp8 and not self.fp8
         """Whether products that were to be in 8 bits are not, since the model is too small to gain by it."""
+        self.stored_in_bf16 = False
+        """Whether every weight is a bf16 number, as its file has it."""
         # Granite divides its logits; a factor on what the head takes is the same.
         self.logit_scale = 1.0 / getattr(self.core.config, "logits_scaling", 1.0)
         self.step = 0

@@ -38,6 +38,7 @@ def load_model(folder: str | Path, options: ModelOptions, device: torch.device |
     hf.get_input_embeddings().padding_idx = None
     freeze(hf, options.trainable, options.freeze)
     model = CausalLM(add_adapters(hf, options.lora) if options.lora else hf, options)
+    model.stored_in_bf16 = stored == torch.bfloat16
     if options.fp8 and (not model.fused or hf.config.hidden_size % 16 or hf.config.intermediate_size % 16):
         why = model.plain_because or "its widths are no multiples of 16"
         raise ConfigError(f"train.fp8 does not work for {folder}, as {why}; leave it off.")

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Iterable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+_AT_ONCE = 1 << 24
+"""Elements for which random bits, 8 bytes each, exist at a time."""
 
 
 def round_stochastically(master: Tensor, salt: int, start: int = 0) -> Tensor:
@@ -11,12 +17,35 @@ def round_stochastically(master: Tensor, salt: int, start: int = 0) -> Tensor:
 
     The random bits are a hash of (salt, place), the same whenever and wherever the step is made.
     """
-    bits = torch.arange(start, start + master.numel(), device=master.device).view(master.shape)
+    bits = _random_bits(start, master.numel(), salt, master.device).view(master.shape)
+    return ((master.view(torch.int32) + bits.int()) >> 16).to(torch.int16).view(torch.bfloat16)
+
+
+@torch.no_grad()
+def spread_masters(named: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """Move bf16 numbers, stored as fp32, to random places of the intervals that round to them; zeros stay. In place.
+
+    Products see a master rounded to bf16. If every master began in the middle of its interval, small updates would change none of
+    these for many steps, and then most of them at once. Spread evenly, as many change as the updates are long, so that the mean
+    of every update is seen at once. The places are a hash of (name, place in the parameter): the same in every run and on any
+    number of ranks.
+    """
+    for name, param in named:
+        values, salt = param.detach().view(-1), zlib.crc32(name.encode())
+        for start in range(0, len(values), _AT_ONCE):
+            piece = values[start : start + _AT_ONCE].view(torch.int32)
+            # Neither end of the interval, which some round to the neighbour.
+            away = (_random_bits(start, len(piece), salt, piece.device).int() - 0x8000).clamp_(min=-0x7FFF)
+            piece += torch.where((piece & 0x7FFFFFFF) == 0, 0, away)
+
+
+def _random_bits(start: int, count: int, salt: int, device: torch.device) -> Tensor:
+    """Return int64[count], 16 random bits each: a hash of (salt, place from `start` on)."""
+    bits = torch.arange(start, start + count, device=device)
     bits = (bits * 747796405 + salt) & 0xFFFFFFFF
     for _ in range(2):
         bits = ((bits ^ (bits >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
-    bits = (bits ^ (bits >> 16)) & 0xFFFF
-    return ((master.view(torch.int32) + bits.int()) >> 16).to(torch.int16).view(torch.bfloat16)
+    return (bits ^ (bits >> 16)) & 0xFFFF
 
 
 def split_halves(master: Tensor) -> tuple[Tensor, Tensor]:
