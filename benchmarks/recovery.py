@@ -35,6 +35,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "32": {"global_batch": 32, "steps": 60},
     "sharded 64": {"global_batch": 64, "steps": 40, "sharding": "shard"},
     "save and kill": {"global_batch": 128, "steps": 44, "kill_after": 38, "to_end": True, "save_every": 22, **SAVED},
+    "end": {"global_batch": 128, "steps": 6, "to_end": True},
     "kill": {"global_batch": 128, "steps": 56, "kill_after": 44, **SAVED},
     "one, save and kill": {"gpus": 1, "global_batch": 64, "steps": 36, "kill_after": 30, "save_every": 14, **SAVED},
     "64k over two": {**LONG, "length": 65536, "global_batch": 1, "context_parallel_size": 2, "max_tokens_per_device": 32768},
@@ -140,6 +141,11 @@ class Watched:
         for marker in self.output.glob("checkpoints/*/complete.json"):
             self.written.setdefault(int(marker.parent.name.removeprefix("step-")), time.time())
 
+    def written_until(self, step: int, begun: float) -> float:
+        """When the writing of a checkpoint ended, by a kill too; a minute after its begin where it was not seen to."""
+        cut = self.killed if self.killed and begun < self.killed else math.inf
+        return min(self.written.get(step, begun + 60), cut)
+
     def stretches(self) -> list[list[dict[str, Any]]]:
         """The steps that were made without an interruption, each time."""
         if self.killed is None:
@@ -176,7 +182,7 @@ def summary(watched: Watched) -> dict[str, Any]:
         for rows_made in made
         for row in rows_made
         for step, begun in saves.items()
-        if begun < row["time"] - row["seconds"] and row["time"] < watched.written.get(step, begun + 60) and row["step"] > step + 1
+        if begun < row["time"] - row["seconds"] and row["time"] < watched.written_until(step, begun) and row["step"] > step + 1
     ]
     return {
         "tokens_per_second": statistics.median(row["tokens_per_second"] for row in settled),

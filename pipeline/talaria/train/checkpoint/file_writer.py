@@ -17,49 +17,58 @@ import mmap
 import os
 import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CHUNK = 16 << 20
-_FLUSHED = 1 << 30
-"""Bytes after which what was written is flushed and let go of: the page cache would otherwise grow by a whole checkpoint."""
+_FLUSHED = 1 << 28
+"""Bytes after which what was written is flushed and let go of, in a thread: the page cache would otherwise grow by a whole
+checkpoint, and the disk stand still while the next bytes are copied and hashed."""
 
 
 def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     fd, size = int(sys.argv[1]), int(sys.argv[2])
-    with mmap.mmap(fd, size, prot=mmap.PROT_READ) as block, memoryview(block) as memory, ThreadPoolExecutor(1) as hashing:
+    with mmap.mmap(fd, size, prot=mmap.PROT_READ) as block, memoryview(block) as memory, ThreadPoolExecutor(2) as threads:
         for line in sys.stdin:
             try:
-                answer = _serve(json.loads(line), memory, hashing)
+                answer = _serve(json.loads(line), memory, threads)
             except OSError as error:
                 answer = {"error": f"{type(error).__name__}: {error}", "full": error.errno in FULL}
             sys.stdout.write(json.dumps(answer) + "\n")
             sys.stdout.flush()
 
 
-def _serve(request: dict[str, Any], memory: memoryview, hashing: ThreadPoolExecutor) -> dict[str, Any]:
+def _serve(request: dict[str, Any], memory: memoryview, threads: ThreadPoolExecutor) -> dict[str, Any]:
     written = {}
     for number, tensors in enumerate(request["files"]):
         path = Path(request["folder"]) / f"rank-{request['rank']:05d}-{number:03d}.safetensors"
-        written[path.name] = _write(path, tensors, memory, hashing)
+        written[path.name] = _write(path, tensors, memory, threads)
     return {"files": written}
 
 
-def _write(path: Path, tensors: list[dict[str, Any]], memory: memoryview, hashing: ThreadPoolExecutor) -> dict[str, Any]:
-    """One file in the safetensors format; a second thread hashes each chunk while it is being written."""
+def _write(path: Path, tensors: list[dict[str, Any]], memory: memoryview, threads: ThreadPoolExecutor) -> dict[str, Any]:
+    """One file in the safetensors format; one thread hashes each chunk while it is written, another flushes those before."""
     digest, total, flushed = hashlib.sha256(), 0, 0
+    flushing: Future[None] | None = None
     with path.open("wb", buffering=0) as file:
-        for chunk in (_header(tensors), *_chunks(tensors, memory)):
-            hashed = hashing.submit(digest.update, chunk)
-            total += _write_all(file.fileno(), chunk)
-            hashed.result()
-            if total - flushed >= _FLUSHED:
-                flushed = total
-                _flush(file.fileno())
+        try:
+            for chunk in (_header(tensors), *_chunks(tensors, memory)):
+                hashed = threads.submit(digest.update, chunk)
+                total += _write_all(file.fileno(), chunk)
+                hashed.result()
+                if total - flushed >= _FLUSHED:
+                    flushed = total
+                    if flushing:
+                        flushing.result()
+                    flushing = threads.submit(_flush, file.fileno())
+        finally:
+            wait([flushing] if flushing else [])  # before the file is closed
+        if flushing:
+            flushing.result()
         _flush(file.fileno())
     return {"bytes": total, "sha256": digest.hexdigest()}
 
