@@ -205,6 +205,9 @@ def test_numbers_that_make_little_sense_are_told(job: Callable[..., TrainJob]) -
     one = job("one", max_steps=1)
     ranks.run(one)
     assert "nothing is trained" in warnings(one)[0]
+    whole = job("whole", max_steps=2, sharding="shard")
+    ranks.run(whole, 2)
+    assert [message[:49] for message in warnings(whole)] == ["train.sharding is shard, but the whole model fits"]
     fine = job("fine", max_steps=2)
     ranks.run(fine)
     assert warnings(fine) == []

@@ -133,7 +133,7 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
         ),
         checkpoints=checkpoints,
         exporter=Exporter(model, optimizer, trained, job, group),
-        warnings=_senseless(train, schedule, plan),
+        warnings=[*_senseless(train, schedule, plan), *_other_layout(train, layout, group)],
         sources=sources,
     )
 
@@ -174,6 +174,13 @@ def _senseless(train: Train, schedule: LRSchedule, plan: Plan) -> list[str]:
             "a step trains some of them more than once, or is short"
         )
     return found
+
+
+def _other_layout(train: Train, layout: parallel.ReplicaLayout, group: ProcessGroup) -> list[str]:
+    """What to tell where ranks that were to be sharded are not."""
+    if train.sharding not in ("shard", "hybrid") or layout.sharded or group.size == 1:
+        return []
+    return [f"train.sharding is {train.sharding}, but the whole model fits on each rank: ranks are replicated, which is faster"]
 
 
 def model_options(train: Train) -> ModelOptions:
