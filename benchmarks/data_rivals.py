@@ -57,7 +57,7 @@ def batched(parquet: Path, tokenizer: Path, output: Path) -> None:
 
 def without(parquet: Path, tokenizer: Path, output: Path) -> None:
     import numpy as np
-    from talaria.config.schema import Tokenize
+    from talaria.config.data_settings import Tokenize
     from talaria.tokenization import fastokens_backend as fast
     from talaria.tokenization import row_filter as select
     from talaria.tokenization import stage as encode

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from talaria.common.errors import ConfigError, UserError
 from talaria.config import load as settings
-from talaria.config.schema import Convert
+from talaria.config.data_settings import Convert
 from talaria_airflow.dag import tasks as dag_tasks
 from talaria_airflow.operators.links import AnswersLink
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from talaria.common.errors import DataError, UserError
-from talaria.config.schema import Convert
+from talaria.config.data_settings import Convert
 from talaria.data import convert_rows
 from talaria.data.convert import convert
 from talaria.data.readers import json_schema, json_split

@@ -14,8 +14,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from talaria.common.errors import DataError, UserError
+from talaria.config.data_settings import Download
 from talaria.config.load import load
-from talaria.config.schema import Config, Download
+from talaria.config.schema import Config
 from talaria.data.convert import convert_sources
 from talaria.data.download import download, fingerprint
 from talaria.data.synthetic.generator import generate

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from talaria.common.errors import UserError
 from talaria.common.printable import printable
-from talaria.config.schema import Convert
+from talaria.config.data_settings import Convert
 from talaria.data.convert import convert
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from talaria.config.schema import Convert
+from talaria.config.data_settings import Convert
 from talaria.data.convert import convert
 from talaria.data.synthetic.generator import write_sample
 

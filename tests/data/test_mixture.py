@@ -14,7 +14,8 @@ from talaria.cli import stage_commands  # noqa: F401
 from talaria.cli.app import app
 from talaria.common.errors import UserError
 from talaria.common.files import file_digest
-from talaria.config.schema import Config, Convert, Download
+from talaria.config.data_settings import Convert, Download
+from talaria.config.schema import Config
 from talaria.data.mixture_layout import MixtureLayout
 from talaria.stages.table import key_of, planned_keys
 from talaria.tokenization.dataset import open_tokens

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from talaria.common.errors import DataError, UserError
-from talaria.config.schema import Convert
+from talaria.config.data_settings import Convert
 from talaria.data.convert import convert
 from talaria.data.readers import json_split, tables
 from talaria.data.source_files import matches
@@ -330,7 +330,8 @@ SPLITS: list[tuple[list[str], list[int]]] = [
 
 @pytest.mark.parametrize(("names", "taken"), SPLITS)
 def test_validation_and_test_files_are_not_trained_unasked(tmp_path: Path, names: list[str], taken: list[int]) -> None:
-    from talaria.config.schema import Config, Download
+    from talaria.config.data_settings import Download
+    from talaria.config.schema import Config
     from talaria.data.download import download
 
     folder = tmp_path / "folder"

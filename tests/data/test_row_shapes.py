@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from talaria.common.errors import ConfigError, DataError
+from talaria.config.data_settings import Convert
 from talaria.config.load import override
-from talaria.config.schema import Convert
 from talaria.data.convert import convert
 
 Row = dict[str, Any]

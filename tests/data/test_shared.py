@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from talaria.config.schema import Convert
+from talaria.config.data_settings import Convert
 from talaria.data.convert import convert
 
 from tests.data.reference import plain, reference_convert

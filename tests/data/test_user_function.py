@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from talaria.common.errors import ConfigError, DataError
 from talaria.common.user_code import ALLOW
-from talaria.config.schema import Config, Convert
+from talaria.config.data_settings import Convert
+from talaria.config.schema import Config
 from talaria.data.convert import convert, fingerprint
 
 ALPACA = """

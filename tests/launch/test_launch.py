@@ -22,7 +22,7 @@ import pytest
 from talaria.common.errors import DataError, UserError
 from talaria.common.locks import Busy, locked
 from talaria.config import load as settings
-from talaria.config.schema import Train
+from talaria.config.train_settings import Train
 from talaria.launch import restarts as restarts_module
 from talaria.launch import stage as launch
 from talaria.launch import standby

@@ -18,7 +18,7 @@ from talaria.base_model import stage as base_stage
 from talaria.base_model.families import FAMILIES, refusal
 from talaria.common.errors import DataError, UserError
 from talaria.common.files import file_digest, read_object
-from talaria.config.schema import Train
+from talaria.config.train_settings import Train
 from talaria.launch import input_check
 from talaria.launch import stage as launch
 from talaria.launch.accelerate_command import Machine, command

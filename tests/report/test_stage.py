@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from talaria.config import load as settings
-from talaria.config.schema import Convert, Tokenize
+from talaria.config.data_settings import Convert, Tokenize
 from talaria.data.convert import convert
 from talaria.data.synthetic.generator import generate
 from talaria.report import stage

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from talaria.common.errors import DataError
-from talaria.config.schema import Tokenize
+from talaria.config.data_settings import Tokenize
 from talaria.tokenization import chatml_rows
 from talaria.tokenization.comparison import audit, reloaded
 from talaria.tokenization.encoder import EncodingMismatch

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from talaria.common.errors import DataError
-from talaria.config.schema import Tokenize
+from talaria.config.data_settings import Tokenize
 from talaria.tokenization import chunk_processes, stage
 from talaria.tokenization.parquet_chunks import RowRange
 from talaria.tokenization.stage import tokenize

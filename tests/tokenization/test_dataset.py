@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import pytest
 from talaria.common.errors import DataError
-from talaria.config.schema import Tokenize
+from talaria.config.data_settings import Tokenize
 from talaria.tokenization.dataset import Tokens, open_tokens
 from talaria.tokenization.stage import tokenize
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from talaria.common.errors import DataError, UserError
-from talaria.config.schema import Tokenize
+from talaria.config.data_settings import Tokenize
 from talaria.tokenization import chatml as chat
 from talaria.tokenization import chatml_rows
 from talaria.tokenization.dataset import open_tokens

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from talaria.config.schema import Convert, Tokenize
+from talaria.config.data_settings import Convert, Tokenize
 from talaria.data.convert import convert
 from talaria.tokenization import chatml as chat
 from talaria.tokenization.dataset import open_tokens

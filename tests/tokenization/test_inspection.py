@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from talaria.common.errors import DataError, UserError
-from talaria.config.schema import Tokenize
+from talaria.config.data_settings import Tokenize
 from talaria.tokenization import chatml as chat
 from talaria.tokenization.inspection import Folder, show, write_html
 from talaria.tokenization.stage import tokenize

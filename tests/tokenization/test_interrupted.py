@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from talaria.config.schema import Tokenize
+from talaria.config.data_settings import Tokenize
 from talaria.tokenization.stage import tokenize
 
 from tests.support.conversations import numbered, write_parquet

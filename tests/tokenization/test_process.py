@@ -15,7 +15,7 @@ from tests.support.conversations import numbered, write_parquet
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
-from talaria.config.schema import Tokenize
+from talaria.config.data_settings import Tokenize
 from talaria.tokenization.stage import tokenize
 settings = Tokenize(backend="fastokens", validation_fraction=0.1, max_tokens=400)
 tokenize(*map(Path, sys.argv[1:]), settings)

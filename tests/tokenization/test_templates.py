@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from talaria.common.errors import DataError
-from talaria.config.schema import Tokenize
+from talaria.config.data_settings import Tokenize
 from talaria.tokenization.dataset import open_tokens
 from talaria.tokenization.stage import tokenize
 from talaria.tokenization.tokenizer_folder import own_template

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from talaria.common.errors import DataError
-from talaria.config.schema import Tokenize
+from talaria.config.data_settings import Tokenize
 from talaria.tokenization.chatml import template
 from talaria.tokenization.dataset import open_tokens
 from talaria.tokenization.rendered.probe import answer_ends

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from talaria.config.schema import Tokenize
+from talaria.config.data_settings import Tokenize
 from talaria.tokenization import stage as encode
 from talaria.tokenization.dataset import open_tokens
 from talaria.train import trainer

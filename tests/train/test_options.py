@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from talaria.common.errors import ConfigError
 from talaria.common.user_code import ALLOW
-from talaria.config.schema import Train
+from talaria.config.train_settings import Train
 from talaria.runs.identity import run_identity
 from talaria.train.model.causal_lm import ModelOptions, sum_loss
 from talaria.train.model.loading import load_model

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from talaria.config.schema import Tokenize
+from talaria.config.data_settings import Tokenize
 from talaria.tokenization import stage as encode
 from talaria.train.batching.plan import Plan
 from talaria.train.train_state import TrainJob

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
-from talaria.config.schema import Tokenize
+from talaria.config.data_settings import Tokenize
 from talaria.tokenization import stage as encode
 from talaria.train.train_state import TrainJob
 from transformers import AutoModelForCausalLM, AutoTokenizer

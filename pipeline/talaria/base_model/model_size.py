@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from talaria.base_model.inspection import read_json, require_usable
-from talaria.config.schema import Base, Train
+from talaria.config.data_settings import Base
+from talaria.config.train_settings import Train
 
 STATE_BYTES = {"mixed": (6, 10), "fp32": (8, 8), "bf16": (4, 4)}
 """Precision -> bytes of a trained parameter on each rank, and bytes that all ranks share: weight, gradient, optimiser state."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talaria.config.schema import ModelShape
+from talaria.config.data_settings import ModelShape
 from talaria.data.messages_parquet import open_parquet
 from talaria.tokenization import chatml as chat
 from talaria.tokenization.tokenizer_folder import TEMPLATE_FILE

@@ -12,7 +12,8 @@ from talaria.base_model.hf_folder import PATTERNS, copy_model, describe, model_f
 from talaria.base_model.inspection import read_json, require_usable
 from talaria.common.errors import DataError
 from talaria.common.files import file_digest
-from talaria.config.schema import Base, Config
+from talaria.config.data_settings import Base
+from talaria.config.schema import Config
 from talaria.data.messages_parquet import MESSAGES
 from talaria.tokenization import chatml as chat
 from talaria.tokenization.tokenizer import open_hugging_face

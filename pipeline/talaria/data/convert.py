@@ -15,7 +15,8 @@ from typing import Any
 from talaria.common.errors import UserError
 from talaria.common.files import fsync
 from talaria.common.output_folder import beside
-from talaria.config.schema import Config, Convert, Source
+from talaria.config.data_settings import Convert, Source
+from talaria.config.schema import Config
 from talaria.data import mixture
 from talaria.data.conversation.drop_reasons import REASONS
 from talaria.data.convert_rows import OnRows, copy_rows, write_messages

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from talaria.common.errors import DataError
 from talaria.common.threads import ordered
-from talaria.config.schema import Convert
+from talaria.config.data_settings import Convert
 from talaria.data.conversation.row_shape import RowShape
 from talaria.data.convert_rows import Example, Facts, Made, finish, message_steps, threads, write
 from talaria.data.messages_parquet import MESSAGES, codecs

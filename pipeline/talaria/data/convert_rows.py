@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from talaria.common.errors import DataError
 from talaria.common.threads import ordered
-from talaria.config.schema import Convert
+from talaria.config.data_settings import Convert
 from talaria.data.conversation import by_row
 from talaria.data.conversation.columnar import PlainTurns, add_messages, odd_rows, plain_turns
 from talaria.data.conversation.drop_reasons import ALWAYS_FATAL, FATAL, INVALID, NOT_AN_OBJECT, REASONS, kind_of

@@ -14,7 +14,8 @@ from typing import Any
 from talaria.common.errors import DataError
 from talaria.common.files import file_digest
 from talaria.common.output_folder import replacing
-from talaria.config.schema import Config, Download
+from talaria.config.data_settings import Download
+from talaria.config.schema import Config
 from talaria.data.source_files import find_files
 
 Facts = dict[str, Any]

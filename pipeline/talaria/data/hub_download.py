@@ -18,7 +18,7 @@ from typing import BinaryIO
 from talaria.common.errors import DataError, Unavailable, UserError
 from talaria.common.hub import commit_of, explained, token
 from talaria.common.locks import lock_itself
-from talaria.config.schema import Download
+from talaria.config.data_settings import Download
 from talaria.data.source_files import DATA_SUFFIXES, EVERY, KINDS, PACKED_SUFFIXES, find_files, is_data_name, matches, of_training
 
 

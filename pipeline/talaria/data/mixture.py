@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from talaria.common.arrow import to_arrow
 from talaria.common.errors import DataError
-from talaria.config.schema import Source
+from talaria.config.data_settings import Source
 from talaria.data.conversation.by_row import KNOWN
 from talaria.data.conversation.columnar import column_of, list_offsets
 from talaria.data.conversation.drop_reasons import IN_HELD_OUT, NOT_CHOSEN

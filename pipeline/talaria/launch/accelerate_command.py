@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from talaria.common.errors import UserError
-from talaria.config.schema import Train
+from talaria.config.train_settings import Train
 from talaria.process.supervisor import environment
 from talaria.runs.folder import CONFIG
 

@@ -11,7 +11,7 @@ from talaria.runs.folder import METRICS
 from talaria.runs.jsonl import tail
 
 if TYPE_CHECKING:
-    from talaria.config.schema import Train
+    from talaria.config.train_settings import Train
 
 _MOURNING = 1.0
 """Seconds that survivors get to say themselves what has happened, before they are killed."""

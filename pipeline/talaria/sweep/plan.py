@@ -10,9 +10,10 @@ from typing import Any
 
 from talaria.common.errors import ConfigError
 from talaria.config import load as settings
-from talaria.config.schema import Config, Train
+from talaria.config.schema import Config
 from talaria.config.section import NotInKey, Section
 from talaria.config.sweep_settings import Sweep
+from talaria.config.train_settings import Train
 
 MOST = 1_000
 _DIGITS = 4

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from talaria.common.arrow import to_numpy
 from talaria.common.errors import DataError
-from talaria.config.schema import Tokenize
+from talaria.config.data_settings import Tokenize
 from talaria.tokenization import chatml as chat
 from talaria.tokenization.comparison.audit import Candidate
 from talaria.tokenization.comparison.reloaded import reloaded

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from talaria.common.torch_free import hide_torch
-from talaria.config.schema import Tokenize
+from talaria.config.data_settings import Tokenize
 from talaria.tokenization.parquet_chunks import RowRange, read
 from talaria.tokenization.row_filter import Kept, Selector, Variables
 

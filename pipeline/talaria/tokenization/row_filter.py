@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from talaria.common.arrow import scalar, to_arrow, to_numpy
-from talaria.config.schema import Tokenize
+from talaria.config.data_settings import Tokenize
 from talaria.tokenization import chatml as chat
 from talaria.tokenization import reasons
 from talaria.tokenization.chatml_rows import ChatmlRows

@@ -19,7 +19,8 @@ from typing import Any
 from talaria.common.errors import DataError
 from talaria.common.files import link_or_copy
 from talaria.common.threads import ordered
-from talaria.config.schema import Config, Tokenize
+from talaria.config.data_settings import Tokenize
+from talaria.config.schema import Config
 from talaria.data.messages_parquet import open_parquet
 from talaria.data.mixture_layout import MixtureLayout
 from talaria.tokenization import chunk_processes, reasons

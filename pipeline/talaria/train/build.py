@@ -34,7 +34,7 @@ from talaria.train.train_step import TrainStep
 from talaria.train.validation import Validation
 
 if TYPE_CHECKING:
-    from talaria.config.schema import Train
+    from talaria.config.train_settings import Train
     from talaria.tokenization.dataset import Tokens
 
 _GATHERED = 8192

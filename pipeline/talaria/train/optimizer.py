@@ -18,7 +18,7 @@ from talaria.train.optim.adamw import AdamW, AdamWSettings
 from talaria.train.optim.offload import OffloadedAdamW
 
 if TYPE_CHECKING:
-    from talaria.config.schema import Train
+    from talaria.config.train_settings import Train
 
 _OF_HOST_MEMORY = 0.9
 """Share of a machine's memory that the optimizer's state may take."""

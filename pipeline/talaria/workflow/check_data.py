@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from talaria.common.errors import DataError, UserError
-from talaria.config.schema import Config, Download
+from talaria.config.data_settings import Download
+from talaria.config.schema import Config
 from talaria.data.conversation.content import ASSISTANT, SWITCHES
 from talaria.data.conversation.drop_reasons import REASONS
 from talaria.data.convert_rows import write_messages

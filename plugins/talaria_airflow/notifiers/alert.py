@@ -13,7 +13,7 @@ import httpx
 from airflow.sdk import BaseNotifier, Connection, Context
 from airflow.sdk.exceptions import AirflowException
 from airflow.sdk.log import mask_secret
-from talaria.config.schema import Alerts
+from talaria.config.operation_settings import Alerts
 
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs the address of every request, and the webhook's is a secret
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from talaria.common.redact import scrub
 from talaria.config import load as settings
-from talaria.config.schema import Config, Download
+from talaria.config.data_settings import Download
+from talaria.config.schema import Config
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from talaria.common.errors import DataError
-from talaria.config.schema import Tokenize
+from talaria.config.data_settings import Tokenize
 from talaria.tokenization import chatml as chat
 from talaria.tokenization.rendered.conversation import REASONING, TOOL_CALLS, PromptError
 from talaria.tokenization.rendered.probe import answer_ends

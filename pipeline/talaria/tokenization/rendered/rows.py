@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from talaria.common.errors import DataError
-from talaria.config.schema import Tokenize
+from talaria.config.data_settings import Tokenize
 from talaria.tokenization import reasons
 from talaria.tokenization.comparison.audit import Candidate
 from talaria.tokenization.comparison.reloaded import Here, open_saved
