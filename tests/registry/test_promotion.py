@@ -61,12 +61,8 @@ class Models:
 
 
 @pytest.fixture
-def models(uri: str) -> Models:
-    return Models(uri)
-
-
-@pytest.fixture
-def local(sqlite_uri: str) -> Models:
+def models(sqlite_uri: str) -> Models:
+    """test_registration.py has both ways to have MLflow; the gate asks the same client."""
     return Models(sqlite_uri)
 
 
@@ -158,11 +154,11 @@ def test_a_challenger_that_wins_later_is_no_challenger_any_more(models):
 
 
 @pytest.mark.parametrize("dies_in", ["set_registered_model_alias", "set_model_version_tag", "update_model_version"])
-def test_a_promotion_killed_anywhere_ends_the_same_when_repeated(local, monkeypatch, dies_in):
+def test_a_promotion_killed_anywhere_ends_the_same_when_repeated(models, monkeypatch, dies_in):
     from mlflow import MlflowClient
 
-    local.promote(local.add(4.0))
-    local.add(3.0)
+    models.promote(models.add(4.0))
+    models.add(3.0)
 
     def dies(*_, **__):
         raise KeyboardInterrupt
@@ -170,11 +166,11 @@ def test_a_promotion_killed_anywhere_ends_the_same_when_repeated(local, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, dies_in, dies)
         with pytest.raises(KeyboardInterrupt):
-            local.promote(2)
-    local.promote(2)
-    assert local.aliases() == {"champion": 2}
-    assert local.tags(2)["talaria.previous_champion"] == "1"
-    assert local.tags(1)["talaria.succeeded_by"] == "2"
+            models.promote(2)
+    models.promote(2)
+    assert models.aliases() == {"champion": 2}
+    assert models.tags(2)["talaria.previous_champion"] == "1"
+    assert models.tags(1)["talaria.succeeded_by"] == "2"
 
 
 def test_rollback_brings_the_former_champion_back_and_says_who_and_why(models):
@@ -199,11 +195,11 @@ def test_a_retried_rollback_goes_back_once(models):
     assert models.aliases()["champion"] == 2
 
 
-def test_a_rollback_killed_before_the_alias_moved_is_completed(local, monkeypatch):
+def test_a_rollback_killed_before_the_alias_moved_is_completed(models, monkeypatch):
     from mlflow import MlflowClient
 
     for loss in (4.0, 3.0, 2.0):
-        local.promote(local.add(loss))
+        models.promote(models.add(loss))
 
     def dies(*_, **__):
         raise KeyboardInterrupt
@@ -211,9 +207,9 @@ def test_a_rollback_killed_before_the_alias_moved_is_completed(local, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "set_registered_model_alias", dies)
         with pytest.raises(KeyboardInterrupt):
-            local.rollback(request="r")
-    local.rollback(request="r")
-    assert local.aliases()["champion"] == 2
+            models.rollback(request="r")
+    models.rollback(request="r")
+    assert models.aliases()["champion"] == 2
 
 
 def test_what_was_rolled_back_comes_back_by_a_persons_word_only(models):
@@ -316,12 +312,12 @@ def test_the_champion_answers_the_candidates_tasks(settings, folders, sqlite_uri
     assert told["reason"].endswith(again["reason"])
 
 
-def test_a_champion_that_cannot_be_measured_stays(local):
-    local.promote(local.add(3.0))
-    facts = local.promote(local.add(1.0, heldout="other"))
+def test_a_champion_that_cannot_be_measured_stays(models):
+    models.promote(models.add(3.0))
+    facts = models.promote(models.add(1.0, heldout="other"))
     assert not facts["promoted"]
     assert "is not known" in facts["reason"]
-    assert local.aliases()["champion"] == 1
+    assert models.aliases()["champion"] == 1
 
 
 def test_prune_keeps_the_newest_those_with_an_alias_and_the_way_back(models):
@@ -390,16 +386,16 @@ def test_a_champion_that_is_a_copy_is_measured(settings, folders, sqlite_uri):
     assert loss == pytest.approx(float(tags_of(candidate)["talaria.eval_loss"]), rel=1e-5)
 
 
-def test_writers_at_once_lose_nothing_of_each_others(local):
-    version = local.add(3.0)
+def test_writers_at_once_lose_nothing_of_each_others(models):
+    version = models.add(3.0)
     with ThreadPoolExecutor(8) as pool:
         for written in [
-            *(pool.submit(set_tags, local.client, local.name, version, {f"talaria.note.{n}": n}) for n in range(8)),
-            *(pool.submit(add_entry, local.client, local.name, version, "today", f"entry {n}") for n in range(8)),
+            *(pool.submit(set_tags, models.client, models.name, version, {f"talaria.note.{n}": n}) for n in range(8)),
+            *(pool.submit(add_entry, models.client, models.name, version, "today", f"entry {n}") for n in range(8)),
         ]:
             written.result()
-    assert {f"talaria.note.{n}" for n in range(8)} <= local.tags(version).keys()
-    assert sorted(line for line in local.description(version).splitlines() if "entry" in line) == [
+    assert {f"talaria.note.{n}" for n in range(8)} <= models.tags(version).keys()
+    assert sorted(line for line in models.description(version).splitlines() if "entry" in line) == [
         f"- today: entry {n}" for n in range(8)
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,11 +142,11 @@ def test_no_client_waits_for_mlflow(running: Running, monkeypatch: pytest.Monkey
         say(running, answer, thumb="up")
 
 
-def test_there_is_nothing_to_export(running: Running, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_nothing_to_export(running: Running, store: Path, tmp_path: Path) -> None:
     command = ["feedback", "export", "none", "--output", str(tmp_path / "x"), "--store"]
     done = CliRunner().invoke(app.app, [*command, str(store)])
     assert "talaria serve --traces none" in str(done.exception)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow's tracing sets it in the process that serves
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow's tracing sets it in the process that serves
     done = CliRunner().invoke(app.app, [*command, str(tmp_path / "elsewhere")])
     assert "there is no such database" in str(done.exception)
     assert not (tmp_path / "elsewhere").exists()
