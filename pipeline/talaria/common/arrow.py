@@ -30,6 +30,12 @@ def texts(values: Iterable[str]) -> pa.Array:
     return pa.Array.from_buffers(pa.large_string(), len(encoded), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))])
 
 
+def one_value(data: bytes | memoryview, kind: pa.DataType) -> pa.Array:
+    """Wrap bytes, without a copy or a look at them, as the one value of an array of large_string or large_binary."""
+    ends = np.array([0, len(data)], np.int64)
+    return pa.Array.from_buffers(kind, 1, [None, pa.py_buffer(ends), pa.py_buffer(data)])
+
+
 def scalar(text: str) -> pa.Scalar:
     """Return a large_string scalar."""
     return texts([text])[0]

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.json as pa_json
 
+from talaria.common.arrow import one_value
 from talaria.data.conversation.drop_reasons import INVALID, Bad
 from talaria.data.readers.json_split import ROWS
 
@@ -43,9 +43,8 @@ def read_table(chunk: bytes, schema: pa.Schema) -> pa.Table:
 
 def read_array(chunk: memoryview, schema: pa.Schema) -> pa.Table:
     """Read the rows of a chunk {"rows": [...]} in the given schema. Raises NeedsRows if Arrow's reader refuses one."""
-    ends = pa.py_buffer(np.array([0, len(chunk)], np.int64))
     try:  # Arrow's reader does not look whether text is UTF-8; what it lets pass would break later
-        pa.Array.from_buffers(pa.large_string(), 1, [None, ends, pa.py_buffer(chunk)]).validate(full=True)
+        one_value(chunk, pa.large_string()).validate(full=True)
         table = _read(chunk, pa.schema([(ROWS, pa.list_(pa.struct(list(schema))))]))
     except REFUSED as error:
         raise NeedsRows from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import BinaryIO, Self
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from talaria.common.arrow import one_value
 from talaria.common.threads import ordered
 from talaria.data.conversation.row_shape import RowShape
 from talaria.data.readers import column_types
@@ -35,14 +36,12 @@ DECLARED: dict[str, pa.DataType] = {
 }
 
 
-def quick_schemas(files: Sequence[SourceFile], *, to_the_end: bool) -> Iterator[pa.Schema]:
-    """Yield the schema by which the files may be read quickly, if there is one.
+def schema_to_read(files: Sequence[SourceFile], *, to_the_end: bool) -> pa.Schema | None:
+    """Return the schema by which the files may be read quickly, None where there is none.
 
     A file that is read `to_the_end` need not be looked through for names that are not declared: Arrow's reader stops at them.
     """
-    schema = declared_schema(files) if to_the_end else quick_schema(files)
-    if schema is not None:
-        yield schema
+    return declared_schema(files) if to_the_end else quick_schema(files)
 
 
 def quick_schema(files: Iterable[SourceFile]) -> pa.Schema | None:
@@ -116,8 +115,7 @@ class _Names:
             block[:overlap] = bytes(block[got : got + overlap])
 
     def _search(self, block: memoryview, before: str) -> None:
-        ends = pa.py_buffer(np.array([0, len(block)], np.int64))
-        text = pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(block)])
+        text = one_value(block, pa.large_binary())
         # each pattern begins with a literal, which the search goes by at several bytes a cycle
         self.weighted = self.weighted or pc.find_substring_regex(text, '"weight":')[0].as_py() >= 0
         while missing := "|".join(DECLARED.keys() - self.names.keys()):

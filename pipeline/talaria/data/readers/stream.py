@@ -11,7 +11,7 @@ import pyarrow as pa
 from talaria.data.conversation.row_shape import RowShape
 from talaria.data.readers import column_types
 from talaria.data.readers.json_parse import NeedsRows, read_array, read_table, rows_of
-from talaria.data.readers.json_schema import infer_files, quick_schemas
+from talaria.data.readers.json_schema import infer_files, schema_to_read
 from talaria.data.readers.json_split import JsonLayout, read_arrays, read_chunks
 from talaria.data.readers.row_chunk import RowValues
 from talaria.data.readers.tables import TableReader
@@ -50,7 +50,7 @@ def streams(files: Sequence[SourceFile], threads: int, shape: RowShape | None, *
     if files[0].kind != "json":
         yield TableReader.of(files)
         return
-    for schema in quick_schemas(files, to_the_end=to_the_end):
+    if (schema := schema_to_read(files, to_the_end=to_the_end)) is not None:
         yield JsonReader(files, {field.name: field.type for field in schema}, exact=False)
     yield JsonReader(files, infer_files(files, threads, shape), exact=True)
 

@@ -8,6 +8,7 @@ first attempt would have.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from talaria.common.errors import DataError
@@ -83,7 +84,7 @@ def promote(
         "version": number,
         "promoted": decision.promoted,
         "reason": f"Version {number} {'is the champion' if decision.promoted else 'is not promoted'}. {decision.reason}",
-        "losses": {"candidate": losses.candidate, "base": losses.base, "champion": losses.champion},
+        "losses": asdict(losses),
         "champion": number if decision.promoted else champion,
         "previous": champion,
     }
@@ -125,7 +126,7 @@ def preview(
         "version": number,
         "promoted": decision.promoted,
         "reason": decision.reason,
-        "losses": {"candidate": losses.candidate, "base": losses.base, "champion": losses.champion},
+        "losses": asdict(losses),
         "champion": champion,
         "rejected": f"{REJECTED}_by" in tags_of(candidate),
         **({"beside": beside} if beside else {}),
