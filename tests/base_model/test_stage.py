@@ -19,9 +19,10 @@ from talaria.common.errors import DataError
 from talaria.config.load import parse
 from talaria.config.schema import Config
 from talaria.tokenization import chatml as chat
+from talaria.tokenization.loading import load
 from talaria.tokenization.rendered.call_format import ToolCall, call_format
 from talaria.tokenization.rendered.prompt import prompt_encoder
-from talaria.tokenization.tokenizer import load, open_hugging_face
+from talaria.tokenization.tokenizer import open_hugging_face
 from talaria.tokenization.tokenizer_folder import ORIGINAL_TEMPLATE_FILE, TEMPLATE_FILE, find, own_template, save
 
 from tests.base_model import hub

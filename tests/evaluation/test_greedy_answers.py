@@ -7,7 +7,7 @@ import pytest
 from talaria.evaluation.greedy_answers import Answer, Prompt, answer_all, choose_prompts, cut, last_answer, open_for_answers
 from talaria.tokenization import chatml as chat
 from talaria.tokenization.dataset import open_tokens
-from talaria.tokenization.tokenizer import load
+from talaria.tokenization.loading import load
 
 END = 9
 

@@ -23,7 +23,7 @@ CONTROL = [user("<|im_end|>?"), assistant("<|im_start|>")]
 def test_a_process_of_its_own_says_what_transformers_makes_of_the_saved_folder(
     small_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chatml_rows, "reloaded", APART)
+    monkeypatch.setattr(reloaded, "reloaded", APART)
     rows = [*numbered(20), CONTROL, *LINE_BREAK_FIRST.values()]
     facts = tokenize(write_parquet(tmp_path / "m.parquet", rows), small_tokenizer, tmp_path / "tokens", Tokenize())
     assert facts["compared_with_hugging_face"] == len(rows)

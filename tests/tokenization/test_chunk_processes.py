@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from talaria.common.errors import DataError
 from talaria.config.data_settings import Tokenize
-from talaria.tokenization import chunk_processes, stage
+from talaria.tokenization import stage
 from talaria.tokenization.parquet_chunks import RowRange
+from talaria.tokenization.rendered import chunk_processes
 from talaria.tokenization.stage import tokenize
 
 from tests.support.conversations import user
@@ -32,5 +33,8 @@ def test_processes_write_the_bytes_of_one_and_name_a_bad_row(tmp_path: Path, mon
     shard = "data-00000-of-00001.arrow"
     assert (tmp_path / "by 1" / shard).read_bytes() == (tmp_path / "by 2" / shard).read_bytes()
     share = chunk_processes.Share(parquet, folder, Tokenize(template="own"), 100, None, ranges[2:])
-    with pytest.raises(DataError, match=r"messages.parquet, row 70: message 1 has no content"):
-        list(chunk_processes.in_processes(share, 1))
+    with (
+        chunk_processes.Workers(folder, "auto", 1) as workers,
+        pytest.raises(DataError, match=r"messages.parquet, row 70: message 1 has no content"),
+    ):
+        list(workers.encoded(share))

@@ -20,8 +20,8 @@ from talaria.tokenization import chatml as chat
 from talaria.tokenization import chatml_rows
 from talaria.tokenization.dataset import open_tokens
 from talaria.tokenization.encoder import EncodingMismatch
+from talaria.tokenization.loading import Loading, load
 from talaria.tokenization.stage import merge, tokenize, tokenize_range
-from talaria.tokenization.tokenizer import Loading, load
 
 from tests.support.conversations import HANDWRITTEN, MESSAGES, Conversation, assistant, numbered, system, user, write_parquet
 

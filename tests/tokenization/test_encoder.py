@@ -10,7 +10,8 @@ from talaria.common.errors import DataError
 from talaria.tokenization import chatml as chat
 from talaria.tokenization import encoder
 from talaria.tokenization.encoder import TokenBatch, encode, flatten
-from talaria.tokenization.tokenizer import Tokenizer, load
+from talaria.tokenization.loading import load
+from talaria.tokenization.tokenizer import Tokenizer
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from tests.support import qwen_tokenizer

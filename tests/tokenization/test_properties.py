@@ -9,7 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from talaria.tokenization import chatml as chat
 from talaria.tokenization.encoder import encode, flatten
-from talaria.tokenization.tokenizer import Loading, open_hugging_face
+from talaria.tokenization.loading import Loading
+from talaria.tokenization.tokenizer import open_hugging_face
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from tests.support import qwen_tokenizer

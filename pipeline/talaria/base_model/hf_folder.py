@@ -13,8 +13,9 @@ from talaria.base_model.inspection import INDEX, read_header, read_json, require
 from talaria.common.errors import DataError
 from talaria.common.files import file_digest, link_or_copy
 from talaria.tokenization import chatml as chat
+from talaria.tokenization.loading import Loading
 from talaria.tokenization.rendered.probe import answer_ends
-from talaria.tokenization.tokenizer import Loading, open_hugging_face
+from talaria.tokenization.tokenizer import open_hugging_face
 from talaria.tokenization.tokenizer_folder import own_template, save, template_of
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja")

@@ -195,10 +195,13 @@ def tokenize(
     from talaria.tokenization.tokenizer_folder import CHATML
 
     chosen = load(config, set_).tokenize
-    if chosen.backend != "tokenizers":
-        fast.begin(Path(tokenizer, "tokenizer.json"))
+    fast.prepare()
     if chosen.template == CHATML:
+        if chosen.backend != "tokenizers":
+            fast.begin(Path(tokenizer, "tokenizer.json"))
         reloaded.begin()
+    else:
+        reloaded.give_up()
     from talaria.tokenization.stage import tokenize as work
 
     with progress("tokenize", "rows") as rows:

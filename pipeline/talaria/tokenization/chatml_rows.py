@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from talaria.common.errors import DataError
 from talaria.config.data_settings import Tokenize
 from talaria.tokenization import chatml as chat
 from talaria.tokenization.comparison.audit import Candidate
-from talaria.tokenization.comparison.reloaded import reloaded
+from talaria.tokenization.comparison.reloaded import Reloaded
 from talaria.tokenization.encoder import Encoded, EncodingMismatch, Mask, encode, flatten
+from talaria.tokenization.loading import Loading
 from talaria.tokenization.parquet_chunks import MessageRows
 from talaria.tokenization.reasons import NOT_RENDERED
-from talaria.tokenization.tokenizer import Loading, begins_with_line_break
+from talaria.tokenization.tokenizer import Ids, Offsets, begins_with_line_break, flat
 
 _NOTHING = ("", "[]", "null", "{}")
 
@@ -29,13 +31,12 @@ _NOTHING = ("", "[]", "null", "{}")
 class ChatmlRows:
     """Encodes rows; holds no state, so that threads can share it. `compare` is for one thread."""
 
-    def __init__(self, parquet: Path, loading: Loading, config: Tokenize) -> None:
+    def __init__(self, parquet: Path, loading: Loading, config: Tokenize, source: str, reloaded: Reloaded) -> None:
+        """`source`: the template that is saved. `reloaded`: the folder that is saved with it."""
         self.parquet, self.config = parquet, config
         self._loading = loading
-        self.source = chat.template(loading.oracle.bos_text)
-        self.reloaded = reloaded(loading.folder, self.source)
-        special = [token.content for token in loading.hugging_face.get_added_tokens_decoder().values() if token.special]
-        self._controls = re.compile("|".join(map(re.escape, special)))
+        self.source, self.reloaded = source, reloaded
+        self._controls = re.compile("|".join(re.escape(text) for text, token in loading.added.items() if token.special))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -100,7 +101,7 @@ class ChatmlRows:
     def _compare(self, candidate: Candidate, messages: chat.Conversation, plain: chat.Conversation, theirs: list[int]) -> None:
         where, newline = f"{self.parquet}, row {candidate.number}", self.config.supervise_newline
         ids, mask = candidate.ids.tolist(), candidate.mask.tolist()
-        segments = list(chat.segments(messages, newline, self._loading.oracle.bos_text))
+        segments = list(chat.segments(messages, newline, self._loading.bos_text))
         if (ids, mask) != self._loading.tokenizer.ids(segments):
             raise EncodingMismatch(f"{where}: its ids or loss mask differ from the plain rule's; report this row.")
         if ids == theirs:
@@ -108,8 +109,12 @@ class ChatmlRows:
         text = "".join(segment.text for segment in segments)
         said = "".join(segment.text for segment in segments if not segment.control)
         may_differ = self._controls.search(said) or any(begins_with_line_break(message) for message in messages)
-        if not may_differ or ids != self._loading.oracle.ids(segments, joined=True)[0] or text != self.reloaded.text(plain):
+        theirs_alone = replace(self._loading.tokenizer, encode=self._encode_by_transformers)
+        if not may_differ or ids != theirs_alone.ids(segments, joined=True)[0] or text != self.reloaded.text(plain):
             raise EncodingMismatch(
                 f"{where}: the encoder's ids differ from Hugging Face's for the saved template; "
                 "set tokenize.backend to tokenizers and report this row."
             )
+
+    def _encode_by_transformers(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
+        return flat(self.reloaded.pieces(texts))

@@ -6,6 +6,7 @@ import datetime
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,8 +26,9 @@ from talaria.tokenization.comparison.audit import Candidate, candidates
 from talaria.tokenization.comparison.reloaded import Reloaded
 from talaria.tokenization.dataset import TRAIN, VALIDATION
 from talaria.tokenization.encoder import Encoded, Mask, Messages, TokenBatch
+from talaria.tokenization.loading import Loading
 from talaria.tokenization.parquet_chunks import MessageRows, RowRange
-from talaria.tokenization.tokenizer import Loading, Offsets
+from talaria.tokenization.tokenizer import Offsets
 from talaria.tokenization.tokenizer_folder import CHATML, template_source
 
 _KNOWN = ("role", "content", "tool_calls", "reasoning_content", "name", "tool_call_id", *chat.SWITCHES)
@@ -100,9 +102,17 @@ def row_encoder(parquet: Path, folder: Path, config: Tokenize, variables: Variab
 
 def _row_encoder(parquet: Path, folder: Path, config: Tokenize, variables: Variables | None) -> RowEncoder:
     loading = Loading(folder, config.backend)
-    source = template_source(config.template, folder) if config.template != CHATML else chat.template(loading.oracle.bos_text)
-    if config.template == CHATML and loading.pieces_equal_whole(chat.END, chat.HEADER):
-        return ChatmlRows(parquet, loading, config)
+    if config.template != CHATML:
+        source = template_source(config.template, folder)
+    else:
+        source = chat.template(loading.bos_text)
+        with ExitStack() as stack:
+            opened = reloaded.reloaded(folder, source)  # told before the vocabulary is there
+            stack.callback(opened.close)
+            loading.tokenizer  # noqa: B018 (raises DataError where it knows no ChatML)
+            if loading.pieces_equal_whole(chat.END, chat.HEADER):
+                stack.pop_all()
+                return ChatmlRows(parquet, loading, config, source, opened)
     from talaria.tokenization.rendered.rows import RenderedRows
 
     return RenderedRows(parquet, loading, config, source, variables)

@@ -8,27 +8,26 @@ shards are spread over parts.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from talaria.common.errors import DataError
 from talaria.common.files import link_or_copy
-from talaria.common.threads import ordered
 from talaria.config.data_settings import Tokenize
 from talaria.config.schema import Config
 from talaria.data.messages_parquet import open_parquet
 from talaria.data.mixture_layout import MixtureLayout
-from talaria.tokenization import chunk_processes, reasons
+from talaria.tokenization import reasons
 from talaria.tokenization.arrow_writer import Shard, ShardWriter, shard_name, write_empty, write_index
 from talaria.tokenization.comparison.audit import Audit
 from talaria.tokenization.dataset import SOURCES, TRAIN
-from talaria.tokenization.parquet_chunks import RowRange, chunks_of, read
-from talaria.tokenization.row_filter import Kept, Selector
+from talaria.tokenization.parquet_chunks import chunks_of
+from talaria.tokenization.rendered.chunk_processes import begin, encoded
+from talaria.tokenization.row_filter import Kept
 from talaria.tokenization.tokenizer_folder import CHATML, OWN, find, save
 
 MESSAGES = "messages.parquet"
@@ -85,15 +84,14 @@ def tokenize_range(
     part_dir.mkdir(parents=True, exist_ok=True)
     rows = open_parquet(parquet).metadata.num_rows
     layout = layout_of(parquet, config)
-    selector = Selector(parquet, tokenizer, config, rows, layout.held_out if layout else None)
-    encoder = selector.encoder
     chunks = chunks_of(rows, config.shard_rows, part, parts)
     to_do = sum(chunk.stop - chunk.start for chunk in chunks)
     counts: Counter[str] = Counter()
-    with (
-        Audit(encoder.compare, encoder.reloaded.close) as audit,
-        closing(encoded(parquet, tokenizer, selector, config, chunks)) as every,
-    ):
+    with ExitStack() as stack:
+        selector, workers = begin(stack, parquet, tokenizer, config, rows, layout.held_out if layout else None, chunks)
+        encoder = selector.encoder
+        audit = stack.enter_context(Audit(encoder.compare, encoder.reloaded.close))
+        every = stack.enter_context(closing(encoded(parquet, tokenizer, selector, config, chunks, workers)))
         written = write_shards(noted(every, audit, counts, to_do, on_rows), selector.splits, part_dir)
         audit.finish()
     counts[reasons.COMPARED] = audit.compared
@@ -102,27 +100,12 @@ def tokenize_range(
         "counts": dict(counts),
         "splits": selector.splits,
         "mixture": layout.as_json() if layout else None,
-        "encoding": encoder.facts,
+        "encoding": workers.facts if workers else encoder.facts,
         "chat_template": encoder.source,
         "shards": [shard.as_json() for shard in written],
     }
     (part_dir / PART).write_text(json.dumps(facts, indent=1), encoding="utf-8")
     return facts
-
-
-def encoded(
-    parquet: Path, tokenizer: Path, selector: Selector, config: Tokenize, chunks: Sequence[RowRange]
-) -> Generator[Kept, None, None]:
-    """What becomes of each chunk, in order; by threads, or by processes where threads would wait for each other."""
-    workers = config.workers or len(os.sched_getaffinity(0))
-    if selector.encoder.holds_the_lock and workers > 1 and len(chunks) >= chunk_processes.AT_LEAST:
-        on_day = config.model_copy(update={"template_date": selector.encoder.day})
-        share = chunk_processes.Share(
-            parquet, tokenizer, on_day, selector.rows, selector.held_out_rows, chunks, selector.encoder.variables
-        )
-        yield from chunk_processes.in_processes(share, workers)
-    else:
-        yield from ordered(selector, read(open_parquet(parquet), chunks), workers)
 
 
 def noted(every: Iterable[Kept], audit: Audit, counts: Counter[str], to_do: int, on_rows: OnRows | None) -> Iterator[Kept]:

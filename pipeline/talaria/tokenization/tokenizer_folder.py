@@ -138,16 +138,26 @@ def _rebuilds_the_same(name: Any, file: Path) -> bool:
         return True
     if name not in ("Qwen2Tokenizer", "Qwen2TokenizerFast") or not file.is_file():
         return False
-    text = file.read_text(encoding="utf-8")
-    try:
-        before_vocabulary = json.loads(text[: text.index('"vocab"')].rstrip().rstrip(",") + "}}")
-    except ValueError:  # in another order than the library writes it: not known to be the same
+    found = before_vocabulary(file)
+    if found is None:  # not known to be the same
         return False
-    steps = (before_vocabulary.get("pre_tokenizer") or {}).get("pretokenizers", [])
+    steps = (found.get("pre_tokenizer") or {}).get("pretokenizers", [])
     return (
-        before_vocabulary.get("normalizer") == {"type": "NFC"}
+        found.get("normalizer") == {"type": "NFC"}
         and [step["type"] for step in steps] == ["Split", "ByteLevel"]
         and steps[0]["pattern"] == {"Regex": _QWEN2_SPLIT}
         and not steps[1]["add_prefix_space"]
-        and not any(before_vocabulary["model"].get(flag) for flag in _BPE_FLAGS)
+        and not any(found["model"].get(flag) for flag in _BPE_FLAGS)
     )
+
+
+def before_vocabulary(file: Path) -> dict[str, Any] | None:
+    """What tokenizer.json says before its vocabulary; None where there is no such file, or it is not in the library's order."""
+    if not file.is_file():
+        return None
+    text = file.read_text(encoding="utf-8", errors="replace")
+    try:
+        found: dict[str, Any] = json.loads(text[: text.index('"vocab"')].rstrip().rstrip(",") + "}}")
+    except ValueError:
+        return None
+    return found

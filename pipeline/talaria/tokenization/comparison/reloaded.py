@@ -38,6 +38,9 @@ class Reloaded(Protocol):
     def text(self, messages: Messages, tools: Sequence[Any] | None = None) -> str:
         """The conversation as the saved template renders it."""
 
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text by itself; what looks like a control token stays text."""
+
     def close(self) -> None:
         """End what was begun for it."""
 
@@ -93,6 +96,14 @@ class Here:
 
     def text(self, messages: Messages, tools: Sequence[Any] | None = None) -> str:
         return str(self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False))
+
+    def pieces(self, texts: Sequence[str], tools: None = None) -> list[list[int]]:
+        backend = self.tokenizer.backend_tokenizer
+        backend.encode_special_tokens = True
+        try:
+            return [backend.encode(text, add_special_tokens=False).ids for text in texts]
+        finally:
+            backend.encode_special_tokens = False
 
     def close(self) -> None:
         pass
@@ -161,6 +172,10 @@ class Apart:
 
     def text(self, messages: Messages, tools: Sequence[Any] | None = None) -> str:
         return str(self._ask("text", messages, tools))
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        found: list[list[int]] = self._ask("pieces", texts, None)
+        return found
 
     def close(self) -> None:
         self._process.close()

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 from talaria.common.errors import DataError
 from talaria.config.data_settings import Tokenize
 from talaria.tokenization import chatml as chat
+from talaria.tokenization.loading import Loading
 from talaria.tokenization.rendered.conversation import REASONING, TOOL_CALLS, PromptError
 from talaria.tokenization.rendered.probe import answer_ends
 from talaria.tokenization.rendered.rows import RenderedRows
-from talaria.tokenization.tokenizer import Loading, Tokenizer, open_hugging_face
+from talaria.tokenization.tokenizer import Tokenizer, open_hugging_face
 from talaria.tokenization.tokenizer_folder import OWN, template_of, template_source
 
 

@@ -18,13 +18,14 @@ from talaria.tokenization import reasons
 from talaria.tokenization.comparison.audit import Candidate
 from talaria.tokenization.comparison.reloaded import Here, open_saved
 from talaria.tokenization.encoder import Encoded, EncodingMismatch, flatten
+from talaria.tokenization.loading import Loading
 from talaria.tokenization.parquet_chunks import MessageRows
 from talaria.tokenization.rendered.chat_template import BREAK, ChatTemplate, Rendered, TemplateError
 from talaria.tokenization.rendered.conversation import REASONING, Conversation, ConversationReader, PromptError, RowError, any_of
 from talaria.tokenization.rendered.encoder import Marked, Pieces, encode_pieces, encode_whole, join
 from talaria.tokenization.rendered.loss_spans import SpanRule, check_tools, regions_of
 from talaria.tokenization.rendered.probe import probe
-from talaria.tokenization.tokenizer import Loading, encode_with
+from talaria.tokenization.tokenizer import encode_with
 
 
 class RenderedRows:
@@ -45,9 +46,8 @@ class RenderedRows:
         where = f"{loading.folder} (tokenize.template: {config.template})"
         self.template = ChatTemplate(source, self.variables, self.day, where)
         self.probed = probe(self.template)
-        added = loading.hugging_face.get_added_tokens_decoder()
-        self._controls = {token.content: id for id, token in added.items() if token.special}
-        ends = tuple(token.content for token in added.values())
+        self._controls = {text: token.id for text, token in loading.added.items() if token.special}
+        ends = tuple(loading.added)
         self._rule = SpanRule(self.template, self.probed.prompts, ends, config.supervise_newline, config.reasoning != "mask")
         self._splitting = re.compile(f"({any_of(self._controls)})")
         self._in_pieces = bool(self._controls) and loading.pieces_equal_whole(

@@ -15,7 +15,7 @@ from talaria.base_model.stage import require_trainable_base
 from talaria.common.errors import Unavailable
 from talaria.config.schema import Config
 from talaria.store.store import Store
-from talaria.tokenization.tokenizer import Loading
+from talaria.tokenization.loading import Loading
 from talaria.tokenization.tokenizer_folder import CHATML, FILES, OWN, TEMPLATE_FILE, template_source
 
 
