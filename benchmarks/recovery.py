@@ -95,14 +95,8 @@ def run(name: str, options: dict[str, Any], args: argparse.Namespace, work: Path
     if process.poll() is None:
         if watched.last < wanted or to_end:
             print(f"{name}: ended after {args.limit:g} s", flush=True)
-        for _ in range(2):  # what would follow, a checkpoint and an export, is not looked at
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.3)
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()  # what it started ends with it
-        process.wait()
+        interrupt(process)
+    end(process)
     ended = time.time()
     result = {**watched.result(), **summary(watched)}
     if to_end:
@@ -110,6 +104,21 @@ def run(name: str, options: dict[str, Any], args: argparse.Namespace, work: Path
     result["rows"] = [[row["step"], row["time"] - watched.began, row["seconds"]] for row in watched.found]
     shutil.rmtree(output, ignore_errors=True)
     return result
+
+
+def interrupt(process: subprocess.Popen[bytes]) -> None:
+    """What would follow, a checkpoint and an export, is not looked at."""
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()  # what it started ends with it
+        process.wait()
 
 
 class Watched:
@@ -237,6 +246,26 @@ def disk_speed(folder: Path, size: int = 4 << 30) -> float:
     return size / seconds
 
 
+def make_inputs(work: Path, shape: str) -> None:
+    """A model and tokens, where they are not there yet."""
+    if (work / "model").exists():
+        return
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from train_data import SHAPES, make_model, make_tokens
+    from train_gpus import make_tokenizer
+
+    begun = time.time()
+    sizes = SHAPES[shape]
+    make_model(work / "model", sizes, "cpu" if shape == "tiny" else "cuda")
+    make_tokens(work / "tokens", 256 * 40, sizes["vocab_size"], 8000)
+    make_tokenizer(work / "tokens" / "tokenizer")
+    for length in {options["length"] for options in RUNS.values() if "length" in options}:
+        made = 512 if shape == "tiny" else length
+        make_tokens(work / f"tokens-{length}", 24, sizes["vocab_size"], made, length=made)
+        make_tokenizer(work / f"tokens-{length}" / "tokenizer")
+    print(f"model and tokens made in {time.time() - begun:.0f} s", flush=True)
+
+
 def memory(name: str) -> int:
     """Bytes of a line of /proc/meminfo."""
     line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith(f"{name}:"))
@@ -271,21 +300,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args, started = parser.parse_args(), time.time()
     work = args.work or Path(tempfile.mkdtemp(prefix="talaria-recovery-"))
-    if not (work / "model").exists():
-        sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-        from train_data import SHAPES, make_model, make_tokens
-        from train_gpus import make_tokenizer
-
-        begun = time.time()
-        sizes = SHAPES[args.shape]
-        make_model(work / "model", sizes, "cpu" if args.shape == "tiny" else "cuda")
-        make_tokens(work / "tokens", 256 * 40, sizes["vocab_size"], 8000)
-        make_tokenizer(work / "tokens" / "tokenizer")
-        for length in {options["length"] for options in RUNS.values() if "length" in options}:
-            made = 512 if args.shape == "tiny" else length
-            make_tokens(work / f"tokens-{length}", 24, sizes["vocab_size"], made, length=made)
-            make_tokenizer(work / f"tokens-{length}" / "tokenizer")
-        print(f"model and tokens made in {time.time() - begun:.0f} s", flush=True)
+    make_inputs(work, args.shape)
     results = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
     for name in args.only:
         if time.time() - started > args.stop_after:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,3 +191,17 @@ def test_the_command_gets_signals_as_usual_and_no_stray_descriptor(tmp_path: Pat
         command = [sys.executable, "-m", "talaria.process.reaper", "--", sys.executable, "-c", ask]
         seen = subprocess.run(command, capture_output=True, text=True, pass_fds=[lock.fileno()], timeout=60).stdout
     assert seen.strip() == "set() ['0', '1', '2', '3']"  # 3 is the listing's own
+
+
+def test_a_process_whose_first_thread_has_ended_is_not_gone_before_the_others_are() -> None:
+    """So looks one that was killed while the kernel takes back its memory: a zombie, which holds all that it had."""
+    ends = {"x86_64": 60, "aarch64": 93}[platform.machine()]
+    first_ends = f"import ctypes, threading; threading.Thread(target=input).start(); ctypes.CDLL(None).syscall({ends}, 0)"
+    with subprocess.Popen([sys.executable, "-c", first_ends], stdin=subprocess.PIPE) as process:
+        stat = Path(f"/proc/{process.pid}/stat")
+        while stat.read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.01)
+        assert reaper.alive(process.pid)
+        process.kill()
+        while reaper.alive(process.pid):
+            time.sleep(0.01)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import mmap
 import os
+import shutil
 import signal
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from talaria.train.checkpoint import host_block
-from talaria.train.checkpoint.host_block import PAGE, HostBlock, make_pages, pieces
+from talaria.train.checkpoint.host_block import PAGE, HostBlock, fits, make_pages, pieces
 from talaria.train.checkpoint.reader import read
 from talaria.train.checkpoint.staging import Part
 from talaria.train.checkpoint.writer_process import WriteFailed, WriterProcess
@@ -27,7 +28,7 @@ def written(folder: Path, rank: int, start: int, stop: int) -> dict[str, dict[st
     """What rank `rank` writes of WHOLE."""
     block = HostBlock(4 * (stop - start), folder=None, name="test")
     block.view(0, stop - start, torch.float32).copy_(WHOLE[start:stop])
-    writer = WriterProcess(block, rank)
+    writer = WriterProcess([block], rank)
     tensor = {"name": "param.x", "dtype": "F32", "shape": [stop - start], "place": start, "start": 0, "bytes": 4 * (stop - start)}
     try:
         return writer.write(folder, [[tensor]])
@@ -68,7 +69,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 def test_a_writer_that_cannot_write_says_why_and_one_that_was_killed_too(tmp_path: Path) -> None:
     block = HostBlock(4, folder=None, name="test")
-    writer = WriterProcess(block, 0)
+    writer = WriterProcess([block], 0)
     tensor = {"name": "x", "dtype": "F32", "shape": [1], "place": 0, "start": 0, "bytes": 4}
     with pytest.raises(WriteFailed, match="FileNotFoundError"):
         writer.write(tmp_path / "missing", [[tensor]])
@@ -89,6 +90,14 @@ def test_a_block_in_a_folder_outlives_its_process(tmp_path: Path) -> None:
     assert again.kept
     assert again.bytes.tolist() == [7] * 64
     assert not HostBlock(128, folder=tmp_path, name="rank-0").kept  # another size: another state
+
+
+def test_a_second_block_is_wanted_where_there_is_room_for_those_of_all_ranks(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    assert fits(tmp_path / "rank-0-again", 1 << 20, 3 << 20)
+    assert not fits(tmp_path / "rank-0-again", 1 << 20, free)
+    HostBlock(1 << 20, folder=tmp_path, name="rank-0-again")
+    assert fits(tmp_path / "rank-0-again", 1 << 20, free)  # it is there
 
 
 def test_memory_is_made_without_changing_it_and_locked_where_no_copy_is_cut() -> None:
@@ -115,6 +124,7 @@ def test_locked_memory_is_unlocked_before_it_is_unmapped_and_not_while_it_is_use
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(host_block, "_AT_ONCE", PAGE)
     block = HostBlock(3 * PAGE, folder=None, name="test", device=torch.device("cuda", 0), starts=[PAGE, 2 * PAGE])
+    block.lock()
     block.ready()
     fd, first, used = block.fd, block.bytes.data_ptr(), block.view(PAGE, 2, torch.float32)
     assert block.pinned
@@ -135,6 +145,7 @@ def test_memory_that_was_locked_can_be_locked_and_copied_again() -> None:
     """An address that is mapped again after a block has gone is not taken for locked memory."""
     for _ in range(3):
         block = HostBlock(64 << 20, folder=None, name="test", device=torch.device("cuda", 0))
+        block.lock()
         block.ready()
         assert block.pinned
         block.bytes.fill_(3)

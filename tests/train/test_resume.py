@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,9 @@ def test_what_an_interrupted_save_left_is_gone_before_the_next_is_written(job: C
     def before(me: int) -> None:
         original = WriterProcess.write
 
-        def write(self: WriterProcess, folder: Path, files: Any) -> Any:
+        def write(self: WriterProcess, folder: Path, *more: Any) -> Any:
             print("writes beside", sorted(path.name for path in folder.parent.iterdir()), flush=True)
-            return original(self, folder, files)
+            return original(self, folder, *more)
 
         WriterProcess.write = write  # type: ignore[method-assign]
 
@@ -179,7 +180,8 @@ def snapshots_at_each_step(then: Callable[[int], None]) -> Callable[[int], None]
 
         def keep_in_memory(self: CheckpointManager, progress: dict[str, Any]) -> None:
             original(self, progress)
-            self.finish()
+            if self._copying:
+                self._copying.result()
 
         CheckpointManager.keep_in_memory = keep_in_memory  # type: ignore[method-assign]
         SaveClock.snapshot_due = lambda self: True  # type: ignore[method-assign]
@@ -196,20 +198,32 @@ def host_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("harm", ["none", "torn", "other ranks"])
+@pytest.mark.parametrize(
+    ("copies", "harm", "step"),
+    [(1, "none", 8), (1, "torn", None), (1, "other ranks", None), (2, "torn", 7), (2, "writing", 8)],
+)
 def test_ranks_that_died_take_up_from_the_snapshot_in_memory(
-    job: Callable[..., TrainJob], uninterrupted: Path, host_memory: Path, harm: str
+    job: Callable[..., TrainJob], uninterrupted: Path, host_memory: Path, copies: int, harm: str, step: int | None
 ) -> None:
-    broken = job(**SETTINGS | {"save_every": 1000, "num_processes": 0})
-    started = ranks.Ranks(broken, 2, snapshots_at_each_step(ranks.at_step(9, 1, signal.SIGKILL)))
+    """Torn: a rank was killed while it was copying; writing: a checkpoint of step 5 had not been written to the end."""
+
+    def die(me: int) -> None:
+        if harm == "writing":
+            WriterProcess.write = lambda *_: time.sleep(60)  # type: ignore[assignment, method-assign, return-value]
+        ranks.at_step(9, 1, signal.SIGKILL)(me)
+
+    save_every = 5 if harm == "writing" else 1000
+    broken = job(**SETTINGS | {"save_every": save_every, "num_processes": 0, "snapshot_copies": copies})
+    started = ranks.Ranks(broken, 2, snapshots_at_each_step(die))
     assert -signal.SIGKILL in started.codes(), started.log()
     assert (host_memory / "rank-1.pid").exists()  # by which the launcher learns of it
-    if harm == "torn":  # killed while it was copying
-        (host_memory / "rank-1.json").unlink()
+    notes = [note for note in host_memory.glob("rank-1*.json") if json.loads(note.read_text())["progress"]["step"] == 8]
+    if harm == "torn":
+        notes[0].unlink()
     size = 1 if harm == "other ranks" else 2
     ranks.run(broken, size)
     [resumed] = ranks.events(broken.output, "resume") or [{"message": ""}]
-    assert resumed["message"].startswith("from the snapshot of step 8 in memory") == (harm == "none")
+    assert resumed["message"].startswith(f"from the snapshot of step {step} in memory") == (step is not None)
     if size == 2:
         assert not list(host_memory.glob("*.pid"))
         assert ranks.steps(broken.output) == ranks.steps(uninterrupted)

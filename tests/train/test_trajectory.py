@@ -82,6 +82,19 @@ def test_weights_kept_in_eight_bits_follow_what_other_ranks_update(
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)
 
 
+@pytest.mark.usefixtures("no_room_for_whole_weights")
+def test_layers_that_share_two_places_are_trained_as_whole_ones(job: Callable[..., TrainJob]) -> None:
+    """Nothing before the first layer is trained, so that no hook says when its gradients are through."""
+    settings = {"precision": "mixed", "lr": 1e-2, "epochs": 3, "max_steps": 5, "max_tokens_per_device": 192}
+    made = [job(sharding, sharding=sharding, freeze=["*embed_tokens*"], **settings) for sharding in ("replicate", "shard")]
+    for run in made:
+        ranks.run(run, 2)
+    whole, ring = (ranks.steps(run.output) for run in made)
+    assert [step["loss"] for step in ring] == pytest.approx([step["loss"] for step in whole], rel=1e-3)
+    assert [step["grad_norm"] for step in ring] == pytest.approx([step["grad_norm"] for step in whole], rel=1e-2)
+    assert whole[-1]["loss"] < 0.95 * whole[0]["loss"]
+
+
 def test_a_model_that_no_rank_has_room_for_is_sharded(job: Callable[..., TrainJob], reference: list[dict[str, Any]]) -> None:
     divided = job(epochs=3, max_steps=STEPS, max_tokens_per_device=192)
     memory = {0: 10**9, 1: 1000}  # the ranks must agree, whatever their devices

@@ -79,6 +79,13 @@ class Train(Section):
         le=1e6,
         description="Seconds between copies of the state to host memory, from which ranks that died are started again; 0: none.",
     )
+    snapshot_copies: Annotated[int, NotInKey] = Field(
+        1,
+        ge=1,
+        le=2,
+        description="Copies of the state that are kept in host memory. 2: one is whole while the other is renewed or written to "
+        "the disk, for twice the memory.",
+    )
     restarts: Annotated[int, NotInKey] = Field(
         3,
         ge=0,

@@ -108,7 +108,7 @@ def supervise(command: Sequence[str], grace: float, parent: int, watch: Sequence
 
 
 def descendants() -> list[Process]:
-    """Return every living descendant of this process (zombies hold nothing and do not count)."""
+    """Return every living descendant of this process."""
     children: dict[int, list[Process]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit() and (process := alive(int(name))):
@@ -168,13 +168,18 @@ def _collect(launcher: int, code: int | None) -> int | None:
 
 
 def alive(pid: int) -> Process | None:
-    """Return the living process with this pid, or None."""
+    """Return the living process with this pid, or None.
+
+    A zombie holds nothing and does not count, unless it has threads: while they die, which takes seconds where there are tens of
+    gigabytes of page-locked memory to give back, they hold all that the process had, a GPU's memory too.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()  # the name before it may hold spaces and parentheses
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if fields[0] in (b"Z", b"X") else Process(pid, int(fields[1]), int(fields[19]))
+    gone = fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
+    return None if gone else Process(pid, int(fields[1]), int(fields[19]))
 
 
 def _signal(process: Process, number: int) -> None:

@@ -52,10 +52,11 @@ def train(job: TrainJob) -> int:
     stop = StopSignal().listen()
     if MARK in os.environ:  # launched beneath a reaper: should it and the launcher be killed, this rank saves and leaves too
         die_with_parent()
-    if (go := os.environ.pop(GO, None)) and not _waited(Path(go), job, stop):
+    go = os.environ.pop(GO, None)
+    if go and not _waited(Path(go), job, stop):
         return 0
     with _announced():
-        return _train(job, stop)
+        return _train(job, stop, takes_over=bool(go))
 
 
 def _waited(go: Path, job: TrainJob, stop: StopSignal) -> bool:
@@ -89,7 +90,7 @@ def _announced() -> Iterator[None]:
         note.unlink(missing_ok=True)
 
 
-def _train(job: TrainJob, stop: StopSignal) -> int:
+def _train(job: TrainJob, stop: StopSignal, *, takes_over: bool) -> int:
     job.output.mkdir(parents=True, exist_ok=True)
     folder, timeout = RunFolder(job.output), job.config.train.hang_timeout
     rank = int(os.environ.get("RANK", "0"))
@@ -101,7 +102,7 @@ def _train(job: TrainJob, stop: StopSignal) -> int:
     try:
         # The watchdog is the one that ends a hang; the collectives' own limit is only there should it fail.
         with ThreadPoolExecutor(1, thread_name_prefix="join") as beside, quick_imports(_WITHOUT):
-            joining = beside.submit(ranks.join, max(120.0, 4 * timeout))
+            joining = beside.submit(ranks.join, max(120.0, 4 * timeout), takes_over=takes_over)
             _import_for(job)  # seconds, in which the ranks meet
             from talaria.train.trainer import Trainer
 

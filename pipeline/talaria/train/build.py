@@ -80,7 +80,7 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
     layout = parallel.choose_layout(train.sharding, train.shard_size, group, replicated, memory)
     if offloaded:
         require_offloadable(model, train, layout, group)
-    trained = parallel.distribute(model, layers(model), train.precision, layout, group, offloaded=offloaded)
+    trained = parallel.distribute(model, layers(model), train.precision, layout, group, offloaded=offloaded, fused=model.fused)
     room = USABLE * memory - trained.state if model.core.lm_head.weight.is_cuda else None
     if not layout.sharded:
         lay_out(model)
@@ -105,7 +105,8 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
     held_out = _held_out(splits[VALIDATION], train, group.size, flops.quadratic)
     optimizer = make_optimizer(train, trained, memory)
     sources = Sources.of(tokens, per_sample=train.reduction == "sample")
-    staging = Staging([name for name, _ in trained.named], optimizer, group.device, host_memory(train), group.rank)
+    names, shared = [name for name, _ in trained.named], {"copies": train.snapshot_copies, "sharers": group.local_size}
+    staging = Staging(names, optimizer, group.device, host_memory(train), group.rank, **shared)
     checkpoints = CheckpointManager(
         job.output / CHECKPOINTS, group, staging, identity=identity, keep=train.keep_last, alive=alive
     )

@@ -17,7 +17,7 @@ from talaria.common.files import link_or_copy
 from talaria.common.output_folder import whole
 from talaria.runs.model_card import Facts, readme
 from talaria.train.distributed.process_group import ProcessGroup
-from talaria.train.distributed.sharding import TrainedParameters
+from talaria.train.distributed.trained_parameters import TrainedParameters
 from talaria.train.model import lora
 from talaria.train.model.base_weights import BaseWeights
 from talaria.train.model.transformers_internals import in_files, names_in_files

@@ -12,7 +12,8 @@ from talaria.base_model.model_size import CHECKPOINT_BYTES
 from talaria.common.errors import ConfigError
 from talaria.train.distributed.gradients import Gradients, ReplicatedGradients
 from talaria.train.distributed.process_group import ProcessGroup
-from talaria.train.distributed.sharding import ReplicaLayout, TrainedParameters, device_memory
+from talaria.train.distributed.sharding import ReplicaLayout, device_memory
+from talaria.train.distributed.trained_parameters import TrainedParameters
 from talaria.train.model.activation_memory import USABLE
 from talaria.train.optim.adamw import AdamW, AdamWSettings
 from talaria.train.optim.offload import OffloadedAdamW
@@ -47,7 +48,7 @@ def make_optimizer(train: Train, trained: TrainedParameters, memory: int) -> Ada
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
     how: dict[str, Any] = {"spans": trained.spans, "groups": trained.groups, "updated": trained.updated}
     if train.offload == "none":
-        return AdamW(params, trained.low_bits, _adamw_settings(train), dtype, **how)
+        return AdamW(params, trained.low_bits, _adamw_settings(train), dtype, owned=trained.owned, **how)
     device = params[0].device
 
     def room() -> int:

@@ -14,7 +14,7 @@ from talaria.runs.folder import MODEL, RunFolder, exported
 from talaria.runs.identity import run_identity
 from talaria.train.batching.dataloader import Loader
 from talaria.train.build import Components, build
-from talaria.train.checkpoint.manager import CheckpointError
+from talaria.train.checkpoint.manager import CheckpointError, FoundCheckpoint
 from talaria.train.checkpoint.save_clock import SaveClock
 from talaria.train.distributed.process_group import ProcessGroup, require_size
 from talaria.train.distributed.replicas import ReplicasDiffer
@@ -63,11 +63,15 @@ class Trainer:
             self.report.note(f"already done after {status['step']} steps: {self.job.output / 'model'}")
             return
         self.components = build(self.job, self.group, identity, self.alive)
-        self._resume(identity)
+        found = self.components.checkpoints.newest(lambda text: self._event("warning", text))
+        self.state = TrainState.of(found.progress) if found else TrainState()
+        loader = self._loader()
+        self._warm_up(loader)  # beside the locking of memory, for which a snapshot waits
+        self._resume(found, identity)
         try:
-            through = self._steps()
+            through = self._steps(loader)
         except ReplicasDiffer:
-            self.components.checkpoints.snapshot.void()  # it may hold the flipped bit
+            self.components.checkpoints.void_snapshots()  # they may hold the flipped bit
             raise
         if through:
             self._finish()
@@ -76,13 +80,11 @@ class Trainer:
         self.components.checkpoints.close()
         self.report.close()
 
-    def _resume(self, identity: str) -> None:
+    def _resume(self, found: FoundCheckpoint | None, identity: str) -> None:
         components = self.components
-        found = components.checkpoints.newest(lambda text: self._event("warning", text))
         if found:
             self.alive(f"loading {found}")
             components.checkpoints.load(found)
-            self.state = TrainState.of(found.progress)
             components.optimizer.steps_done = self.state.step
         if self.group.is_main:
             self._forget_later_steps()
@@ -112,15 +114,10 @@ class Trainer:
             if export > self.job.export(self.state.step):
                 shutil.rmtree(export)
 
-    def _steps(self) -> bool:
-        """Train until the end (True) or until told to stop (False)."""
+    def _loader(self) -> Loader:
         components = self.components
-        if not self._run_due_evaluation_and_export():
-            return False
-        if self._out_of_patience():
-            return True
         context = components.model.context
-        loader = Loader(
+        return Loader(
             components.tokens,
             components.plan,
             rank=self.group.rank // context.size,
@@ -132,8 +129,19 @@ class Trainer:
             sources=components.sources.of_conversation if components.sources else None,
             on_size=functools.partial(build_ahead, components.model) if self._warms_up() else None,
         )
+
+    def _warm_up(self, loader: Loader) -> None:
+        components = self.components
         if self._warms_up() and self.state.step < len(components.plan):
             warm_up(components.model, components.stepper.gradients, loader, self.state.step, self.alive)
+
+    def _steps(self, loader: Loader) -> bool:
+        """Train until the end (True) or until told to stop (False)."""
+        components = self.components
+        if not self._run_due_evaluation_and_export():
+            return False
+        if self._out_of_patience():
+            return True
         profiler = StepProfiler(self.train.profile_steps, self.job.output / "profile", is_main=self.group.is_main)
         with loader, profiler:
             before = time.perf_counter()
@@ -187,7 +195,7 @@ class Trainer:
         self._owes_save |= due.save or self._every(self.train.save_every) or self.components.plan.ends_epoch(step)
         if self._owes_save:
             self._owes_save = not self._save(patience=0.0 if owed else _PATIENCE)
-        elif due.snapshot:
+        if due.snapshot:
             self.clock.copied()
             self._despite_a_failed_save(lambda: self.components.checkpoints.keep_in_memory(self._progress()))
 

@@ -1,15 +1,16 @@
 """The process that writes one rank's part of a checkpoint, so that neither Python's lock nor the disk holds up the training.
 
-    python -I -S file_writer.py FD SIZE
+    python -I -S file_writer.py SIZE FD [FD]
 
-FD is the rank's block of host memory. A request is a line of JSON on stdin, {"folder", "rank", "files": [[tensor, ...], ...]}, a
-tensor being {"name", "dtype", "shape", "place", "start", "bytes"}; the answer is a line on stdout: {"files": {name: {"bytes",
-"sha256"}}} or {"error", "full"}. It ends when stdin does, and by no signal to stop, since its rank still saves then. Standard
-library only: it is up in some 50 ms and takes no memory.
+Each FD is a block of the rank's host memory. A request is a line of JSON on stdin, {"folder", "rank", "block", "files": [[tensor,
+...], ...]}, "block" being the FD's number from 0, a tensor {"name", "dtype", "shape", "place", "start", "bytes"}; the answer is a
+line on stdout: {"files": {name: {"bytes", "sha256"}}} or {"error", "full"}. It ends when stdin does, and by no signal to stop,
+since its rank still saves then. Standard library only: it is up in some 50 ms and takes no memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -31,11 +32,14 @@ checkpoint, and the disk stand still while the next bytes are copied and hashed.
 def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    fd, size = int(sys.argv[1]), int(sys.argv[2])
-    with mmap.mmap(fd, size, prot=mmap.PROT_READ) as block, memoryview(block) as memory, ThreadPoolExecutor(2) as threads:
+    size, *fds = map(int, sys.argv[1:])
+    with ThreadPoolExecutor(2) as threads, contextlib.ExitStack() as held:
+        blocks = [held.enter_context(mmap.mmap(fd, size, prot=mmap.PROT_READ)) for fd in fds]
+        memories = [held.enter_context(memoryview(block)) for block in blocks]
         for line in sys.stdin:
             try:
-                answer = _serve(json.loads(line), memory, threads)
+                request = json.loads(line)
+                answer = _serve(request, memories[request["block"]], threads)
             except OSError as error:
                 answer = {"error": f"{type(error).__name__}: {error}", "full": error.errno in FULL}
             sys.stdout.write(json.dumps(answer) + "\n")

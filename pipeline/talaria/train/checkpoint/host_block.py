@@ -62,7 +62,7 @@ class _Mapping(mmap.mmap):
 
 
 class HostBlock:
-    """`size` bytes, at least one, page-locked for `device` where that is a GPU: in a thread, for seconds where it is tens of GB.
+    """`size` bytes, at least one, which `lock` page-locks for `device` where that is a GPU.
 
     A copy must not cross from one locked piece to another: `starts`, ascending multiples of PAGE, are where pieces may begin.
     """
@@ -71,7 +71,7 @@ class HostBlock:
         self, size: int, *, folder: Path | None, name: str, device: torch.device = _CPU, starts: Sequence[int] = ()
     ) -> None:
         self.size = max(size, 1)
-        self.path = folder / name if folder and _fits(folder / name, self.size) else None
+        self.path = folder / name if folder and fits(folder / name, self.size) else None
         self.kept = self.path is not None and self.path.exists() and self.path.stat().st_size == self.size
         """Whether it was there before, and still holds what an earlier process left in it."""
         if self.path:
@@ -85,13 +85,17 @@ class HostBlock:
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         self.pinned = False
         self._starts, self._device = starts, device
-        self._pinning = threading.Thread(target=self._pin, name="pin", daemon=True) if device.type == "cuda" else None
-        if self._pinning:
-            self._pinning.start()
+        self._pinning: threading.Thread | None = None
 
     def view(self, start: int, count: int, dtype: torch.dtype) -> Tensor:
         """`count` elements from byte `start` on, as a flat tensor of `dtype`."""
         return self.bytes[start : start + count * dtype.itemsize].view(dtype)
+
+    def lock(self, after: HostBlock | None = None) -> None:
+        """Begin to page-lock it for a GPU, in a thread, for seconds where it is tens of GB; `after`: what is locked before it."""
+        if self._device.type == "cuda":
+            self._pinning = threading.Thread(target=self._pin, args=[after and after._pinning], name="pin", daemon=True)
+            self._pinning.start()
 
     @property
     def made(self) -> bool:
@@ -104,14 +108,16 @@ class HostBlock:
             self._pinning.join()
             self._pinning = None
 
-    def _pin(self) -> None:
+    def _pin(self, after: threading.Thread | None) -> None:
+        if after:
+            after.join()
         use(self._device)
         make_pages(self.bytes)  # those that an earlier process made are found: to lock 24 GB page by page took 3.4 s
         first, done = self.bytes.data_ptr(), True
         for locked in self._map.lock((first + start, first + stop) for start, stop in pieces(self._starts, self.size)):
             # Refused (a limit on locked memory): copies are slower then, and right all the same.
             done &= locked
-            if not self.kept:  # else there is no step yet that could go on meanwhile
+            if after or not self.kept:  # else there is no step yet that could go on meanwhile
                 time.sleep(_BREATH)
         self.pinned = done
 
@@ -136,9 +142,9 @@ def make_pages(memory: Tensor) -> None:
             pool.submit(madvise, piece.data_ptr(), piece.numel(), _MADV_POPULATE_WRITE)
 
 
-def _fits(path: Path, size: int) -> bool:
-    """Whether the folder has room for it; a file of an earlier process counts as free."""
+def fits(path: Path, size: int, beside: int = 0) -> bool:
+    """Whether the folder has room for a file of `size` bytes, unless it is there, and `beside` it for so many of others."""
     if not path.parent.is_dir():
         return False
     held = path.stat().st_size if path.exists() else 0
-    return shutil.disk_usage(path.parent).free + held >= size + _SPARE
+    return held == size or shutil.disk_usage(path.parent).free + held >= size + beside + _SPARE

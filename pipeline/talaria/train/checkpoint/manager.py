@@ -6,7 +6,8 @@
 
 Tensors are in safetensors files and all else is JSON, so that reading a checkpoint, whoever wrote it, never unpickles anything.
 Between the device and the disk lies a block of host memory; while it is whole, it is a snapshot from which ranks that died are
-started again without the disk.
+started again without the disk. Of two blocks one is whole at any time: a rank may die while the other is written over, and the
+next snapshot does not wait for the disk.
 """
 
 from __future__ import annotations
@@ -56,69 +57,98 @@ class CheckpointManager:
 
     def __init__(self, root: Path, group: ProcessGroup, staging: Staging, *, identity: str, keep: int, alive: Alive) -> None:
         self.root, self.group, self.staging, self.identity, self.keep, self.alive = root, group, staging, identity, keep, alive
-        self.snapshot = Snapshot(staging, identity, group.size)
-        self.writer = WriterProcess(staging.block, group.rank)
+        del staging.blocks[min(group.gather(len(staging.blocks))) :]
+        self._snapshots = [Snapshot(block, staging.parts, identity, group.size) for block in staging.blocks]
+        held = [(found or {"step": -1})["step"] for found in (snapshot.found() for snapshot in self._snapshots)]
+        staging.lock(sorted(range(len(held)), key=lambda place: -held[place]))  # first the one that will be taken up
+        self.writer = WriterProcess(staging.blocks, group.rank)
         # Saving talks between ranks while training does: it needs a group, and so an order of messages, of its own.
         self._gloo = dist.new_group(backend="gloo")
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=use, initargs=(group.device,))
-        self._pending: Future[None] | None = None
+        self._copier = ThreadPoolExecutor(1, thread_name_prefix="snapshot", initializer=use, initargs=(group.device,))
+        self._saver = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=use, initargs=(group.device,))
+        self._copying: Future[None] | None = None
+        self._writing: Future[None] | None = None
+        self._written_from = 0
+        """The block from which the save under way is written."""
         self._saved_step = -1
 
     def save(self, progress: dict[str, Any], *, patience: float | None = None) -> bool:
         """Copy the state to host memory, then write it in the background. Raises CheckpointError for the save before.
 
         A step that is saved already, or that the run resumed from, is left as it is. The training is held up for `patience`
-        seconds at most (None: for as long as it takes): returns False, on every rank, where the save before is still being
-        written then, or the block of host memory is still being made.
+        seconds at most (None: for as long as it takes): returns False, on every rank, where the save or the copy before is still
+        under way then, or host memory is still being made.
         """
-        if not self._settled(patience):
+        if patience is not None and any(self._under_way(patience)):
             return False
+        self.finish()
         if progress["step"] != self._saved_step:
             self._saved_step = progress["step"]
-            self._stage(lambda: self._write(self.place(progress["step"]), progress), progress)
+            copied = self._copy(self._other(self.staging.place), progress)
+            self._written_from = block = self.staging.place
+
+            def write() -> None:
+                copied.result()
+                self._write(self.place(progress["step"]), progress, block)
+
+            self._writing = self._saver.submit(write)
         return True
 
     def keep_in_memory(self, progress: dict[str, Any]) -> None:
-        """Copy the state to host memory only, unless a save is still being written. Raises CheckpointError for that save."""
-        if self.snapshot.kept and progress["step"] != self._saved_step and self._settled(0.0):
-            self._stage(lambda: None, progress)
+        """Copy the state to host memory only, unless no block is free. Raises CheckpointError for a save that has failed."""
+        if not self._snapshots[0].kept or progress["step"] == self._saved_step:
+            return
+        copying, writing = self._under_way(0.0)
+        if copying or (writing and len(self._snapshots) == 1):
+            return
+        if not writing:
+            self.finish()
+        elif self._copying:
+            self._copying.result()  # through, well or not
+        self._copy(self._other(self._written_from if writing else self.staging.place), progress)
 
-    def _stage(self, then: Callable[[], None], progress: dict[str, Any]) -> None:
-        self.snapshot.void()
-        self.staging.begin()
+    def void_snapshots(self) -> None:
+        """Let nothing take up from host memory: the state in it may be damaged."""
+        for snapshot in self._snapshots:
+            snapshot.void()
 
-        def finish() -> None:
+    def _other(self, place: int) -> int:
+        return (place + 1) % len(self._snapshots)
+
+    def _copy(self, place: int, progress: dict[str, Any]) -> Future[None]:
+        self._snapshots[place].void()
+        self.staging.begin(place)
+
+        def copy() -> None:
             self.staging.copy()
-            self.snapshot.holds(progress)
-            then()
+            self._snapshots[place].holds(progress)
 
-        self._pending = self._thread.submit(finish)
+        self._copying = self._copier.submit(copy)
+        return self._copying
 
     def fence(self) -> None:
         """Let no update change what a save still reads: in copying, and in writing where the state itself is what is written."""
         self.staging.fence()
-        if self.staging.is_state and self._pending:
-            self._wait(self._pending)
+        if self.staging.is_state and self._writing:
+            self._wait(self._writing)
 
-    def _settled(self, patience: float | None) -> bool:
-        """Wait, at most `patience` seconds, until every rank is through with the save under way; whether they are, and their
-        blocks of host memory are there."""
-        if patience is not None:
-            writing = self._pending is not None and not wait([self._pending], timeout=patience).done
-            busy = writing or not self.staging.block.made
-            if self.group.sum([float(busy)]) != [0.0]:
-                return False
-        self.finish()
-        return True
+    def _under_way(self, patience: float) -> tuple[bool, bool]:
+        """Whether, after at most `patience` seconds, any rank still copies or makes host memory, and whether any still writes."""
+        wait([job for job in (self._copying, self._writing) if job], timeout=patience)
+        copying = not all(block.made for block in self.staging.blocks) or bool(self._copying and not self._copying.done())
+        writing = bool(self._writing and not self._writing.done())
+        found = self.group.sum([float(copying), float(writing)])
+        return found[0] > 0, found[1] > 0
 
     def finish(self) -> None:
-        """Wait for the save under way; on every rank, raise CheckpointError if it failed."""
-        pending, self._pending = self._pending, None
-        if pending is None:
-            return
-        self._wait(pending)
+        """Wait for the copy and the save under way; on every rank, raise CheckpointError if the save failed."""
+        jobs = [job for job in (self._copying, self._writing) if job]
+        self._copying = self._writing = None
+        for job in jobs:
+            self._wait(job)
         try:
-            pending.result()
+            for job in jobs:
+                job.result()
         except CheckpointError:
             self._saved_step = -1
             raise
@@ -132,7 +162,8 @@ class CheckpointManager:
                 self.alive()
 
     def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for thread in (self._copier, self._saver):
+            thread.shutdown(wait=False, cancel_futures=True)
         self.writer.close()
 
     def place(self, step: int) -> Path:
@@ -140,12 +171,14 @@ class CheckpointManager:
 
     def load(self, found: FoundCheckpoint) -> None:
         """Read a checkpoint, from memory or the disk, into the parameters and the optimiser. Collective."""
+        if found.folder is None:
+            self.staging.place = next(i for i, snapshot in enumerate(self._snapshots) if snapshot.found() == found.progress)
+        self.void_snapshots()  # another may be of a later step, which this run has not made
         if found.folder:
-            self.snapshot.void()
             read(found.folder, [(part, self.staging.view(part)) for part in self.staging.parts])
             self._saved_step = found.progress["step"]
         self.staging.put_back()
-        self.snapshot.holds(found.progress)
+        self._snapshots[self.staging.place].holds(found.progress)
 
     def newest(self, warn: Callable[[str], None]) -> FoundCheckpoint | None:
         """The newest checkpoint that is whole and ours. Collective; `warn` hears, on rank 0, why others were passed over."""
@@ -162,9 +195,10 @@ class CheckpointManager:
         return in_memory
 
     def _in_memory(self) -> FoundCheckpoint | None:
-        """The snapshot, where each rank's block holds the same step."""
-        first, *others = self.group.gather(self.snapshot.found())
-        return FoundCheckpoint(None, first) if first and all(other == first for other in others) else None
+        """The newest snapshot that a block of each rank holds."""
+        first, *others = self.group.gather([found for found in (snapshot.found() for snapshot in self._snapshots) if found])
+        common = [progress for progress in first if all(progress in other for other in others)]
+        return FoundCheckpoint(None, max(common, key=lambda progress: progress["step"])) if common else None
 
     def _inspect(self, folder: Path) -> tuple[FoundCheckpoint | None, str | None]:
         """The checkpoint, or what is wrong with it; ranks share the reading of its files."""
@@ -191,12 +225,12 @@ class CheckpointManager:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             return None, f"{MARKER} is not readable ({error})"
 
-    def _write(self, folder: Path, progress: dict[str, Any]) -> None:
+    def _write(self, folder: Path, progress: dict[str, Any], block: int) -> None:
         # The writer of another rank makes the folder too: it must not do so while it is being cleared.
         self._agree(folder, self._clear(folder) if self.group.is_main else [])
         fault, files = None, {}
         try:
-            files = self.writer.write(folder, self.staging.files())
+            files = self.writer.write(folder, self.staging.files(), block)
         except OSError as error:
             fault = f"rank {self.group.rank}: {error}"
         parts: list[Any] = [None] * self.group.size

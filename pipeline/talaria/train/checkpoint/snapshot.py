@@ -1,4 +1,4 @@
-"""A rank's block of host memory as a checkpoint that outlives the rank: which step it holds, and whether it is whole.
+"""A block of a rank's host memory as a checkpoint that outlives the rank: which step it holds, and whether it is whole.
 
 The note beside the block is removed before the block is written over and made anew once it is whole again, so that a rank killed
 in between leaves none. A snapshot serves the same number of ranks laid out in the same way; others resume from the disk.
@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from talaria.train.checkpoint.staging import Staging
+from talaria.train.checkpoint.host_block import HostBlock
+from talaria.train.checkpoint.staging import Part
 
 
 class Snapshot:
-    def __init__(self, staging: Staging, identity: str, world_size: int) -> None:
-        path = staging.block.path
-        self._note = path.with_name(f"{path.name}.json") if path else None
-        layout = [(part.name, str(part.dtype), part.span.start, part.span.stop) for part in staging.parts]
+    def __init__(self, block: HostBlock, parts: Sequence[Part], identity: str, world_size: int) -> None:
+        self._note = block.path.with_name(f"{block.path.name}.json") if block.path else None
+        layout = [(part.name, str(part.dtype), part.span.start, part.span.stop) for part in parts]
         self._about = {
             "identity": identity,
             "world_size": world_size,
             "layout": hashlib.sha256(json.dumps(layout).encode()).hexdigest(),
         }
-        if self._note and not staging.block.kept:
+        if self._note and not block.kept:
             self._note.unlink(missing_ok=True)
 
     @property

@@ -1,13 +1,13 @@
 """Host memory between the device and the disk: fp32 masters and Adam state, as a checkpoint holds them.
 
-Each rank stages what it updates, in one block; together the ranks stage the whole state once. What a part is does
+Each rank stages what it updates, in one block or in two by turns; together the ranks stage the whole state. What a part is does
 not depend on how ranks share the model: a stretch of a flattened parameter, which is what makes resuming on others possible.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from talaria.train.checkpoint.host_block import PAGE, HostBlock
+from talaria.train.checkpoint.host_block import PAGE, HostBlock, fits
 from talaria.train.optim.adamw import AdamW
 from talaria.train.optim.offload import OffloadedAdamW
 from talaria.train.optim.span import ParamSpan
@@ -39,7 +39,7 @@ class Part:
     dtype: torch.dtype
     span: ParamSpan
     start: int
-    """Its first byte in the block."""
+    """Its first byte in a block."""
 
     @property
     def bytes(self) -> int:
@@ -47,12 +47,24 @@ class Part:
 
 
 class Staging:
-    """`names`, `optimizer`: of the trained parameters. `folder`: where the block survives this process, if anywhere.
+    """`names`, `optimizer`: of the trained parameters. `folder`: where blocks survive this process, if anywhere; `sharers`: how
+    many ranks put theirs there.
 
-    The block is the state itself where the optimizer keeps it in host memory: there is room for it only once.
+    There are two `blocks` where two `copies` are wanted and the folder has room for them; none is locked yet. Where the optimizer
+    keeps the state in host memory, there is one, which is the state itself.
     """
 
-    def __init__(self, names: list[str], optimizer: AdamW, device: torch.device, folder: Path | None, rank: int) -> None:
+    def __init__(
+        self,
+        names: list[str],
+        optimizer: AdamW,
+        device: torch.device,
+        folder: Path | None,
+        rank: int,
+        *,
+        copies: int = 1,
+        sharers: int = 1,
+    ) -> None:
         self.optimizer, self.device = optimizer, device
         self.parts: list[Part] = []
         size = 0
@@ -63,9 +75,16 @@ class Staging:
                 self.parts.append(Part(f"{kind}.{name}", kind, index, dtype, span, size))
                 size += -(-self.parts[-1].bytes // PAGE) * PAGE
         starts = [part.start for part in self.parts]
-        self.block = HostBlock(size, folder=folder, name=f"rank-{rank}", device=device, starts=starts)
+        how: dict[str, Any] = {"folder": folder, "device": device, "starts": starts}
+        self.blocks = [HostBlock(size, name=f"rank-{rank}", **how)]
+        again, others = f"rank-{rank}-again", (copies * sharers - 1) * size
+        if copies > 1 and folder and self.blocks[0].path and fits(folder / again, size, others):
+            self.blocks.append(HostBlock(size, name=again, **how))
+        self.place = 0
+        """Which block holds the newest state, or gets it now."""
         self.is_state = isinstance(optimizer, OffloadedAdamW)
         if isinstance(optimizer, OffloadedAdamW):
+            self.block.lock()
             self.block.ready()
             optimizer.adopt(*([self.view(part) for part in self.parts if part.kind == kind] for kind in KINDS))
         # Before what the step has queued: the halves of masters are joined by small kernels, which would wait behind large ones.
@@ -73,8 +92,20 @@ class Staging:
         self._copied = threading.Event()
         self._copied.set()
 
-    def begin(self) -> None:
-        """Say that the state is to be copied as it is now; `copy` does it."""
+    @property
+    def block(self) -> HostBlock:
+        return self.blocks[self.place]
+
+    def lock(self, order: Sequence[int]) -> None:
+        """Begin to lock the blocks, one after the other, where they are not the state and so locked by now."""
+        before = None
+        for place in () if self.is_state else order:
+            self.blocks[place].lock(after=before)
+            before = self.blocks[place]
+
+    def begin(self, place: int) -> None:
+        """Say that the state is to be copied to a block as it is now; `copy` does it."""
+        self.place = place
         self.block.ready()
         self.optimizer.release()
         self._copied.clear()
@@ -99,7 +130,7 @@ class Staging:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """From the block to the device."""
+        """From the block in `place` to the device."""
         self.block.ready()  # from locked memory it goes five times as fast
         for part in self.parts:
             if part.kind == "param":

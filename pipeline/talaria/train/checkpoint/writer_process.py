@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ class WriteFailed(OSError):
 
 
 class WriterProcess:
-    def __init__(self, block: HostBlock, rank: int) -> None:
+    def __init__(self, blocks: Sequence[HostBlock], rank: int) -> None:
         self.rank = rank
+        fds = [block.fd for block in blocks]
         self._process = subprocess.Popen(
             # -I -S: it needs neither this environment's packages nor its settings of Python
-            [sys.executable, "-I", "-S", file_writer.__file__, str(block.fd), str(block.size)],
+            [sys.executable, "-I", "-S", file_writer.__file__, str(blocks[0].size), *map(str, fds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            pass_fds=[block.fd],
+            pass_fds=fds,
             text=True,
         )
 
@@ -33,15 +35,16 @@ class WriterProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def write(self, folder: Path, files: list[list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-        """Write the files, flushed to the disk; name -> {"bytes", "sha256"}. Blocks, and leaves Python to other threads.
+    def write(self, folder: Path, files: list[list[dict[str, Any]]], block: int = 0) -> dict[str, dict[str, Any]]:
+        """Write files of what a block holds, flushed to the disk; name -> {"bytes", "sha256"}. Leaves Python to other threads.
 
         Raises WriteFailed.
         """
         assert self._process.stdin
         assert self._process.stdout
         try:
-            self._process.stdin.write(json.dumps({"folder": str(folder), "rank": self.rank, "files": files}) + "\n")
+            request = {"folder": str(folder), "rank": self.rank, "block": block, "files": files}
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
             answer = json.loads(self._process.stdout.readline() or "{}")
         except BrokenPipeError:

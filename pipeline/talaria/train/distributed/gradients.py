@@ -98,9 +98,7 @@ class ReplicatedGradients:
         return [total[span.start : span.stop] for total, span in zip(self._sums, self.spans, strict=True)]
 
     def squared_norm(self, parts: Sequence[Tensor]) -> Tensor:
-        mine = _squared_norm([part for part, span in zip(parts, self.spans, strict=True) if span.partial])
-        held_by_all = _squared_norm([part for part, span in zip(parts, self.spans, strict=True) if not span.partial])
-        return mine + held_by_all / self.group.size
+        return squared_norm_of(parts, self.spans, self.group.size)
 
     def _send(self, number: int) -> None:
         for index in self._shared[number]:
@@ -150,6 +148,13 @@ class ShardedGradients:
     def clear(self) -> None:
         for param in self.params:
             param.grad = None
+
+
+def squared_norm_of(parts: Sequence[Tensor], spans: Sequence[ParamSpan], ranks: int) -> Tensor:
+    """Return this rank's share of the squared norm: of its stretches, and an even one of what all ranks have."""
+    mine = _squared_norm([part for part, span in zip(parts, spans, strict=True) if span.partial])
+    held_by_all = _squared_norm([part for part, span in zip(parts, spans, strict=True) if not span.partial])
+    return mine + held_by_all / ranks
 
 
 def _squared_norm(parts: Sequence[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from talaria.common.errors import ConfigError
+
+_FREE = 0.9
+"""Share of a GPU's memory that is free where nobody but this process uses it."""
+_PATIENCE = 5.0
+"""Seconds in which nothing becomes free, after which a rank goes on with what there is."""
 
 # torch 2.13 renamed them; 2.11, which is supported too, has the former names alone.
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
@@ -84,11 +90,16 @@ def _together() -> Any:
     return dist.distributed_c10d._coalescing_manager(async_ops=True)
 
 
-def join(timeout_seconds: float) -> ProcessGroup:
-    """Join the ranks that `accelerate launch` (or torchrun) started, or stand alone where nothing did."""
+def join(timeout_seconds: float, *, takes_over: bool = False) -> ProcessGroup:
+    """Join the ranks that `accelerate launch` (or torchrun) started, or stand alone where nothing did.
+
+    takes_over: from ranks that have just died, whose memory a GPU may not have back yet.
+    """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
     device = choose_device(local_rank)
+    if takes_over and device.type == "cuda":
+        _await_memory(device)
     # Checkpoints are written from host memory, so CPU tensors need a backend on a GPU machine too.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_seconds)
@@ -101,6 +112,18 @@ def join(timeout_seconds: float) -> ProcessGroup:
     if device.type == "cuda":
         _use_libraries(group)
     return group
+
+
+def _await_memory(device: torch.device) -> None:
+    """Wait until a GPU's memory is free, or has not become freer for a while: others may use it too."""
+    most, since = 0, time.monotonic()
+    while time.monotonic() - since < _PATIENCE:
+        free, total = torch.cuda.mem_get_info(device)
+        if free > _FREE * total:
+            return
+        if free > most:
+            most, since = free, time.monotonic()
+        time.sleep(0.02)
 
 
 def _use_libraries(group: ProcessGroup) -> None:

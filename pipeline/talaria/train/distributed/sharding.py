@@ -1,8 +1,8 @@
 """How a model lies over the ranks.
 
-Replicated ranks keep the whole model and share the optimiser's state. Sharded ranks (PyTorch's fully_shard) keep a part of each
-parameter, fetch the rest layer by layer, twice a micro-batch, and add each micro-batch's gradients up over the ranks. Hybrid
-shards within groups of ranks and replicates over the groups.
+Replicated ranks keep the whole model and share the optimiser's state. Sharded ranks keep a part of each parameter, fetch the rest
+layer by layer, twice a micro-batch, and add each micro-batch's gradients up over the ranks: in a ring of two where these are
+fused, alike and trained whole, else by PyTorch's fully_shard. Hybrid shards within groups of ranks, and replicates over them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -20,8 +21,10 @@ from torch.distributed.tensor import DTensor
 
 from talaria.base_model.model_size import FROZEN_BYTES, STATE_BYTES
 from talaria.common.errors import ConfigError
-from talaria.train.distributed.gradients import Gradients, ReplicatedGradients, ShardedGradients
+from talaria.train.distributed.gradients import ReplicatedGradients, ShardedGradients
+from talaria.train.distributed.layer_ring import parameters_in_a_ring
 from talaria.train.distributed.process_group import ProcessGroup
+from talaria.train.distributed.trained_parameters import TrainedParameters
 from talaria.train.distributed.weight_gather import WeightGather
 from talaria.train.optim.bf16_masters import split_halves
 from talaria.train.optim.span import ParamSpan
@@ -77,43 +80,6 @@ def choose_layout(kind: Sharding, shard_size: int, group: ProcessGroup, state_by
     return ReplicaLayout(group.size, 1) if fits or kind == "replicate" else ReplicaLayout(group.size // shards, shards)
 
 
-@dataclass(frozen=True)
-class TrainedParameters:
-    """What the optimiser works on: every trained parameter, by name, and its gradients."""
-
-    named: list[tuple[str, nn.Parameter]]
-    low_bits: list[Tensor | None]
-    """Per parameter: the 16 bits that its bf16 form lacks of the fp32 master, or None where the parameter is the master."""
-    spans: list[ParamSpan]
-    """Per parameter: the stretch that this rank updates."""
-    gradients: Gradients
-    state: int
-    """Bytes of weights, gradients and optimiser state that this rank holds in the midst of a step."""
-    transient: int = 0
-    """How many of them are allocated only inside a step."""
-    gather: WeightGather | None = None
-    """Of replicated ranks, which update parts and exchange them."""
-    groups: Sequence[Sequence[int]] = ()
-    """Indices of the parameters that are updated, and exchanged, together."""
-
-    def updated(self, indices: Sequence[int]) -> None:
-        """This rank's stretches of weights are new."""
-        if self.gather:
-            self.gather.send(indices)
-
-    def whole(self, index: int, part: Tensor) -> Tensor:
-        """Return the whole of which each rank has the stretch that it updates, in the parameter's shape. Collective."""
-        param = self.named[index][1]
-        if isinstance(param, DTensor):
-            rows = part.view(-1, *param.shape[1:])
-            placed = DTensor.from_local(
-                rows, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
-            )
-            whole: Tensor = placed.full_tensor()
-            return whole
-        return (self.gather.whole(index, part) if self.gather else part).view(param.shape)
-
-
 def state_bytes(model: nn.Module, precision: Precision, sharing: int = 1, *, offloaded: bool = False) -> int:
     """Return the bytes of weights, gradients and optimiser state on each device of `sharing` ranks that share the last alone.
 
@@ -139,11 +105,12 @@ def distribute(
     group: ProcessGroup,
     *,
     offloaded: bool = False,
+    fused: bool = False,
 ) -> TrainedParameters:
     """Lay the model, fp32 or under precision bf16 in bf16, out in place.
 
     `units`: modules that sharded ranks fetch, and replicated ranks add up, as a whole; `offloaded`: the optimiser's state will
-    not be on the device.
+    not be on the device; `fused`: units add their gradients to totals themselves.
     """
     whole = state_bytes(model, precision)  # over the shards; replicated ranks share the optimiser's part of it alone
     lowered = torch.bfloat16 if precision == "mixed" else None
@@ -151,11 +118,12 @@ def distribute(
         for param in model.parameters():
             if not param.requires_grad:  # beneath an adapter: no update is ever added to it
                 param.data = param.data.to(lowered)
-    if layout.sharded:
+    in_a_ring = layout.sharded and layout.replicas == 1 and fused and _alike(units, group)
+    if layout.sharded and not in_a_ring:
         _shard(model, units, lowered, layout, group)
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     params = [param for _, param in named]
-    assert all(isinstance(param, DTensor) for param in params) == layout.sharded
+    assert all(isinstance(param, DTensor) for param in params) == (layout.sharded and not in_a_ring)
     if isinstance(model, FSDPModule):
         sizes = [sum(param.numel() for param in unit.parameters()) for unit in units]
         buffers = _BUFFERS * max(*sizes, sum(param.numel() for param in model.parameters()) - sum(sizes))
@@ -168,6 +136,8 @@ def distribute(
     low_bits = [_lower(param, span) if lowered else None for param, span in zip(params, spans, strict=True)]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     groups = _by_unit(units, params)
+    if in_a_ring:
+        return parameters_in_a_ring(model, units, groups, named, spans, low_bits, dtype, group, STATE_BYTES[precision])
     gather = WeightGather(model, units, groups, params, spans) if group.size > 1 else None
     return TrainedParameters(
         named,
@@ -178,6 +148,14 @@ def distribute(
         gather=gather,
         groups=(groups[-1], *groups[:-1]),  # as the forward pass uses them: the embedding before the layers
     )
+
+
+def _alike(units: Sequence[nn.Module], group: ProcessGroup) -> bool:
+    """Whether a ring of two can hold all units by turns: all have the same shapes, are trained, and share out their matrices."""
+    shapes = [[(param.shape, param.dtype) for param in unit.parameters()] for unit in units]
+    params = [param for unit in units for param in unit.parameters()]
+    trained = all(param.requires_grad for param in params)
+    return trained and all(of == shapes[0] for of in shapes) and all(_share(p, group).partial for p in params if p.ndim >= 2)
 
 
 def _by_unit(units: Sequence[nn.Module], params: Sequence[nn.Parameter]) -> list[list[int]]:
@@ -221,6 +199,11 @@ def _shard(
         # Sums, not means; gloo has no other reduction either.
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
+    for module, following in pairwise((model, *units)):
+        assert isinstance(module, FSDPModule)
+        assert isinstance(following, FSDPModule)
+        # Before this one's products are queued: by default the host asks for the next weights after them, and may be late.
+        module.set_modules_to_forward_prefetch([following])
 
 
 def _lower(param: nn.Parameter, span: ParamSpan) -> Tensor:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -45,7 +46,8 @@ class AdamW:
     params: what is trained; low_bits: per parameter the low 16 bits of its fp32 master, or None where it is its own master;
     spans: the stretch of each that this rank updates (absent: all of it), to which its low bits and moments belong;
     state_dtype: of the two moments; groups: indices of parameters that are updated together, in order (absent: all);
-    updated: called with a group's indices once its update is under way.
+    updated: called with a group's indices once its update is under way; owned: this rank's stretch, by index, where it is no part
+    of the parameter's own memory.
     """
 
     def __init__(
@@ -58,8 +60,9 @@ class AdamW:
         spans: Sequence[ParamSpan] | None = None,
         groups: Sequence[Sequence[int]] = (),
         updated: Callable[[Sequence[int]], None] = lambda indices: None,
+        owned: Mapping[int, Tensor] = MappingProxyType({}),
     ) -> None:
-        self.settings, self.updated, self.state_dtype = settings, updated, state_dtype
+        self.settings, self.updated, self.state_dtype, self.owned = settings, updated, state_dtype, owned
         self.params = list(params)
         self.low_bits = [None if low is None else low.view(-1) for low in low_bits]
         self.spans = list(spans or [ParamSpan(0, param.numel(), param.numel()) for param in params])
@@ -123,6 +126,8 @@ class AdamW:
         return [self.part(index) for index in range(len(self.params))]
 
     def part(self, index: int) -> Tensor:
+        if index in self.owned:
+            return self.owned[index]
         flat, span = local(self.params[index].detach()).view(-1), self.spans[index]
         return flat[span.start : span.stop] if len(flat) == span.whole else flat
 
@@ -220,11 +225,16 @@ class Launches:
         ]
         known, tables = self._tables.get(number, ([], []))
         if known != addresses:
+            former = dict(enumerate(tables))
             kinds: dict[Any, list[list[int]]] = {}
             for (tensors, _, _), places in zip(group, addresses, strict=True):
                 param, low, grad, m, _ = tensors
                 kinds.setdefault(((param.dtype, grad.dtype, m.dtype), low is not None), []).append(places)
-            tables = [kernels.AdamWTable.of(places, *kind, group[0][0][0].device) for kind, places in kinds.items()]
+            device = group[0][0][0].device
+            tables = [
+                kernels.AdamWTable.of(places, *kind, device, former.get(place))
+                for place, (kind, places) in enumerate(kinds.items())
+            ]
             self._tables[number] = addresses, tables
 
         def launch(scalars: AdamWScalars) -> None:

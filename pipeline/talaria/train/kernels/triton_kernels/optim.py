@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import triton
@@ -206,20 +207,38 @@ class AdamWTable:
     """Of weights, gradients and moments."""
     low: bool
     align: int
+    counts: tuple[int, ...]
+    """Elements of each parameter."""
 
     @classmethod
-    def of(cls, addresses: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype], low: bool, device: torch.device) -> AdamWTable:
-        """`addresses`: per parameter those of its five tensors (0 for none), its elements, its salt and 1 where it decays."""
-        rows, owner, first = [], [], 0
-        for row, (*places, count, salt, decays) in enumerate(addresses):
-            blocks = triton.cdiv(count, _BLOCK)
-            rows.append([*places, count, first, decays << 31 | salt])
-            owner.append(torch.full((blocks,), row, dtype=torch.int32))
-            first += blocks
+    def of(
+        cls,
+        addresses: Sequence[Sequence[int]],
+        dtypes: Sequence[torch.dtype],
+        low: bool,
+        device: torch.device,
+        former: AdamWTable | None = None,
+    ) -> AdamWTable:
+        """`addresses`: per parameter those of its five tensors (0 for none), its elements, its salt and 1 where it decays.
+
+        `former`: a table that knows the same blocks, if the parameters have as many elements: gradients of sharded ranks move in
+        each step, and to copy megabytes of numbers the host would wait for the device.
+        """
+        counts = tuple(row[5] for row in addresses)
+        blocks = [triton.cdiv(count, _BLOCK) for count in counts]
+        firsts = accumulate(blocks, initial=0)
+        rows = [
+            [*places, count, first, decays << 31 | salt]
+            for (*places, count, salt, decays), first in zip(addresses, firsts, strict=False)
+        ]
+        if former and former.counts == counts:
+            owner = former.owner
+        else:
+            owner = torch.repeat_interleave(torch.arange(len(rows), dtype=torch.int32), torch.tensor(blocks)).to(device)
         aligned = all(number % _ALIGNED == 0 for row in rows for number in row[:6])
-        table = torch.tensor(rows, dtype=torch.int64)
         param, grad, state = dtypes
-        return cls(table.to(device), torch.cat(owner).to(device), (param, grad, state), low, _ALIGNED if aligned else 1)
+        table = torch.tensor(rows, dtype=torch.int64).to(device)
+        return cls(table, owner, (param, grad, state), low, _ALIGNED if aligned else 1, counts)
 
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
