@@ -25,6 +25,7 @@ from talaria.train.telemetry.loss_spikes import SpikeDetector
 from talaria.train.telemetry.watchdog import EXIT_HANG
 from talaria.train.train_state import TrainJob
 from talaria.train.train_step import TrainStep
+from transformers import AutoModelForCausalLM
 
 from tests.train import ranks
 
@@ -166,12 +167,15 @@ def complete(output: Path) -> list[str]:
     return sorted(marker.parent.name for marker in output.glob("checkpoints/*/complete.json"))
 
 
-def test_too_large_a_step_says_what_to_lower(job: Callable[..., TrainJob]) -> None:
+@pytest.mark.parametrize(
+    ("whose", "what"), [(TrainStep, "run"), (AutoModelForCausalLM, "from_pretrained")], ids=["a step", "loading the base"]
+)
+def test_too_little_memory_says_what_to_lower(job: Callable[..., TrainJob], whose: type, what: str) -> None:
     def full_memory(rank: int) -> None:
-        def run(*_: object) -> None:
+        def run(*_: object, **__: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free.")
 
-        TrainStep.run = run  # type: ignore[assignment,method-assign]
+        setattr(whose, what, run)
 
     large = job(activation_checkpointing="selective")
     started = ranks.Ranks(large, 1, full_memory)

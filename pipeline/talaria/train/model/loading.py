@@ -96,6 +96,8 @@ def load_whole(folder: Path, **how: Any) -> Any:
             output_loading_info=True,
             **how,
         )
+    except torch.OutOfMemoryError:  # a RuntimeError, but no fault of the folder
+        raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise DataError(f"{folder}: transformers cannot load it: {reason}.") from error
