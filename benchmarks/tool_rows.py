@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,10 @@ def plain_rate(tokenizer: Path, rows: list[dict[str, Any]]) -> dict[str, float]:
     return {"seconds": len(rows) / (time.monotonic() - clock), "cpu_seconds": len(rows) / (time.process_time() - work)}
 
 
+def write(parquet: Path, count: int) -> None:
+    write_rows(parquet, tool_rows(count))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True, help="a folder whose tokenizer has a template with tools")
@@ -51,7 +57,10 @@ def main() -> None:
     print(f"load {os.getloadavg()[0]:.1f}; rows of apply_chat_template by each: {rates}")
     for count in args.rows:
         with tempfile.TemporaryDirectory(prefix="tool-rows-", dir=args.work) as folder:
-            parquet = write_rows(Path(folder) / "messages.parquet", tool_rows(count))
+            parquet = Path(folder) / "messages.parquet"
+            # A child's peak memory begins at what its parent holds, which must not be these rows.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
+                other.submit(write, parquet, count).result()
             command = [talaria, "tokenize", "--input", str(parquet), "--tokenizer", str(args.tokenizer.resolve())]
             run = timed([*command, "--output", f"{folder}/tokens", "--set", "tokenize.template=own"])
         ratios = {f"x {name}": round(count / run[name] / plain[name], 2) for name in plain}
