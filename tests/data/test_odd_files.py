@@ -68,6 +68,19 @@ def test_a_side_column_of_any_values_is_kept(
     assert facts["rows"] == len(rows)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_answers_that_are_all_dates_stay_text(tmp_path: Path, kind: str) -> None:
+    day = "1969-07-20"
+    chat = [{"role": "user", "content": "1969-07-16T13:32:00"}, {"role": "assistant", "content": day}]
+    shapes: list[Row] = [{"messages": chat}, {"prompt": "When?", "completion": day}, {"instruction": "When?", "output": day}]
+    for number, row in enumerate(shapes):
+        source = tmp_path / f"{number}.{kind}"
+        source.write_text(json.dumps([row] * 2) if kind == "json" else f"{json.dumps(row)}\n" * 2)
+        rows, _ = converted(source)
+        assert [row["messages"][-1]["content"] for row in rows] == [day, day]
+        assert rows[0]["messages"][0]["content"] in ("When?", "1969-07-16T13:32:00")
+
+
 def test_a_column_of_two_types_over_files_is_json_text(tmp_path: Path) -> None:
     lines(tmp_path / "json" / "a.jsonl", {"x": 1, "messages": MESSAGES})
     lines(tmp_path / "json" / "b.jsonl", {"x": "1", "messages": MESSAGES})
