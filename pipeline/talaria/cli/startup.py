@@ -9,7 +9,6 @@ import os
 import sys
 from typing import NoReturn
 
-from talaria.common.allocator import keep_freed_memory
 from talaria.common.torch_free import hide_torch
 
 
@@ -17,7 +16,6 @@ def hasten() -> None:
     """Set up the process before the commands are imported."""
     gc.set_threshold(100_000)  # imports make objects by the hundred thousand, none of them garbage: saves 0.1 s
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # it would look through all installed packages for some
-    keep_freed_memory()
     if sys.argv[1:2] == ["tokenize"]:
         hide_torch()  # a chat template is rendered two seconds of processor time sooner
         if "--input" in sys.argv:

@@ -28,7 +28,7 @@ class TrainedParameters:
     transient: int = 0
     """How many of them are allocated only inside a step."""
     gather: WeightGather | None = None
-    """Of replicated ranks, which update parts and exchange them."""
+    """Of ranks that update parts and exchange them: replicated ones, and those with a ring."""
     groups: Sequence[Sequence[int]] = ()
     """Indices of the parameters that are updated, and exchanged, together."""
     owned: Mapping[int, Tensor] = field(default_factory=dict)
