@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,24 @@ def test_convert_takes_the_place_of_nothing_but_its_own_output(tmp_path: Path) -
     convert(lines(tmp_path / "b.jsonl", {"messages": calls}), own, Convert())
     convert(source, own, Convert())
     assert pq.read_table(own).to_pylist() == [{"messages": MESSAGES}]
+
+
+def test_the_texts_of_conversations_are_not_compressed_and_convert_knows_its_files_by_that(tmp_path: Path) -> None:
+    """Also those of earlier versions, which compressed the source's own texts; not a file in which nothing is compressed."""
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    source, own = lines(tmp_path / "a.jsonl", {"id": "a", "conversations": turns}), tmp_path / "own.parquet"
+    convert(source, own, Convert())
+    group = pq.read_metadata(own).row_group(0)
+    found = {group.column(i).path_in_schema: group.column(i).compression for i in range(group.num_columns)}
+    texts = {"conversations.list.element.from", "conversations.list.element.value", "messages.list.element.content"}
+    assert {path for path, codec in found.items() if codec == "UNCOMPRESSED"} == texts
+    assert {codec for path, codec in found.items() if path not in texts} == {"LZ4"}
+    table = pq.read_table(own)
+    earlier = {path: "none" if path.startswith("messages") and path in texts else "lz4" for path in found}
+    for codecs, made_by_convert in ((earlier, True), ("none", False)):
+        pq.write_table(table, own, compression=codecs)
+        with nullcontext() if made_by_convert else pytest.raises(UserError, match="`talaria convert` did not make"):
+            convert(source, own, Convert())
 
 
 def test_duplicates_are_those_of_what_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
