@@ -88,7 +88,7 @@ def test_ranks_that_die_are_started_again_until_no_new_step_comes(launches) -> N
 
 @quick
 def test_ranks_in_waiting_take_over_and_are_gone_when_the_launch_is(launches, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "worth_waiting", lambda config, gpus: True)
+    monkeypatch.setattr(launch, "worth_waiting", lambda gpus: True)
     monkeypatch.setattr(standby, "_AFTER", 0.0)
     launches.restarts = 1
     assert launches.start(ranks=2, steps=40, at={30: "kill"})["steps"] == 40
@@ -99,7 +99,7 @@ def test_ranks_in_waiting_take_over_and_are_gone_when_the_launch_is(launches, mo
 
 @quick
 def test_ranks_in_waiting_that_have_ended_are_replaced_by_new_ones(launches, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "worth_waiting", lambda config, gpus: True)
+    monkeypatch.setattr(launch, "worth_waiting", lambda gpus: True)
     monkeypatch.setattr(standby, "_AFTER", 0.0)
     monkeypatch.setattr(launch.supervisor, "start", _first_and_then(launch.supervisor.start, 2, "exit 3"))
     launches.restarts = 1
@@ -139,18 +139,28 @@ def test_restarts_are_counted_since_the_last_new_step(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_died_is_noticed_and_one_that_left_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restarts_module, "_MOURNING", 0.0)
+    monkeypatch.setattr(restarts_module, "_KILLED", 0.0)
     deaths = RankDeaths(tmp_path)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as rank:
         note = tmp_path / "rank-0.pid"
         note.write_text(str(rank.pid))
         assert not deaths.unmourned()
         rank.kill()
-    assert not deaths.unmourned()  # its survivors may still say why
-    assert deaths.unmourned()
-    assert not deaths.unmourned()  # once
+        os.waitid(os.P_PID, rank.pid, os.WEXITED | os.WNOWAIT)
+        assert not deaths.unmourned()
+        assert deaths.unmourned()
+        assert not deaths.unmourned()  # once
     note.unlink()
     assert not RankDeaths(tmp_path).unmourned()
+
+
+def test_survivors_of_a_rank_that_ended_itself_may_still_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restarts_module, "_KILLED", 0.0)
+    deaths = RankDeaths(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", "exit(70)"]) as rank:
+        (tmp_path / "rank-0.pid").write_text(str(rank.pid))
+        os.waitid(os.P_PID, rank.pid, os.WEXITED | os.WNOWAIT)
+        assert [deaths.unmourned() for _ in range(3)] == [False] * 3
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -19,6 +19,7 @@ from talaria.train.checkpoint.manager import CheckpointManager
 from talaria.train.checkpoint.save_clock import SaveClock
 from talaria.train.checkpoint.writer_process import WriterProcess
 from talaria.train.distributed.replicas import ReplicasDiffer, all_equal, for_sum, weights_digest
+from talaria.train.model import loading
 from talaria.train.train_state import TrainJob
 from talaria.train.train_step import TrainStep
 
@@ -190,6 +191,11 @@ def snapshots_at_each_step(then: Callable[[int], None]) -> Callable[[int], None]
     return before
 
 
+def reads_no_weights(me: int) -> None:
+    """For `before`: the base's weights are not there to be read."""
+    loading.load_whole = None  # type: ignore[assignment]
+
+
 @pytest.fixture
 def host_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "memory"
@@ -200,7 +206,7 @@ def host_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(
     ("copies", "harm", "step"),
-    [(1, "none", 8), (1, "torn", None), (1, "other ranks", None), (2, "torn", 7), (2, "writing", 8)],
+    [(1, "none", 8), (1, "torn", None), (1, "other ranks", None), (1, "other layout", None), (2, "torn", 7), (2, "writing", 8)],
 )
 def test_ranks_that_died_take_up_from_the_snapshot_in_memory(
     job: Callable[..., TrainJob], uninterrupted: Path, host_memory: Path, copies: int, harm: str, step: int | None
@@ -220,8 +226,11 @@ def test_ranks_that_died_take_up_from_the_snapshot_in_memory(
     notes = [note for note in host_memory.glob("rank-1*.json") if json.loads(note.read_text())["progress"]["step"] == 8]
     if harm == "torn":
         notes[0].unlink()
+    if harm == "other layout":
+        notes[0].write_text(json.dumps(json.loads(notes[0].read_text()) | {"layout": "another"}))
+        assert ranks.Ranks(broken, 2, reads_no_weights).codes() == [1, 1]  # to be started again, by the launcher
     size = 1 if harm == "other ranks" else 2
-    ranks.run(broken, size)
+    ranks.run(broken, size, reads_no_weights if step else None)
     [resumed] = ranks.events(broken.output, "resume") or [{"message": ""}]
     assert resumed["message"].startswith(f"from the snapshot of step {step} in memory") == (step is not None)
     if size == 2:

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 _MOURNING = 1.0
 """Seconds that survivors get to say themselves what has happened, before they are killed."""
+_KILLED = 0.1
+"""The same where a signal killed the rank, of which they know nothing."""
+
+
+_STATUS = 49
+"""Where /proc/PID/stat has what a process ended with, counted from its state."""
 
 
 class Restarts:
@@ -23,7 +29,7 @@ class Restarts:
     def __init__(self, train: Train, output: Path) -> None:
         self.limit, self.output = train.restarts, output
         # Several machines must begin anew together, which is the orchestrator's to see to.
-        self.possible = train.num_machines == 1
+        self.possible = train.num_machines == 1 and train.restarts > 0
         self.furthest = self._step()
         self.in_a_row = 0
 
@@ -53,16 +59,18 @@ class RankDeaths:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self._seen: float | None = None
+        self._ends: float | None = None
+        """When the survivors' time is over."""
         for stale in self._pids():
             stale.unlink(missing_ok=True)
 
     def unmourned(self) -> bool:
         """Whether a rank has been dead for long enough; says so once."""
-        if self._seen is None:
-            self._seen = time.monotonic() if any(map(_dead, self._pids())) else None
-        elif time.monotonic() - self._seen > _MOURNING:
-            self.folder, self._seen = None, None
+        if self._ends is None:
+            given = [seconds for seconds in map(_mourned, self._pids()) if seconds is not None]
+            self._ends = time.monotonic() + min(given) if given else None
+        elif time.monotonic() > self._ends:
+            self.folder, self._ends = None, None
             return True
         return False
 
@@ -70,13 +78,16 @@ class RankDeaths:
         return list(self.folder.glob("rank-*.pid")) if self.folder else []
 
 
-def _dead(note: Path) -> bool:
+def _mourned(note: Path) -> float | None:
+    """For how long a rank is mourned, by its note; None while it lives."""
     try:
         pid = int(note.read_text() or 0)
         os.kill(pid, 0)
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except ProcessLookupError:
-        return True
+        return _MOURNING
     except (OSError, ValueError):  # taken away, or not yet written
-        return False
-    return state == "Z"
+        return None
+    if fields[0] != "Z":
+        return None
+    return _KILLED if int(fields[_STATUS]) & 0x7F else _MOURNING  # as wait(2) has it

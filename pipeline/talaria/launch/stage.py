@@ -131,7 +131,7 @@ def launch(
             return supervisor.start(argv, env={**env, **more}, **how)
 
         restarts = Restarts(config.train, output)
-        waiting = standby.Standby(start, memory[0] if memory and restarts.possible and worth_waiting(config, gpus) else None)
+        waiting = standby.Standby(start, memory[0] if memory and restarts.possible and worth_waiting(gpus) else None)
         stack.callback(waiting.close)
         while True:
             _prepare(config, output, machine)
@@ -183,9 +183,9 @@ def _look(
         stop.end_now()
 
 
-def worth_waiting(config: Config, gpus: int) -> bool:
+def worth_waiting(gpus: int) -> bool:
     """Return whether ranks in waiting are started: without GPUs, ranks share few cores and little memory."""
-    return gpus > 0 and config.train.restarts > 0
+    return gpus > 0
 
 
 @contextlib.contextmanager

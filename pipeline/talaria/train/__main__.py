@@ -63,6 +63,7 @@ def _waited(go: Path, job: TrainJob, stop: StopSignal) -> bool:
     """Import what the job needs, and wait until this rank is needed (True) or told to stop."""
     with quick_imports(_WITHOUT):
         _import_for(job)
+        _find_devices()
     while not go.exists():
         if stop.name:
             return False
@@ -76,6 +77,16 @@ def _import_for(job: TrainJob) -> None:
     from talaria.train.model.loading import import_family
 
     import_family(job.base)
+
+
+def _find_devices() -> None:
+    """Do what comes before the first use of a GPU and takes nothing of it."""
+    import torch
+
+    from talaria.train.kernels.kernel_launch import hash_compiler
+
+    if torch.cuda.is_available():
+        hash_compiler()
 
 
 @contextlib.contextmanager

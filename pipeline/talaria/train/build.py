@@ -12,6 +12,7 @@ from talaria.common.errors import ConfigError, DataError
 from talaria.runs.folder import CHECKPOINTS, HOST_MEMORY
 from talaria.tokenization.dataset import TRAIN, VALIDATION, open_tokens
 from talaria.train.batching.plan import Plan
+from talaria.train.checkpoint import snapshot
 from talaria.train.checkpoint.manager import CheckpointManager
 from talaria.train.checkpoint.staging import Staging
 from talaria.train.distributed import sharding as parallel
@@ -20,7 +21,7 @@ from talaria.train.export import Exporter
 from talaria.train.kernels.context_parallel import ContextGroup, context_group
 from talaria.train.model.activation_memory import USABLE
 from talaria.train.model.causal_lm import CausalLM, ModelOptions, keep_rounded, lay_out, layers, require_fixed_positions
-from talaria.train.model.loading import load_model
+from talaria.train.model.loading import all_are_trained, load_model
 from talaria.train.model.lora import LoraOptions
 from talaria.train.optim.adamw import AdamW
 from talaria.train.optim.bf16_masters import spread_masters
@@ -54,8 +55,10 @@ class Components:
     checkpoints: CheckpointManager
     exporter: Exporter
     warnings: list[str]
-    sources: Sources | None
     """What can be trained, but hardly is what was meant."""
+    sources: Sources | None
+    weights_follow: bool
+    """Whether the model's weights hold anything until a checkpoint is loaded."""
 
 
 def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Components:
@@ -66,12 +69,14 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
     if tokens is None or not len(tokens):
         raise DataError(f"{job.tokens}: no conversation is left to train on; its manifest.json counts what was dropped and why.")
     alive("loading the model")
-    model = load_model(job.base, model_options(train), group.device)
+    options = model_options(train)
+    weights_follow = all_are_trained(options) and snapshot.expected(host_memory(train), identity, group)
+    model = load_model(job.base, options, group.device, weights_follow=weights_follow)
     every = [split for split in splits.values() if split]
     require_fixed_positions(model, max(int(split.lengths.max(initial=0)) for split in every))
     if job.tokenizer == job.base:
         _require_known_ids(every, model.core.config.vocab_size, job.tokens)
-    if train.precision == "mixed" and model.stored_in_bf16 and not train.lora.rank:
+    if train.precision == "mixed" and model.stored_in_bf16 and not train.lora.rank and not weights_follow:
         spread_masters((name, param) for name, param in model.named_parameters() if param.requires_grad)
     flops = metrics.flop_count(model)
     memory = min(group.gather(parallel.device_memory(group.device)))  # all ranks must decide the same by it
@@ -136,6 +141,7 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
         exporter=Exporter(model, optimizer, trained, job, group),
         warnings=[*_senseless(train, schedule, plan), *_other_layout(train, layout, group)],
         sources=sources,
+        weights_follow=weights_follow,
     )
 
 

@@ -13,9 +13,10 @@ from talaria.common.errors import ConfigError
 from talaria.runs.folder import MODEL, RunFolder, exported
 from talaria.runs.identity import run_identity
 from talaria.train.batching.dataloader import Loader
-from talaria.train.build import Components, build
+from talaria.train.build import Components, build, host_memory
 from talaria.train.checkpoint.manager import CheckpointError, FoundCheckpoint
 from talaria.train.checkpoint.save_clock import SaveClock
+from talaria.train.checkpoint.snapshot import forget
 from talaria.train.distributed.process_group import ProcessGroup, require_size
 from talaria.train.distributed.replicas import ReplicasDiffer
 from talaria.train.export import link_folder
@@ -63,7 +64,7 @@ class Trainer:
             self.report.note(f"already done after {status['step']} steps: {self.job.output / 'model'}")
             return
         self.components = build(self.job, self.group, identity, self.alive)
-        found = self.components.checkpoints.newest(lambda text: self._event("warning", text))
+        found = self._newest()
         self.state = TrainState.of(found.progress) if found else TrainState()
         loader = self._loader()
         self._warm_up(loader)  # beside the locking of memory, for which a snapshot waits
@@ -80,8 +81,17 @@ class Trainer:
         self.components.checkpoints.close()
         self.report.close()
 
+    def _newest(self) -> FoundCheckpoint | None:
+        found = self.components.checkpoints.newest(lambda text: self._event("warning", text))
+        memory = host_memory(self.train)
+        if self.components.weights_follow and not found and memory:
+            forget(memory, self.group.rank)  # ranks that are started again read the base's weights
+            raise RuntimeError("the snapshot in memory was expected to hold the weights, and does not fit these ranks")
+        return found
+
     def _resume(self, found: FoundCheckpoint | None, identity: str) -> None:
         components = self.components
+        balance, density = components.plan.sampled_quality()  # beside the locking of memory too
         if found:
             self.alive(f"loading {found}")
             components.checkpoints.load(found)
@@ -91,7 +101,6 @@ class Trainer:
         total = len(components.plan)
         running = {"step": self.state.step, "total_steps": total, "world_size": self.group.size, "identity": identity}
         self.report.status("running", reason=None, kind=None, **running)
-        balance, density = components.plan.sampled_quality()
         quality = {"balance": round(balance, 4), "density": round(density, 4), "world_size": self.group.size}
         shape = f"{self.group.size} ranks on {self.group.device.type}, {components.layout}, balance {balance:.3f}, "
         shape += f"packing {density:.1%} of {components.plan.packed_tokens:,} tokens"

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from talaria.common.files import disk_is_full, file_digest, write_atomically
 from talaria.runs.folder import MARKER, step_folder
 from talaria.train.checkpoint.reader import read
-from talaria.train.checkpoint.snapshot import Snapshot
+from talaria.train.checkpoint.snapshot import Snapshot, newest_common
 from talaria.train.checkpoint.staging import Staging
 from talaria.train.checkpoint.writer_process import WriterProcess
 from talaria.train.distributed.process_group import ProcessGroup, use
@@ -196,9 +196,8 @@ class CheckpointManager:
 
     def _in_memory(self) -> FoundCheckpoint | None:
         """The newest snapshot that a block of each rank holds."""
-        first, *others = self.group.gather([found for found in (snapshot.found() for snapshot in self._snapshots) if found])
-        common = [progress for progress in first if all(progress in other for other in others)]
-        return FoundCheckpoint(None, max(common, key=lambda progress: progress["step"])) if common else None
+        progress = newest_common([snapshot.found() for snapshot in self._snapshots], self.group)
+        return FoundCheckpoint(None, progress) if progress else None
 
     def _inspect(self, folder: Path) -> tuple[FoundCheckpoint | None, str | None]:
         """The checkpoint, or what is wrong with it; ranks share the reading of its files."""

@@ -7,6 +7,7 @@ small kernel takes the GPU: with 8-bit products and short micro-batches, the GPU
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,14 @@ from torch import Tensor
 
 _ALIGNED = 16
 """What Triton asks of addresses (in bytes) and integers before it loads 16 bytes at a time."""
+
+
+def hash_compiler() -> None:
+    """Have Triton hash itself, which tells by which version kernels were compiled: half a second, once a process."""
+    with contextlib.suppress(ImportError):  # no Triton, or one that does it otherwise
+        from triton.runtime.cache import triton_key
+
+        triton_key()
 
 
 class Launcher:

@@ -19,9 +19,12 @@ from talaria.train.model.causal_lm import CausalLM, ModelOptions
 from talaria.train.model.lora import add_adapters
 
 
-def load_model(folder: str | Path, options: ModelOptions, device: torch.device | str) -> CausalLM:
+def load_model(
+    folder: str | Path, options: ModelOptions, device: torch.device | str, *, weights_follow: bool = False
+) -> CausalLM:
     """Load a Hugging Face folder for training.
 
+    weights_follow: every weight will be replaced, by a checkpoint's; none is read then, and they hold anything until they are.
     Raises DataError for a folder that does not hold exactly the model that its config.json describes, ConfigError for settings
     that do not fit it.
     """
@@ -30,7 +33,8 @@ def load_model(folder: str | Path, options: ModelOptions, device: torch.device |
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     # As it is stored and straight to the device, where a change of type costs nothing: 1.3 s for 8 GB, and 5.4 on the host.
     stored = torch.bfloat16 if {tensor.dtype for tensor in stored_tensors(folder).values()} == {"BF16"} else dtype
-    hf = load_whole(folder, dtype=stored, device_map={"": device}, attn_implementation=attention.register())
+    how: dict[str, Any] = {"dtype": stored, "device_map": {"": device}, "attn_implementation": attention.register()}
+    hf = _without_weights(folder, **how) if weights_follow else load_whole(folder, **how)
     if stored != dtype:
         hf.to(dtype)
     hf.config.use_cache = False
@@ -43,8 +47,14 @@ def load_model(folder: str | Path, options: ModelOptions, device: torch.device |
         why = model.plain_because or "its widths are no multiples of 16"
         raise ConfigError(f"train.fp8 does not work for {folder}, as {why}; leave it off.")
     model.to(device)
-    _require_finite(hf, folder)
+    if not weights_follow:
+        _require_finite(hf, folder)
     return model
+
+
+def all_are_trained(options: ModelOptions) -> bool:
+    """Whether a checkpoint holds every weight of the model, and none need come from the base."""
+    return options.lora is None and not options.freeze and "*" in options.trainable
 
 
 def import_family(folder: str | Path) -> None:
@@ -82,27 +92,8 @@ def freeze(hf: nn.Module, trainable: Sequence[str], frozen: Sequence[str]) -> No
 def load_whole(folder: Path, **how: Any) -> Any:
     """Load with transformers and take nothing for granted: it would draw what is missing at random and drop what is too much."""
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()  # its own report of the same, a table of names
-    logging.disable_progress_bar()  # redraws its line, which a log file keeps
-    try:
-        hf, found = AutoModelForCausalLM.from_pretrained(
-            folder,
-            trust_remote_code=False,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **how,
-        )
-    except torch.OutOfMemoryError:  # a RuntimeError, but no fault of the folder
-        raise
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-        raise DataError(f"{folder}: transformers cannot load it: {reason}.") from error
-    finally:
-        logging.set_verbosity(before)
+    hf, found = _from_pretrained(AutoModelForCausalLM, folder, folder, trust_remote_code=False, **how)
     absent, spare = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
     if absent:
         also = f", and holds {listed(spare)} instead" if spare else ""
@@ -116,6 +107,36 @@ def load_whole(folder: Path, **how: Any) -> Any:
             f"{folder}: {name} is {list(stored)}, but its config.json asks for {list(wanted)}; they do not belong together."
         )
     return hf
+
+
+def _without_weights(folder: Path, **how: Any) -> Any:
+    """Make the folder's model as `load_whole` does, buffers and all, but with weights that transformers draws."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    hf, _ = _from_pretrained(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], folder, None, config=config, state_dict={}, **how)
+    return hf
+
+
+def _from_pretrained(kind: Any, folder: Path, *source: Path | None, **how: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the model and what was found of it; raises DataError where transformers cannot make it."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # its own report of the same, a table of names
+    logging.disable_progress_bar()  # redraws its line, which a log file keeps
+    try:
+        loaded: tuple[Any, dict[str, Any]] = kind.from_pretrained(
+            *source, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **how
+        )
+        return loaded
+    except torch.OutOfMemoryError:  # a RuntimeError, but no fault of the folder
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        raise DataError(f"{folder}: transformers cannot load it: {reason}.") from error
+    finally:
+        logging.set_verbosity(before)
 
 
 def _require_tied(hf: Any, folder: Path) -> None:
