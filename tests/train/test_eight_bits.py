@@ -4,7 +4,7 @@ import pytest
 import torch
 from talaria.train.kernels import elementwise as kernels
 from talaria.train.kernels import linear
-from talaria.train.kernels.eight_bits import contributions, operand, transposed
+from talaria.train.kernels.eight_bits import Draw, RoundedWeight, contributions, operand, transposed
 from talaria.train.kernels.matmul import (
     accumulate_into,
     keep_in_eight_bits,
@@ -163,6 +163,67 @@ def test_weights_are_rounded_anew_when_they_were_written_to(values):
         lay_side_by_side(fresh)
         assert torch.equal(kept[0], project(x, fresh))
         assert not torch.equal(kept[0], first)
+
+
+def neighbours(x):
+    """The numbers of e4m3 at and below |x|, and at and above it, fp32."""
+    numbers = torch.arange(127, dtype=torch.uint8).view(FP8).float()
+    place = torch.searchsorted(numbers, x.abs().contiguous())
+    above = numbers[place]
+    return torch.where(above == x.abs(), above, numbers[(place - 1).clamp(min=0)]), above
+
+
+def test_weights_are_rounded_to_either_neighbour_and_right_on_average():
+    weight = (draw(16, 64).cpu() * torch.logspace(-5, 0, 64)).bfloat16()
+    weight[0, 0], weight[1, :7] = 0, torch.tensor([448, -448, 416, 2.0**-6, -(2.0**-9), 1.125, 2.0**-11])
+    below, above = neighbours(weight.float())
+    made = torch.stack(
+        [RoundedWeight(weight.to(DEVICE)).refresh(0, Draw(salt)).by_row()[0].float().cpu() for salt in range(2000)]
+    )
+    assert ((made.abs() == below) | (made.abs() == above)).all()
+    assert ((made == 0) | (made.sign() == weight.sign())).all()
+    off = (made.mean(0) - weight.float()) / (above - below).clamp(min=2.0**-9)
+    assert off.abs().max() < 5 * 0.5 / 2000**0.5  # five standard deviations of the mean of coin tosses
+    assert off.mean().abs() < 5 * 0.5 / (2000 * off.numel()) ** 0.5
+    odds = (weight.abs().float() - below) / (above - below)
+    tosses = made.flatten(1)[:, ((odds > 0.2) & (odds < 0.8)).flatten()]
+    pairs = (tosses - tosses.mean(0)) / tosses.std(0)
+    assert ((pairs[:, 1:] * pairs[:, :-1]).mean(0).abs() < 0.12).all()  # next to each other they know nothing of each other
+    assert ((pairs[1:] * pairs[:-1]).mean(0).abs() < 0.12).all()  # nor from step to step
+
+
+@pytest.mark.parametrize("salt", [1, 0x7FFFFFFF])
+def test_a_weight_is_rounded_by_the_same_bits_wherever_and_however_it_lies(salt):
+    """Kept or not, alone or beside others, as it lies or transposed, by a kernel or by plain PyTorch."""
+    block = draw(48, 80)
+    wanted = RoundedWeight(block.cpu()).refresh(0, Draw(salt)).by_row()[0].float()
+    assert not torch.equal(wanted, RoundedWeight(block.cpu()).refresh(0, Draw(salt - 1)).by_row()[0].float())
+    for keep in (False, True):
+        made = RoundedWeight(block, keep=keep).refresh(0, Draw(salt))
+        assert torch.equal(made.by_row()[0].float().cpu(), wanted)
+        assert torch.equal(made.by_column()[0].float().cpu(), wanted.t())
+    part = RoundedWeight(block[32:]).refresh(0, Draw(salt, 32 * 80))
+    large = wanted[32:].abs() > 2  # smaller ones may be smaller than normal numbers under the scale of the block
+    assert torch.equal((part.by_row()[0].float() * part.scales[0]).cpu()[large], (wanted[32:] * made.scales[0].cpu())[large])
+
+
+def test_weights_are_rounded_anew_in_each_step_and_alike_within_one(tmp_path):
+    """A run that resumes draws as the one before it did, on ranks that keep rounded weights or fetch them for each use."""
+    folder = save_tiny(tmp_path, hidden_size=64, intermediate_size=96, initializer_range=0.1)
+    batch, losses = batch_of(conversations([30, 50, 20])).to(DEVICE), {}
+    for kept in (True, False):
+        model = load_model(folder, ModelOptions("bf16", fp8=True), DEVICE)
+        if kept:
+            lay_out(model)
+            keep_rounded(model, None)
+        for step in (5, 5, 6, 5):
+            model.step = step
+            losses.setdefault((kept, step), []).append(float(sum_loss(model, batch).detach()))
+    of_one, of_next = losses[True, 5], losses[True, 6][0]
+    assert len(set(of_one)) == 1
+    assert abs(of_next / of_one[0] - 1) > 1e-6
+    assert losses[False, 5] == pytest.approx(of_one, rel=1e-7)
+    assert losses[False, 6][0] == pytest.approx(of_next, rel=1e-7)
 
 
 LORA = LoraOptions(rank=3, alpha=5, dropout=0.0, targets="all-linear")

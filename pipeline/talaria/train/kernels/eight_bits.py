@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from talaria.train.kernels.elementwise import fused
-from talaria.train.kernels.operand import FP8, SMALLEST, Form, Operand, plain_operand, scale_of
+from talaria.train.kernels.operand import FP8, SMALLEST, Form, Operand, at_random, plain_operand, scale_of
 from talaria.train.kernels.torch_internals import scaled_product
 
 _ALIGNED = 16
@@ -31,11 +32,15 @@ def operand(x: Tensor, form: Form) -> Operand:
     return plain_operand(x.float(), Form.ROUNDED, x.dtype)._replace(exact=exact)
 
 
-def transposed(x: Tensor, factor: Tensor | None = None) -> Tensor:
-    """e4m3[n, T rounded up to 16] of x [T, n], whose rows are first multiplied by `factor`, fp32[T]; zeros are appended."""
+def transposed(x: Tensor, factor: Tensor | None = None, draw: Draw | None = None) -> Tensor:
+    """e4m3[n, T rounded up to 16] of x [T, n], whose rows are first multiplied by `factor`, fp32[T]; zeros are appended.
+
+    draw: round at random, and by which bits; else to nearest. Only beside a factor.
+    """
     if kernels := fused(x):
-        return kernels.transposed(x, factor, _ALIGNED)  # type: ignore[no-any-return]
+        return kernels.transposed(x, factor, _ALIGNED, draw)  # type: ignore[no-any-return]
     z = x.float() if factor is None else x.float() * factor[:, None]
+    z = z if draw is None else at_random(z, *draw)
     out = torch.zeros(x.shape[1], -(-len(x) // _ALIGNED) * _ALIGNED, dtype=FP8, device=x.device)
     out.view(torch.uint8)[:, : len(x)] = z.to(FP8).view(torch.uint8).t()
     return out
@@ -54,8 +59,21 @@ def contributions(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return both / largest, largest
 
 
+class Draw(NamedTuple):
+    """Which random bits a weight is rounded by."""
+
+    salt: int
+    """31 bits of the step and the weight, so that each step draws others, and all of its micro-batches and ranks the same."""
+    start: int = 0
+    """The place of the weight's first element among those that share the salt."""
+
+
 class RoundedWeight:
-    """A weight [N, K] in e4m3 with one scale for all of it, as it lies and transposed."""
+    """A weight [N, K] in e4m3 with one scale for all of it, as it lies and transposed.
+
+    It is rounded at random, as e4m3 numbers are 6 to 12% apart: rounded to nearest, most weights would be off in the same way in
+    every step, and the model would come to rely on it (docs/decisions/0016-eight-bit-products.md).
+    """
 
     def __init__(self, weight: Tensor, *, keep: bool = False) -> None:
         """keep: hold the rounded weight, one byte a number, from one `refresh` to the next."""
@@ -63,11 +81,13 @@ class RoundedWeight:
         self.scales = self.inverses = torch.empty(0)
         """The scale, as often as the longer side has numbers, and 1 / scale."""
         self._values = torch.empty_like(weight, dtype=FP8) if keep else None
+        self._draw = Draw(0)
         self._version = -1
 
-    def refresh(self, version: int) -> RoundedWeight:
-        """Round anew, unless this has been done for this version of the weight."""
-        if version != self._version:
+    def refresh(self, version: int, draw: Draw) -> RoundedWeight:
+        """Round anew, unless this has been done for this version of the weight and by these bits."""
+        if (version, draw) != (self._version, self._draw):
+            self._draw = draw
             largest = torch.linalg.vector_norm(self.weight, float("inf"), dtype=torch.float32)
             self.scales = scale_of(largest).expand(max(self.weight.shape)).contiguous()
             self.inverses = self.scales.reciprocal()
@@ -86,14 +106,15 @@ class RoundedWeight:
     def by_column(self) -> tuple[Tensor, Tensor]:
         """Return (e4m3[K, N], the scale K times)."""
         rows, columns = self.weight.shape
-        values = transposed(self.weight, self.inverses[:rows]) if self._values is None else transposed(self._values)
+        values = self._values
+        values = transposed(self.weight, self.inverses[:rows], self._draw) if values is None else transposed(values)
         return values, self.scales[:columns]
 
     def _round(self, out: Tensor) -> Tensor:
         if kernels := fused(self.weight):
-            kernels.round_into(self.weight, self.inverses, out)
+            kernels.round_into(self.weight, self.inverses, out, *self._draw)
         else:
-            out.copy_(self.weight.float() * self.inverses[0])
+            out.copy_(at_random(self.weight.float() * self.inverses[0], *self._draw))
         return out
 
 
@@ -105,12 +126,12 @@ def keep_rounded(weights: Sequence[Tensor], block: Tensor, *, values: bool) -> N
     setattr(weights[0], _KEPT, RoundedWeight(block, keep=values))
 
 
-def rounded_weight(weights: Sequence[Tensor], block: Tensor) -> RoundedWeight:
-    """Return the weights that make up `block` as they are now."""
+def rounded_weight(weights: Sequence[Tensor], block: Tensor, draw: Draw) -> RoundedWeight:
+    """Return the weights that make up `block` as they are now, rounded by these bits."""
     kept: RoundedWeight | None = getattr(weights[0], _KEPT, None)
     if kept is None or kept.weight.shape != block.shape:
-        return RoundedWeight(block).refresh(0)
-    return kept.refresh(sum(weight._version for weight in weights))
+        return RoundedWeight(block).refresh(0, draw)
+    return kept.refresh(sum(weight._version for weight in weights), draw)
 
 
 def rounded_product(

@@ -88,9 +88,9 @@ def gradient_forms(group: Sequence[Linear], fp8: bool, tokens: int) -> tuple[For
     return dy, by_weight | low
 
 
-def forward(x: Operand, group: Sequence[Linear], scale: float) -> tuple[Tensor, Tensor | None]:
-    """Return (y, s x A^T [T, sum of r], which the backward pass wants; None without adapters)."""
-    y = project(x, [linear.weight for linear in group], _bias(group))
+def forward(x: Operand, group: Sequence[Linear], scale: float, salt: int) -> tuple[Tensor, Tensor | None]:
+    """Return (y, s x A^T [T, sum of r], which the backward pass wants; None without adapters). salt: see `project`."""
+    y = project(x, [linear.weight for linear in group], _bias(group), salt)
     low = _down(x, group, scale)
     if low is not None:
         for place, rows, ranks in _adapters(group):
@@ -99,9 +99,9 @@ def forward(x: Operand, group: Sequence[Linear], scale: float) -> tuple[Tensor, 
     return y, low
 
 
-def backward(dy: Operand, group: Sequence[Linear], scale: float) -> tuple[Tensor, Tensor | None]:
-    """Return (derivative by x, that by x A^T [T, sum of r] or None)."""
-    dx = project_backward(dy, [linear.weight for linear in group])
+def backward(dy: Operand, group: Sequence[Linear], scale: float, salt: int) -> tuple[Tensor, Tensor | None]:
+    """Return (derivative by x, that by x A^T [T, sum of r] or None). salt: as it was in `forward`."""
+    dx = project_backward(dy, [linear.weight for linear in group], salt)
     adapters = _adapters(group)
     if not adapters:
         return dx, None

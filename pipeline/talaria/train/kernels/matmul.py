@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from talaria.train.kernels.eight_bits import (
+    Draw,
     contributions,
     keep_rounded,
     rounded_product,
@@ -81,10 +82,13 @@ def keep_in_eight_bits(weights: Sequence[Tensor], *, values: bool) -> None:
         keep_rounded(members, block, values=values)
 
 
-def project(x: Operand, weights: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
-    """x @ [w1; w2; ...].T + bias. x: [T, K]; weights: [N_i, K]; bias: [sum of N_i]. Returns [T, sum of N_i]."""
+def project(x: Operand, weights: Sequence[Tensor], bias: Tensor | None = None, salt: int = 0) -> Tensor:
+    """x @ [w1; w2; ...].T + bias. x: [T, K]; weights: [N_i, K]; bias: [sum of N_i]. Returns [T, sum of N_i].
+
+    salt: of the random bits by which weights are rounded where products are in 8 bits (`Draw`).
+    """
     if x.scale is not None:
-        return _project_rounded(x, weights, bias)
+        return _project_rounded(x, weights, bias, salt)
     exact = _exact(x)
     if (block := side_by_side(weights)) is not None:
         return exact @ block.t() if bias is None else torch.addmm(bias, exact, block.t())
@@ -97,10 +101,10 @@ def project(x: Operand, weights: Sequence[Tensor], bias: Tensor | None = None) -
     return out
 
 
-def project_backward(dy: Operand, weights: Sequence[Tensor]) -> Tensor:
-    """Derivative by x: dy @ [w1; w2; ...]. dy: [T, sum of N_i]. Returns [T, K]."""
+def project_backward(dy: Operand, weights: Sequence[Tensor], salt: int = 0) -> Tensor:
+    """Derivative by x: dy @ [w1; w2; ...]. dy: [T, sum of N_i]. Returns [T, K]. salt: as it was in `project`."""
     if dy.scale is not None:
-        return _project_backward_rounded(dy, weights)
+        return _project_backward_rounded(dy, weights, salt)
     exact = _exact(dy)
     if (block := side_by_side(weights)) is not None:
         return exact @ block
@@ -134,24 +138,24 @@ def weight_gradients(weights: Sequence[Tensor], dy: Operand, x: Operand) -> list
     return grads
 
 
-def _project_rounded(x: Operand, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+def _project_rounded(x: Operand, weights: Sequence[Tensor], bias: Tensor | None, salt: int) -> Tensor:
     assert x.rounded is not None
     assert x.scale is not None
     parts, start = [], 0
     for block, members in _blocks(weights):
-        w, w_scale = rounded_weight(members, block).by_row()
+        w, w_scale = rounded_weight(members, block, Draw(salt, start * block.shape[1])).by_row()
         part_bias = None if bias is None else bias[start : start + len(w)]
         parts.append(rounded_product(x.rounded, w, x.scale, w_scale, weights[0].dtype, part_bias))
         start += len(w)
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _project_backward_rounded(dy: Operand, weights: Sequence[Tensor]) -> Tensor:
+def _project_backward_rounded(dy: Operand, weights: Sequence[Tensor], salt: int) -> Tensor:
     assert dy.rounded is not None
     assert dy.scale is not None
     parts, start = [], 0
     for block, members in _blocks(weights):
-        w, w_scale = rounded_weight(members, block).by_column()
+        w, w_scale = rounded_weight(members, block, Draw(salt, start * block.shape[1])).by_column()
         part = dy.rounded[:, start : start + len(block)]
         parts.append(rounded_product(part, w, dy.scale, w_scale, weights[0].dtype))
         start += len(block)

@@ -63,7 +63,7 @@ class CausalLM(nn.Module):
         # Granite divides its logits; a factor on what the head takes is the same.
         self.logit_scale = 1.0 / getattr(self.core.config, "logits_scaling", 1.0)
         self.step = 0
-        """Of the optimiser, counted from 0: what adapters drop depends on it."""
+        """Of the optimiser, counted from 0: what adapters drop and how weights are rounded to 8 bits depend on it."""
         self._dropout = token_keys(hf)
         self.target_losses: Tensor | None = None
         """fp32[S], what the last micro-batch's loss is the sum of; kept where targets come from several sources."""
@@ -140,7 +140,7 @@ class CausalLM(nn.Module):
         packed = attention.pack(batch.cu_seqlens, batch.max_seqlen, kernel, features)
         if batch.spread:
             packed = SpreadSequences(packed.cu_seqlens, packed.max_seqlen, packed.kernel, self.context, batch.spread)
-        tokens = TokenLayout(packed, rotary)
+        tokens = TokenLayout(packed, rotary, step=self.step)
         stream: Stream = (x, None)
         *earlier, (last, last_saved) = zip(body.layers, saved, strict=True)
         for layer, layer_saved in earlier:

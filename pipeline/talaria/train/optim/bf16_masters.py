@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from talaria.train.kernels.random_bits import random_bits
+
 _AT_ONCE = 1 << 24
 """Elements for which random bits, 8 bytes each, exist at a time."""
 
@@ -17,7 +19,7 @@ def round_stochastically(master: Tensor, salt: int, start: int = 0) -> Tensor:
 
     The random bits are a hash of (salt, place), the same whenever and wherever the step is made.
     """
-    bits = _random_bits(start, master.numel(), salt, master.device).view(master.shape)
+    bits = random_bits(start, master.numel(), salt, master.device).view(master.shape)
     return ((master.view(torch.int32) + bits.int()) >> 16).to(torch.int16).view(torch.bfloat16)
 
 
@@ -35,17 +37,8 @@ def spread_masters(named: Iterable[tuple[str, nn.Parameter]]) -> None:
         for start in range(0, len(values), _AT_ONCE):
             piece = values[start : start + _AT_ONCE].view(torch.int32)
             # Neither end of the interval, which some round to the neighbour.
-            away = (_random_bits(start, len(piece), salt, piece.device).int() - 0x8000).clamp_(min=-0x7FFF)
+            away = (random_bits(start, len(piece), salt, piece.device).int() - 0x8000).clamp_(min=-0x7FFF)
             piece += torch.where((piece & 0x7FFFFFFF) == 0, 0, away)
-
-
-def _random_bits(start: int, count: int, salt: int, device: torch.device) -> Tensor:
-    """Return int64[count], 16 random bits each: a hash of (salt, place from `start` on)."""
-    bits = torch.arange(start, start + count, device=device)
-    bits = (bits * 747796405 + salt) & 0xFFFFFFFF
-    for _ in range(2):
-        bits = ((bits ^ (bits >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
-    return (bits ^ (bits >> 16)) & 0xFFFF
 
 
 def split_halves(master: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from talaria.train.kernels.kernel_launch import Launcher
 from talaria.train.kernels.operand import FP8, SMALLEST
+from talaria.train.kernels.triton_kernels.random_bits import random_bits
 
 _SMALLEST = tl.constexpr(SMALLEST)
 
@@ -55,29 +56,63 @@ def empty_rounded(rows: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
+@triton.jit
+def _at_random(x, place, salt):
+    """See operand.py. Returns fp32 that are numbers of the format."""
+    sign = x.to(tl.int32, bitcast=True) & -0x80000000
+    raised = tl.where(tl.abs(x) < 0.015625, sign | 0x3C800000, 0).to(tl.float32, bitcast=True)
+    moved = (x + raised).to(tl.int32, bitcast=True) + (random_bits(place, salt) << 4) + 8
+    return (moved & -0x100000).to(tl.float32, bitcast=True) - raised
+
+
 @Launcher
-@triton.jit(do_not_specialize=["rows", "padded"])
+@triton.jit(do_not_specialize=["rows", "padded", "salt", "start"])
 def _transpose_kernel(
-    x_ptr, factor_ptr, out_ptr, rows, padded, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr
+    x_ptr,
+    factor_ptr,
+    out_ptr,
+    rows,
+    padded,
+    stride,
+    salt,
+    start,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SCALED: tl.constexpr,
+    RANDOM: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     padded = padded * 16
     x = tl.load(x_ptr + row[:, None] * stride + col[None], (row < rows)[:, None] & (col < WIDTH)[None], 0.0)
     if SCALED:
-        x = (x.to(tl.float32) * tl.load(factor_ptr + row, row < rows, 0.0)[:, None]).to(tl.float8e4nv)
+        x = x.to(tl.float32) * tl.load(factor_ptr + row, row < rows, 0.0)[:, None]
+        if RANDOM:
+            x = _at_random(x, (row * WIDTH + start).to(tl.uint32)[:, None] + col.to(tl.uint32)[None], salt)
+        x = x.to(tl.float8e4nv)
     inside = (col < WIDTH)[:, None] & (row < padded)[None]
     tl.store(out_ptr + col[:, None].to(tl.int64) * padded + row[None], tl.trans(x), inside)
 
 
-def transposed(x: Tensor, factor: Tensor | None, aligned: int) -> Tensor:
+def transposed(x: Tensor, factor: Tensor | None, aligned: int, draw: tuple[int, int] | None) -> Tensor:
     rows, width = x.shape
     units = triton.cdiv(rows, aligned)
     out = torch.empty(width, units * aligned, dtype=FP8, device=x.device)
     if rows:
         grid = (triton.cdiv(rows, 128), triton.cdiv(width, 128))
         _transpose_kernel[grid](
-            x, factor, out, rows, units, x.stride(0), WIDTH=width, BLOCK=128, SCALED=factor is not None, num_warps=8
+            x,
+            factor,
+            out,
+            rows,
+            units,
+            x.stride(0),
+            *(draw or (0, 0)),
+            WIDTH=width,
+            BLOCK=128,
+            SCALED=factor is not None,
+            RANDOM=draw is not None,
+            num_warps=8,
         )
     return out
 
@@ -106,13 +141,14 @@ def contributions(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @Launcher
-@triton.jit
-def _round_kernel(x_ptr, inverse_ptr, out_ptr, size, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["salt", "start"])
+def _round_kernel(x_ptr, inverse_ptr, out_ptr, size, salt, start, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + at, at < size, 0.0).to(tl.float32) * tl.load(inverse_ptr)
-    tl.store(out_ptr + at, x.to(tl.float8e4nv), at < size)
+    tl.store(out_ptr + at, _at_random(x, at + start, salt).to(tl.float8e4nv), at < size)
 
 
-def round_into(x: Tensor, inverse: Tensor, out: Tensor) -> None:
-    """out = x * inverse[0], in 8 bits; both contiguous."""
-    _round_kernel[(triton.cdiv(x.numel(), 4096),)](x, inverse, out, x.numel(), BLOCK=4096, num_warps=8)
+def round_into(x: Tensor, inverse: Tensor, out: Tensor, salt: int, start: int) -> None:
+    """out = x * inverse[0], in 8 bits, at random; both contiguous."""
+    grid = (triton.cdiv(x.numel(), 4096),)
+    _round_kernel[grid](x, inverse, out, x.numel(), salt, start, BLOCK=4096, num_warps=8)

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from talaria.train.kernels.kernel_launch import Launcher
+from talaria.train.kernels.triton_kernels.random_bits import random_bits
 
 _BLOCK = 2048
 _ALIGNED = 16
@@ -67,11 +68,7 @@ def _update(
             high = (bits + 0x8000) >> 16
             tl.store(low_ptr + at, (bits - (high << 16)).to(tl.int16), inside)
         else:
-            noise = (at + start).to(tl.uint32) * 747796405 + salt.to(tl.uint32)
-            noise = (noise ^ (noise >> 16)) * 0x45D9F3B
-            noise = (noise ^ (noise >> 16)) * 0x45D9F3B
-            noise = (noise ^ (noise >> 16)) & 0xFFFF
-            high = (bits + noise.to(tl.int32)) >> 16
+            high = (bits + random_bits(at + start, salt)) >> 16
         tl.store(param_ptr + at, high.to(tl.int16), inside)
     else:
         tl.store(param_ptr + at, master, inside)
