@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from talaria.common.errors import ConfigError
 from talaria.config.load import parse
+from talaria.train import build
 from talaria.train import optimizer as made
 from talaria.train.checkpoint.manager import CheckpointManager
 from talaria.train.checkpoint.writer_process import WriterProcess
 from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.distributed.sharding import ReplicaLayout
+from talaria.train.kernels import linear
 from talaria.train.optim import offload
 from talaria.train.optim.adamw import AdamW, AdamWSettings
 from talaria.train.optim.bf16_masters import split_halves
 from talaria.train.optim.offload import OffloadedAdamW
+from talaria.train.optim.span import ParamSpan
 from talaria.train.train_state import TrainJob
 
 from tests.train import ranks
@@ -29,8 +34,8 @@ SHAPES = ((70, 50), (50,), (3, 2, 400), (48, 100))
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
-def optimizers(precision: str, device: str, room: int) -> tuple[AdamW, OffloadedAdamW]:
-    """One whose state is on the device and one whose is not, of equal parameters."""
+def optimizers(precision: str, device: str, room: int, away: Sequence[int] | None) -> tuple[AdamW, OffloadedAdamW]:
+    """One whose state is on the device and one whose is not, or in part, of equal parameters."""
     both: list[Any] = []
     for offloaded in (False, True):
         draw = torch.Generator().manual_seed(0)
@@ -42,23 +47,26 @@ def optimizers(precision: str, device: str, room: int) -> tuple[AdamW, Offloaded
             elif precision == "mixed":
                 param.data, low[index] = split_halves(param.data)
         how = (params, low, AdamWSettings(0.9, 0.95, 1e-8, 0.1), torch.bfloat16 if precision == "bf16" else torch.float32)
-        both.append(OffloadedAdamW(*how, device_room=lambda: room) if offloaded else AdamW(*how))
-    resident, away = both
-    sizes = [part.numel() for part in away.parts()]
+        both.append(OffloadedAdamW(*how, device_room=lambda: room, away=away) if offloaded else AdamW(*how))
+    resident, offloaded = both
+    sizes = {index: offloaded.part(index).numel() for index in sorted(offloaded.away)}
     where: dict[str, Any] = {"pin_memory": device == "cuda"}
-    masters = [torch.zeros(size, dtype=away.master_dtype(index), **where) for index, size in enumerate(sizes)]
-    away.adopt(masters, *([torch.zeros(size, dtype=away.state_dtype, **where) for size in sizes] for _ in range(2)))
-    return resident, away
+    masters = [torch.zeros(size, dtype=offloaded.master_dtype(index), **where) for index, size in sizes.items()]
+    moments = ([torch.zeros(size, dtype=offloaded.state_dtype, **where) for size in sizes.values()] for _ in range(2))
+    offloaded.adopt(masters, *moments)
+    held = [index for index, bits in enumerate(low) if bits is not None and bits.untyped_storage().nbytes()]
+    assert set(held).isdisjoint(offloaded.away)  # the device has the memory back, whoever knows the tensor
+    return resident, offloaded
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("room", [0, 30_000, 10**9])
+@pytest.mark.parametrize(("room", "parts"), [(0, None), (30_000, None), (10**9, None), (30_000, (0, 3)), (10**9, (1, 2))])
 @pytest.mark.parametrize("precision", ["mixed", "bf16", "fp32"])
 def test_updates_are_the_resident_ones_to_the_bit(
-    monkeypatch: pytest.MonkeyPatch, precision: str, room: int, device: str
+    monkeypatch: pytest.MonkeyPatch, precision: str, room: int, parts: Sequence[int] | None, device: str
 ) -> None:
     monkeypatch.setattr(offload, "CHUNK", 960)
-    resident, away = optimizers(precision, device, room)
+    resident, away = optimizers(precision, device, room, parts)
     draw = torch.Generator().manual_seed(1)
     for step in range(6):
         grads = [torch.randn(shape, generator=draw).to(device, resident.state_dtype) for shape in SHAPES]
@@ -68,18 +76,40 @@ def test_updates_are_the_resident_ones_to_the_bit(
         away.release(3)
         if step == 3:  # as a checkpoint does, in the midst of a run
             away.release()
-            for index, chunks in enumerate(masters_of(away)):
-                away.copy_master(index, chunks)
+            for index in range(len(SHAPES)):
+                target = torch.zeros(away.part(index).numel(), dtype=away.master_dtype(index))
+                away.copy_master(index, target)
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                assert parts is None or torch.equal(target, resident.master(index).cpu())
     away.release()
     for index in range(len(SHAPES)):
         assert torch.equal(resident.part(index), away.part(index))
         assert torch.equal(resident.master(index), away.master(index))
-        assert torch.equal(resident.exp_avg[index].cpu(), away.exp_avg[index])
-        assert torch.equal(resident.exp_avg_sq[index].cpu(), away.exp_avg_sq[index])
+        assert torch.equal(resident.exp_avg[index].cpu(), away.exp_avg[index].cpu())
+        assert torch.equal(resident.exp_avg_sq[index].cpu(), away.exp_avg_sq[index].cpu())
 
 
-def masters_of(optimizer: OffloadedAdamW) -> list[torch.Tensor]:
-    return [torch.empty(part.numel(), dtype=optimizer.master_dtype(index)) for index, part in enumerate(optimizer.parts())]
+def test_with_fp8_as_much_is_away_as_makes_micro_batches_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the first parameters; none where a step is short, too much is missing, or the host has no room."""
+    train = parse({"name": "x", "train": {"offload": "auto", "fp8": True}}, "test").train
+    model: Any = SimpleNamespace(fp8=True, activations=SimpleNamespace(bytes_without_recomputation=lambda tokens: tokens * 1000))
+    trained: Any = SimpleNamespace(spans=[ParamSpan(0, count, count) for count in (1000, 50_000, 100_000, 500_000)])
+    enough = 1000 * math.ceil(linear.MANY * 50_000 / (50_000 - linear.MANY))  # 9 micro-batches of 50,000 / 9 and fewer have MANY
+
+    def away(missing: float, tokens: float = 50_000, **changes: Any) -> list[int]:
+        made_of = train.model_copy(update=changes)
+        return made.state_away(made_of, model, trained, enough - missing, tokens)
+
+    assert away(0) == []
+    assert away(10_001) == [0, 1] == away(510_000)
+    assert away(510_001) == [0, 1, 2]
+    assert away(1_510_001) == []  # more than can be hidden
+    assert away(10_001, tokens=2 * linear.MANY - 1) == []
+    assert away(10_001, offload="none") == [] == away(10_001, offload="optimizer") == away(10_001, precision="bf16")
+    assert made.bytes_away(train, trained, [0, 1]) == 510_000
+    monkeypatch.setattr(made, "device_memory", lambda _: 8_500_000)
+    assert away(10_001) == []
 
 
 @pytest.mark.parametrize("precision", ["mixed", "bf16"])
@@ -89,8 +119,11 @@ def test_a_run_moves_between_host_and_device_and_is_the_same_to_the_bit(
     monkeypatch.setattr(offload, "CHUNK", 9_600)  # forked ranks inherit it
     resident = job("resident", **SETTINGS, precision=precision)
     ranks.run(resident, 2)
+    monkeypatch.setattr(
+        build, "state_away", lambda train, *_: [0, 4, 5] if (train.offload, precision) == ("auto", "mixed") else []
+    )
     moved = job("moved", **SETTINGS, precision=precision, offload="optimizer")
-    stops = (("optimizer", 3), ("optimizer", 5), ("none", 7), ("optimizer", None))
+    stops = (("optimizer", 3), ("auto", 5), ("none", 6), ("auto", 7), ("optimizer", None))
     for place, stop_at in stops:
         part = job("moved", **SETTINGS, precision=precision, offload=place)
         started = ranks.Ranks(part, 2, ranks.at_step(stop_at, 0, signal.SIGTERM) if stop_at else None)

@@ -26,7 +26,7 @@ from talaria.train.model.lora import LoraOptions
 from talaria.train.optim.adamw import AdamW
 from talaria.train.optim.bf16_masters import spread_masters
 from talaria.train.optim.lr_schedule import LRSchedule
-from talaria.train.optimizer import make_optimizer, require_offloadable, stream_beside_layers
+from talaria.train.optimizer import bytes_away, make_optimizer, require_offloadable, state_away, stream_beside_layers
 from talaria.train.telemetry import flops as metrics
 from talaria.train.telemetry.source_losses import Sources
 from talaria.train.telemetry.watchdog import Alive
@@ -87,9 +87,11 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
         require_offloadable(model, train, layout, group)
     trained = parallel.distribute(model, layers(model), train.precision, layout, group, offloaded=offloaded, fused=model.fused)
     room = USABLE * memory - trained.state if model.core.lm_head.weight.is_cuda else None
+    away: list[int] = []
     if not layout.sharded:
         lay_out(model)
-        room = keep_rounded(model, room)
+        away = state_away(train, model, trained, room, float(tokens.lengths.mean()) * train.global_batch / group.size)
+        room = keep_rounded(model, room and room + bytes_away(train, trained, away))
     spread = train.context_parallel_size
     model.context = _context_group(model, spread, group)
     model.transient_bytes = trained.transient
@@ -108,7 +110,7 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
     plan.require_fitting(tokens.rows, job.config.tokenize.max_tokens)
     schedule = LRSchedule(train.lr, train.min_lr, train.warmup_fraction, len(plan), train.schedule, train.decay_fraction)
     held_out = _held_out(splits[VALIDATION], train, group.size, flops.quadratic)
-    optimizer = make_optimizer(train, trained, memory)
+    optimizer = make_optimizer(train, trained, memory, away)
     sources = Sources.of(tokens, per_sample=train.reduction == "sample")
     names, shared = [name for name, _ in trained.named], {"copies": train.snapshot_copies, "sharers": group.local_size}
     staging = Staging(names, optimizer, group.device, host_memory(train), group.rank, **shared)
@@ -148,10 +150,10 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
 def host_memory(train: Train) -> Path | None:
     """The launcher's folder in memory, which outlives this rank; None where there is none, or no snapshots are made.
 
-    With the optimizer's state in host memory there are none: a rank that dies in an update leaves it half changed.
+    With all of the optimizer's state in host memory there are none: a rank that dies in an update leaves it half changed.
     """
     folder = os.environ.get(HOST_MEMORY)
-    return Path(folder) if folder and train.snapshot_seconds and train.offload == "none" else None
+    return Path(folder) if folder and train.snapshot_seconds and train.offload != "optimizer" else None
 
 
 def _require_known_ids(splits: Sequence[Tokens], vocab_size: int, folder: Path) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from talaria.base_model.model_size import CHECKPOINT_BYTES
+from talaria.base_model.model_size import CHECKPOINT_BYTES, STATE_BYTES
 from talaria.common.errors import ConfigError
+from talaria.train.checkpoint.host_block import PAGE, HostBlock
 from talaria.train.distributed.gradients import Gradients, ReplicatedGradients
 from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.distributed.sharding import ReplicaLayout, device_memory
 from talaria.train.distributed.trained_parameters import TrainedParameters
+from talaria.train.kernels import linear
 from talaria.train.model.activation_memory import USABLE
+from talaria.train.model.causal_lm import CausalLM
 from talaria.train.optim.adamw import AdamW, AdamWSettings
 from talaria.train.optim.offload import OffloadedAdamW
 
@@ -23,6 +28,8 @@ if TYPE_CHECKING:
 
 _OF_HOST_MEMORY = 0.9
 """Share of a machine's memory that the optimizer's state may take."""
+_MOST = 0.3
+"""Share of the optimizer's state in host memory beyond which its way there and back cannot be hidden."""
 _FILLED = USABLE - 0.03
 """Share of a GPU's memory that state passing through it fills: layers run beside it, and take more than what they save."""
 
@@ -43,18 +50,62 @@ def require_offloadable(model: nn.Module, train: Train, layout: ReplicaLayout, g
         )
 
 
-def make_optimizer(train: Train, trained: TrainedParameters, memory: int) -> AdamW:
+def state_away(train: Train, model: CausalLM, trained: TrainedParameters, room: float | None, step_tokens: float) -> list[int]:
+    """Indices of the parameters whose state is to be in host memory under train.offload: auto; none where that gains nothing.
+
+    With fp8, micro-batches that are too small for gradients of weights in 8 bits are worth some of it: as much as is missing.
+    room: bytes for activations (None: they are not counted); step_tokens: what a rank has in a step, which is cut evenly.
+    """
+    if train.offload != "auto" or train.precision != "mixed" or not model.fp8 or room is None or step_tokens < 2 * linear.MANY:
+        return []
+    # As so many tokens or fewer go into a micro-batch, and all of a step's have as many, none has fewer than MANY.
+    tokens = linear.MANY * step_tokens / (step_tokens - linear.MANY)
+    missing = model.activations.bytes_without_recomputation(math.ceil(tokens)) - room
+    sizes = [span.count for span in trained.spans]
+    away = []
+    for index, size in enumerate(sizes):
+        if missing <= 0:
+            break
+        away.append(index)
+        missing -= size * STATE_BYTES[train.precision][1]  # as `bytes_away` counts
+    here = sum(sizes[index] for index in away)
+    fits = CHECKPOINT_BYTES[train.precision] * (sum(sizes) + here) <= _OF_HOST_MEMORY * device_memory(torch.device("cpu"))
+    return away if here <= _MOST * sum(sizes) and fits else []
+
+
+def bytes_away(train: Train, trained: TrainedParameters, away: Sequence[int]) -> int:
+    """Return what these parameters' state would take on the device."""
+    return STATE_BYTES[train.precision][1] * sum(trained.spans[index].count for index in away)
+
+
+def make_optimizer(train: Train, trained: TrainedParameters, memory: int, away: Sequence[int] = ()) -> AdamW:
+    """away: indices of parameters whose state is in host memory, where not all of it is."""
     params = [param for _, param in trained.named]
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
     how: dict[str, Any] = {"spans": trained.spans, "groups": trained.groups, "updated": trained.updated}
-    if train.offload == "none":
+    if train.offload != "optimizer" and not away:
         return AdamW(params, trained.low_bits, _adamw_settings(train), dtype, owned=trained.owned, **how)
     device = params[0].device
 
     def room() -> int:
         return int(_FILLED * memory) - torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
-    return OffloadedAdamW(params, trained.low_bits, _adamw_settings(train), dtype, device_room=room, **how)
+    how |= {"device_room": room, "away": away or None}
+    optimizer = OffloadedAdamW(params, trained.low_bits, _adamw_settings(train), dtype, **how)
+    if away:
+        optimizer.adopt(*_host_memory([trained.spans[index].count for index in away], device))
+    return optimizer
+
+
+def _host_memory(counts: Sequence[int], device: torch.device) -> list[list[Tensor]]:
+    """Page-locked fp32 for masters and both moments of parameters of so many elements."""
+    sizes = [-(-4 * count // PAGE) * PAGE for _ in range(3) for count in counts]
+    starts = list(accumulate(sizes, initial=0))
+    block = HostBlock(starts[-1], folder=None, name="away", device=device, starts=starts[:-1])
+    block.lock()
+    block.ready()
+    views = [block.view(start, count, torch.float32) for start, count in zip(starts, [*counts] * 3, strict=False)]
+    return [views[place : place + len(counts)] for place in range(0, len(views), len(counts))]
 
 
 def _adamw_settings(train: Train) -> AdamWSettings:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
+from talaria.base_model.model_size import CHECKPOINT_BYTES
 from talaria.common.errors import ConfigError
 from talaria.runs.folder import MODEL, RunFolder, exported
 from talaria.runs.identity import run_identity
@@ -113,6 +114,9 @@ class Trainer:
         self.report.note(describe(components.model))
         if components.checkpoints.staging.is_state:
             self.report.note(str(components.checkpoints.staging))
+        elif away := components.optimizer.away:
+            held = CHECKPOINT_BYTES[self.train.precision] * sum(components.optimizer.spans[index].count for index in away)
+            self.report.note(f"{held / 1e9:.1f} GB of optimizer's state in host memory, so that micro-batches are larger")
 
     def _forget_later_steps(self) -> None:
         """What came after the checkpoint comes again, on other ranks perhaps with other last bits."""

@@ -51,7 +51,7 @@ class Staging:
     many ranks put theirs there.
 
     There are two `blocks` where two `copies` are wanted and the folder has room for them; none is locked yet. Where the optimizer
-    keeps the state in host memory, there is one, which is the state itself.
+    keeps all of the state in host memory, there is one, which is the state itself.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class Staging:
             self.blocks.append(HostBlock(size, name=again, **how))
         self.place = 0
         """Which block holds the newest state, or gets it now."""
-        self.is_state = isinstance(optimizer, OffloadedAdamW)
-        if isinstance(optimizer, OffloadedAdamW):
+        self.is_state = isinstance(optimizer, OffloadedAdamW) and optimizer.whole
+        if isinstance(optimizer, OffloadedAdamW) and optimizer.whole:
             self.block.lock()
             self.block.ready()
             optimizer.adopt(*([self.view(part) for part in self.parts if part.kind == kind] for kind in KINDS))
@@ -116,6 +116,8 @@ class Staging:
     def copy(self) -> None:
         """Copy the state from the device, beside whatever runs there; `fence` is for what changes it. From any thread."""
         try:
+            if self._stream:  # what the optimizer keeps in host memory itself is copied by the host
+                self._stream.synchronize()
             with torch.cuda.stream(self._stream):  # None: as it is
                 for number, part in enumerate(self.parts, start=1):
                     self._copy_out(part)

@@ -59,7 +59,14 @@ class ActivationMemory:
         return min(limit, max(self.tokens_without_recomputation(budget_bytes), _FEWEST))
 
     def tokens_without_recomputation(self, budget_bytes: float) -> int:
-        return int((budget_bytes - CHUNK * self.logits) / (self.layers * self.saved_default + 2 * self.saved_all))
+        return int((budget_bytes - CHUNK * self.logits) / self._of_token)
+
+    def bytes_without_recomputation(self, tokens: int) -> int:
+        return CHUNK * self.logits + tokens * self._of_token
+
+    @property
+    def _of_token(self) -> int:
+        return self.layers * self.saved_default + 2 * self.saved_all
 
 
 def inner_width(config: Any) -> int:

@@ -50,6 +50,9 @@ class AdamW:
     of the parameter's own memory.
     """
 
+    away: frozenset[int] = frozenset()
+    """Indices of the parameters whose state is not on the device (see OffloadedAdamW)."""
+
     def __init__(
         self,
         params: Sequence[nn.Parameter],
@@ -71,11 +74,11 @@ class AdamW:
         self._launches = Launches()
         self._prepared: list[Callable[[AdamWScalars], None]] | None = None
         self.steps_done = 0
-        self.exp_avg = [self.moment(part) for part in self.parts()]
-        self.exp_avg_sq = [self.moment(part) for part in self.parts()]
+        self.exp_avg = [self.moment(index) for index in range(len(self.params))]
+        self.exp_avg_sq = [self.moment(index) for index in range(len(self.params))]
 
-    def moment(self, part: Tensor) -> Tensor:
-        return torch.zeros_like(part, dtype=self.state_dtype)
+    def moment(self, index: int) -> Tensor:
+        return torch.zeros_like(self.part(index), dtype=self.state_dtype)
 
     @torch.no_grad()
     def prepare(self, grads: Sequence[Tensor]) -> None:

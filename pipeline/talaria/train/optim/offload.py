@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,10 +64,17 @@ class _Passing:
 
 
 class OffloadedAdamW(AdamW):
-    """`adopt` is to be called before the first step; `device_room` returns how many bytes of the device may be taken."""
+    """`adopt` is to be called before the first step; `device_room` returns how many bytes of the device may be taken.
 
-    def __init__(self, *args: Any, device_room: Callable[[], int], **how: Any) -> None:
+    away: indices of the parameters whose state lies in host memory (absent: all); the others' is resident.
+    """
+
+    def __init__(self, *args: Any, device_room: Callable[[], int], away: Collection[int] | None = None, **how: Any) -> None:
+        self.whole = away is None
+        """Whether no state is resident."""
+        self.away = frozenset(range(len(args[0])) if away is None else away)
         super().__init__(*args, **how)
+        self.groups = [resident for group in self.groups if (resident := [i for i in group if i not in self.away])]
         self.device, self.device_room = self.params[0].device, device_room
         self.chunks: list[StateChunk] = []
         self._next = 0
@@ -76,17 +83,21 @@ class OffloadedAdamW(AdamW):
         cuda = self.device.type == "cuda"
         self._inward, self._outward = (torch.cuda.Stream(self.device) if cuda else None for _ in range(2))  # type: ignore[no-untyped-call]
 
-    def moment(self, part: Tensor) -> Tensor:
-        return torch.empty(0, dtype=self.state_dtype)  # `adopt` has the real one
+    def moment(self, index: int) -> Tensor:
+        return torch.empty(0, dtype=self.state_dtype) if index in self.away else super().moment(index)  # `adopt` has the real one
 
     @torch.no_grad()
     def adopt(self, masters: Sequence[Tensor], exp_avg: Sequence[Tensor], exp_avg_sq: Sequence[Tensor]) -> None:
-        """Keep the state in these flat tensors of host memory from now on; the moments are zero."""
-        self.exp_avg, self.exp_avg_sq = list(exp_avg), list(exp_avg_sq)
-        for index, (master, *moments) in enumerate(zip(masters, exp_avg, exp_avg_sq, strict=True)):
+        """Keep the state that is away in these flat tensors of host memory from now on, in ascending order of parameters.
+
+        The moments are zero.
+        """
+        for index, master, *moments in zip(sorted(self.away), masters, exp_avg, exp_avg_sq, strict=True):
+            self.exp_avg[index], self.exp_avg_sq[index] = moments
             low = self.low_bits[index]
             if low is not None:
                 super().copy_master(index, master)
+                low.untyped_storage().resize_(0)  # whoever else knows it
                 self.low_bits[index] = low.new_empty(0)
             # The kernel is compiled anew for counts that are no multiple of 16, and then rounds some bf16 moments otherwise.
             size = CHUNK if len(master) % 16 == 0 else len(master)
@@ -98,14 +109,14 @@ class OffloadedAdamW(AdamW):
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def prepare(self, grads: Sequence[Tensor]) -> None:
-        """Nothing: each chunk is updated when it is there."""
-
     @torch.no_grad()
     def step(self, grads: Sequence[Tensor], lr: float, scale: float) -> None:
-        self.steps_done += 1
+        """What is away first, so that its way back is beside the update of what is resident."""
         self.release()
-        shared = AdamWScalars.of(self.settings, self.steps_done, lr, scale)
+        self._update_away(grads, AdamWScalars.of(self.settings, self.steps_done + 1, lr, scale))
+        super().step(grads, lr, scale)
+
+    def _update_away(self, grads: Sequence[Tensor], shared: AdamWScalars) -> None:
         room = self.device_room()
         while self._coming or self._next < len(self.chunks):
             room = self._fetch(room, at_least_one=not self._coming)
@@ -131,24 +142,29 @@ class OffloadedAdamW(AdamW):
             self._wait(self._leaving.popleft())
 
     def master(self, index: int) -> Tensor:
-        if self.low_bits[index] is None:
-            return self.part(index)
+        if index not in self.away or self.low_bits[index] is None:
+            return super().master(index)
         self.release()
         return torch.cat([self._joined(chunk) for chunk in self._chunks_of(index)])
 
     @torch.no_grad()
     def copy_master(self, index: int, target: Tensor) -> None:
-        """Make the state in host memory what a checkpoint holds; `target` is the place of this master in it."""
-        if self.low_bits[index] is None:
+        """Where all of the state is away it is the checkpoint too, and `target` a master's place in it: complete it there."""
+        if index not in self.away or self.low_bits[index] is None:
             super().copy_master(index, target)
             return
         for chunk in self._chunks_of(index):
-            if chunk.split and chunk.master is not None:
+            if not self.whole:
+                target[chunk.start : chunk.stop].copy_(self._joined(chunk), non_blocking=True)
+            elif chunk.split and chunk.master is not None:
                 chunk.master.copy_(self._joined(chunk), non_blocking=True)
                 chunk.split = False
 
     @torch.no_grad()
     def set_master(self, index: int, value: Tensor) -> None:
+        if index not in self.away:
+            super().set_master(index, value)
+            return
         part = self.part(index)
         for chunk in self._chunks_of(index):
             piece = value[chunk.start : chunk.stop].to(self.device)
