@@ -168,6 +168,7 @@ def main() -> None:
         if thread is not threading.current_thread():
             thread.join()
     gc.freeze()  # pages that hold objects stay shared
+    gc.set_threshold(100_000)  # a chunk is a million objects, hardly one of them garbage: a fifth of a worker's time
     _watch([_fork(selector, share, number, ends) for number in range(len(ends))], ends)
 
 
