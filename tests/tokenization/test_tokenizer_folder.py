@@ -117,6 +117,20 @@ def test_word_start_markers_are_those_of_the_whole_conversation(scheme: str, tmp
     assert facts["template"] == "chatml"
 
 
+def test_the_saved_tokenizer_cuts_no_text(small_tokenizer: Path, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    used = AutoTokenizer.from_pretrained(small_tokenizer)
+    used(["What is the weather?", "Hi"], truncation=True, max_length=2, padding="max_length")
+    used.save_pretrained(tmp_path / "used")
+    save(tmp_path / "used", tmp_path / "saved", None)
+    whole, read = (Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (small_tokenizer, tmp_path / "saved"))
+    assert len(Tokenizer.from_file(str(tmp_path / "used" / "tokenizer.json")).encode("What is the weather?").ids) == 2
+    assert read.encode("What is the weather?").ids == whole.encode("What is the weather?").ids
+    assert read.to_str() == whole.to_str()
+
+
 def test_answers_end_where_the_template_ends_them(tmp_path: Path) -> None:
     for name, ends in (("llama", ["<|eot_id|>"]), ("mistral", ["</s>"]), ("phi", ["<|end|>"]), ("smollm", ["<|im_end|>"])):
         folder = write_tokenizer(FAMILIES[name], tmp_path / name)

@@ -103,6 +103,7 @@ def save(folder: Path, out_dir: Path, template: str | None) -> None:
     for name in FILES:
         if (folder / name).is_file() and folder != out_dir:
             shutil.copyfile(folder / name, out_dir / name)
+    _clear_cuts(out_dir / "tokenizer.json")
     if not _rebuilds_the_same(settings.get("tokenizer_class"), folder / "tokenizer.json"):
         settings["tokenizer_class"] = AS_IT_IS
     _write(out_dir / "tokenizer_config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
@@ -111,6 +112,15 @@ def save(folder: Path, out_dir: Path, template: str | None) -> None:
     if original and original != template:
         text = original if isinstance(original, str) else json.dumps(original, indent=2, ensure_ascii=False)
         _write(out_dir / ORIGINAL_TEMPLATE_FILE, text)
+
+
+def _clear_cuts(file: Path) -> None:
+    """Remove truncation and padding, which transformers leaves there at its last call: engines cut each text by them."""
+    found = before_vocabulary(file)
+    if found is None or not (found.get("truncation") or found.get("padding")):
+        return
+    content = json.loads(file.read_text(encoding="utf-8")) | {"truncation": None, "padding": None}
+    _write(file, json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def _settings(folder: Path) -> dict[str, Any]:
