@@ -114,10 +114,10 @@ class Train(Section):
     shard_size: Annotated[int, NotInKey] = Field(
         0, ge=0, le=102_400_000, description="Ranks per shard group (hybrid); 0: a node's ranks."
     )
-    offload: Annotated[Literal["none", "optimizer", "auto"], NotInKey] = Field(
-        "none",
+    offload: Annotated[Literal["auto", "none", "optimizer"], NotInKey] = Field(
+        "auto",
         description="optimizer: masters and Adam state in host memory, for models that a GPU does not hold otherwise; "
-        "auto: with fp8, as much of it as makes micro-batches large enough for gradients of weights in 8 bits.",
+        "auto: with fp8, as much of it as makes micro-batches large enough for gradients of weights in 8 bits, else none.",
     )
     context_parallel_size: Annotated[int, NotInKey] = Field(
         1,
