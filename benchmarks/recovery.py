@@ -37,6 +37,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "save and kill": {"global_batch": 128, "steps": 44, "kill_after": 38, "to_end": True, "save_every": 22, **SAVED},
     "end": {"global_batch": 128, "steps": 6, "to_end": True},
     "kill": {"global_batch": 128, "steps": 56, "kill_after": 44, **SAVED},
+    "one, kill": {"gpus": 1, "global_batch": 64, "steps": 46, "kill_after": 40, **SAVED},
     "one, save and kill": {"gpus": 1, "global_batch": 64, "steps": 36, "kill_after": 30, "save_every": 14, **SAVED},
     "64k over two": {**LONG, "length": 65536, "global_batch": 1, "context_parallel_size": 2, "max_tokens_per_device": 32768},
     "16k over two": {**LONG, "length": 16384, "global_batch": 4, "context_parallel_size": 2, "max_tokens_per_device": 8192},
@@ -257,7 +258,7 @@ def make_inputs(work: Path, shape: str) -> None:
     begun = time.time()
     sizes = SHAPES[shape]
     make_model(work / "model", sizes, "cpu" if shape == "tiny" else "cuda")
-    make_tokens(work / "tokens", 256 * 40, sizes["vocab_size"], 8000)
+    make_tokens(work / "tokens", 256 * 160, sizes["vocab_size"], 8000)
     make_tokenizer(work / "tokens" / "tokenizer")
     for length in {options["length"] for options in RUNS.values() if "length" in options}:
         made = 512 if shape == "tiny" else length

@@ -52,7 +52,7 @@ def memory() -> Result:
 
 CLASSES = {
     # In this order: the first whose word a kernel's name holds.
-    "communication": ("nccl",),
+    "communication": ("nccl", "barrier_kernel", "memcpy ptop"),
     "attention": ("flash", "fmha", "sdpa", "attention", "varlen", "cudnn::fusion"),
     "products": ("gemm", "nvjet", "cutlass", "cublas", "splitk", "xmma"),
     "norms": ("_norm_kernel", "_norm_backward", "_add_rows", "rms_norm"),
@@ -82,11 +82,11 @@ def profiled(run: Callable[[], Any]) -> tuple[dict[str, float], Any]:
         if event.device_type == torch.autograd.DeviceType.CUDA
     )
     by_class, by_name, idle = Counter[str](), Counter[str](), Counter[str]()
-    compute = [event[:2] for event in events if "nccl" not in event[2].lower()]
+    compute = [event[:2] for event in events if kind_of(event[2]) != "communication"]
     exposed = union(event[:2] for event in events) - union(compute)
     reached, last = events[0][0], "start"
     for begin, end, name in events:
-        kind = next((kind for kind, words in CLASSES.items() if any(word in name.lower() for word in words)), "other")
+        kind = kind_of(name)
         by_class[kind] += end - begin
         by_name[f"{kind}: {name[:60]}"] += end - begin
         if begin > reached:
@@ -96,6 +96,10 @@ def profiled(run: Callable[[], Any]) -> tuple[dict[str, float], Any]:
     total |= {"(communication with no compute beside it)": exposed}
     rows = [*by_class.most_common(), *total.items(), *by_name.most_common(25), *idle.most_common(12)]
     return {name: microseconds / 1e3 for name, microseconds in rows}, outcome
+
+
+def kind_of(name: str) -> str:
+    return next((kind for kind, words in CLASSES.items() if any(word in name.lower() for word in words)), "other")
 
 
 def union(stretches: Iterable[tuple[float, float]]) -> float:

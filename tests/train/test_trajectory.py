@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from talaria.train.distributed import layer_ring
 from talaria.train.distributed import sharding as parallel
+from talaria.train.distributed.process_group import ProcessGroup
+from talaria.train.distributed.ring_transport import PeerBlock, PeerCopies
 from talaria.train.kernels import attention, linear
 from talaria.train.kernels.decoder_layer import Saved
 from talaria.train.model.causal_lm import CausalLM
@@ -82,14 +86,42 @@ def test_weights_kept_in_eight_bits_follow_what_other_ranks_update(
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)
 
 
+def by_copies(folder: Path) -> Callable[[int], None]:
+    """For `before`: ranks read each other's memory, as GPUs of one machine do, through files in `folder`."""
+
+    def transport(group: ProcessGroup) -> PeerCopies:
+        numbers = itertools.count()
+
+        def make(count: int, dtype: torch.dtype) -> PeerBlock:
+            number = next(numbers)
+            paths = [folder / f"{number}-{rank}" for rank in range(group.size)]
+            own = torch.from_file(str(paths[group.rank]), shared=True, size=count, dtype=dtype)
+            dist.barrier()
+            every = [torch.from_file(str(path), shared=True, size=count, dtype=dtype) for path in paths]
+            return PeerBlock([own if rank == group.rank else theirs for rank, theirs in enumerate(every)], dist.barrier)
+
+        return PeerCopies(group, make)
+
+    return lambda me: setattr(layer_ring, "ring_transport", transport)
+
+
 @pytest.mark.usefixtures("no_room_for_whole_weights")
-def test_layers_that_share_two_places_are_trained_as_whole_ones(job: Callable[..., TrainJob]) -> None:
+def test_layers_that_share_two_places_are_trained_as_whole_ones(job: Callable[..., TrainJob], tmp_path: Path) -> None:
     """Nothing before the first layer is trained, so that no hook says when its gradients are through."""
     settings = {"precision": "mixed", "lr": 1e-2, "epochs": 3, "max_steps": 5, "max_tokens_per_device": 192}
-    made = [job(sharding, sharding=sharding, freeze=["*embed_tokens*"], **settings) for sharding in ("replicate", "shard")]
-    for run in made:
-        ranks.run(run, 2)
-    whole, ring = (ranks.steps(run.output) for run in made)
+    folders = [tmp_path / name for name in ("two", "four")]
+    for folder in folders:
+        folder.mkdir()
+    two, four = map(by_copies, folders)
+    runs: list[tuple[str, int, Any]] = [("replicate", 2, None), ("shard", 2, None), ("shard", 2, two), ("shard", 4, four)]
+    made = []
+    for number, (sharding, size, before) in enumerate(runs):
+        made.append(job(str(number), sharding=sharding, freeze=["*embed_tokens*"], **settings))
+        ranks.run(made[-1], size, before)
+    whole, ring, copied, by_four = (ranks.steps(run.output) for run in made)
+    figures = [[(step["loss"], step["grad_norm"]) for step in steps] for steps in (ring, copied)]
+    assert figures[0] == figures[1]
+    assert [step["loss"] for step in by_four] == pytest.approx([step["loss"] for step in whole], rel=1e-3)
     assert [step["loss"] for step in ring] == pytest.approx([step["loss"] for step in whole], rel=1e-3)
     assert [step["grad_norm"] for step in ring] == pytest.approx([step["grad_norm"] for step in whole], rel=1e-2)
     assert whole[-1]["loss"] < 0.95 * whole[0]["loss"]

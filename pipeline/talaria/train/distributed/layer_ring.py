@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from talaria.train.distributed.gradients import ReplicatedGradients, squared_norm_of
-from talaria.train.distributed.process_group import ProcessGroup, all_gather_all, reduce_scatter_all
+from talaria.train.distributed.process_group import ProcessGroup
+from talaria.train.distributed.ring_transport import RingTransport, ring_transport
 from talaria.train.distributed.trained_parameters import TrainedParameters
 from talaria.train.distributed.weight_gather import WeightGather
 from talaria.train.kernels.matmul import RunningTotal, accumulate_into
@@ -41,7 +42,7 @@ def parameters_in_a_ring(
     """
     params = [param for _, param in named]
     inside = [[index for index in own if params[index].ndim >= 2] for own in groups[:-1]]
-    ring = LayerRing(units, inside, params, spans, dtype)
+    ring = LayerRing(units, inside, params, spans, dtype, ring_transport(group))
     rest = [index for index in range(len(params)) if index not in ring.owned]
     replicated = [params[index] for index in rest]
     outside = ReplicatedGradients([], [range(len(rest))], replicated, [spans[index] for index in rest], dtype, group)
@@ -62,7 +63,7 @@ def parameters_in_a_ring(
 class LayerRing:
     """`inside`: per unit, the indices of its matrices among `params`, of which every rank has the stretch that `spans` say.
 
-    Takes the memory of these parameters over. `dtype`: of sums of gradients.
+    Takes the memory of these parameters over. `dtype`: of sums of gradients. Collective.
     """
 
     def __init__(
@@ -72,13 +73,16 @@ class LayerRing:
         params: Sequence[nn.Parameter],
         spans: Sequence[ParamSpan],
         dtype: torch.dtype,
+        transport: RingTransport,
     ) -> None:
-        self.inside, self.spans = inside, spans
+        self.inside, self.spans, self.transport = inside, spans, transport
         first = params[inside[0][0]]
         sizes = [params[index].numel() for index in inside[0]]
-        weights, sums = (
-            [torch.zeros(sum(sizes), dtype=kind, device=first.device) for _ in range(_PLACES)] for kind in (first.dtype, dtype)
-        )
+        weights = [torch.zeros(sum(sizes), dtype=first.dtype, device=first.device) for _ in range(_PLACES)]
+        sums = [transport.shared(sum(sizes), dtype) for _ in range(_PLACES)]
+        counts = [[spans[index].count for index in own] for own in inside]
+        stretches = transport.shared(sum(map(sum, counts)), first.dtype).split([count for own in counts for count in own])  # type: ignore[no-untyped-call]
+        place_of = dict(zip([index for own in inside for index in own], stretches, strict=True))
         self.owned: dict[int, Tensor] = {}
         """This rank's stretch of each weight."""
         self.gradients: dict[int, Tensor] = {}
@@ -89,8 +93,8 @@ class LayerRing:
         self._held = [-1] * _PLACES
         """Whose weights are in a place, or on their way to it."""
         self._arriving: dict[int, Any] = {}
-        self._leaving: dict[int, tuple[int, Any, bool]] = {}
-        """By place: whose sums are on their way out, the work to wait for, and whether they are to be added to earlier ones."""
+        self._leaving: dict[int, Any] = {}
+        """By place: the work to wait for where sums are on their way out."""
         self._begun: set[int] = set()
         """Layers of which this step has gradients."""
         self._unsent: set[int] = set()
@@ -100,7 +104,7 @@ class LayerRing:
             pieces = zip(own, weights[place].split(sizes), sums[place].split(sizes), strict=True)  # type: ignore[no-untyped-call]
             for index, weight, total in pieces:
                 param, span = params[index], spans[index]
-                self.owned[index] = param.detach().view(-1)[span.start : span.stop].clone()
+                self.owned[index] = place_of[index].copy_(param.detach().view(-1)[span.start : span.stop])
                 self.gradients[index] = torch.zeros(span.count, dtype=dtype, device=first.device)
                 self._whole[index] = weight, total
                 param.data = weight.view_as(param)
@@ -109,9 +113,10 @@ class LayerRing:
 
     @property
     def buffers(self) -> int:
-        """Bytes of the places."""
-        whole = [self._whole[index] for own in self.inside[:_PLACES] for index in own]
-        return sum(weight.nbytes + total.nbytes for weight, total in whole)
+        """Bytes of the places, and of what arrives from others to be added to one of them."""
+        places = [[self._whole[index] for index in own] for own in self.inside[:_PLACES]]
+        whole = sum(weight.nbytes + total.nbytes for place in places for weight, total in place)
+        return whole + sum(total.nbytes for _, total in places[0])
 
     def _register(self, number: int, unit: nn.Module) -> None:
         """A fused layer is one step of autograd: the hook of its output is called before it, that of its input after it."""
@@ -143,7 +148,7 @@ class LayerRing:
             if work := self._arriving.pop(place, None):  # fetched in vain
                 work.wait()
             self._held[place] = number
-            self._arriving[place] = all_gather_all((self._whole[i][0], self.owned[i]) for i in self.inside[number])
+            self._arriving[place] = self.transport.gather((self._whole[i][0], self.owned[i]) for i in self.inside[number])
 
     def _before_backward(self, number: int) -> None:
         self._use(number, number - 1)
@@ -159,24 +164,15 @@ class LayerRing:
             self._totals[index].settled()
         adds = number in self._begun
         self._begun.add(number)
-        targets = [self._stretch(index) if adds else self.gradients[index] for index in own]
-        work = reduce_scatter_all((self._whole[index][1], target) for index, target in zip(own, targets, strict=True))
-        self._leaving[number % _PLACES] = number, work, adds
+        pairs = ((self._whole[index][1], self.gradients[index]) for index in own)
+        self._leaving[number % _PLACES] = self.transport.scatter(pairs, add=adds)
 
     def _settle(self, place: int) -> None:
         """Have done with the sums in a place."""
         for late in [number for number in self._unsent if number % _PLACES == place]:
             self._send(late)
-        if place not in self._leaving:
-            return
-        number, work, adds = self._leaving.pop(place)
-        work.wait()
-        if adds:
-            own = self.inside[number]
-            torch._foreach_add_([self.gradients[index] for index in own], [self._stretch(index) for index in own])
-
-    def _stretch(self, index: int) -> Tensor:
-        return self._whole[index][1][self.spans[index].start : self.spans[index].stop]
+        if work := self._leaving.pop(place, None):
+            work.wait()
 
     def finish(self) -> None:
         """Let what follows read the step's gradients."""
@@ -194,6 +190,7 @@ class LayerRing:
             work.wait()
         self._arriving.clear()
         self._held = [-1] * _PLACES
+        self.transport.changed()
 
 
 class RingGradients:
