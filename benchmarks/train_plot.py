@@ -32,7 +32,7 @@ def speed(results: Path, target: Path) -> None:
     axes.set_yticks(range(len(stages)), [stage["what"] for stage in reversed(stages)], fontsize=8)
     axes.set_xlabel("tokens a second and MFU, Qwen3-4B's shape")
     axes.set_title(f"{found['device']}, {found['date']}", fontsize=10)
-    axes.set_xlim(0, 41_000)
+    axes.set_xlim(0, 46_000)
     axes.legend(
         [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()], LABELS.values(), fontsize=8, loc="upper right"
     )
