@@ -33,6 +33,8 @@ def test_the_operators_take_what_we_give_them(operator: str, wanted: str) -> Non
 def test_every_row_of_a_table_gets_its_gradient() -> None:
     ids, grad = torch.tensor([0, 2, 2]), torch.tensor([[1.0], [2.0], [4.0]])
     assert torch_internals.embedding_gradient(grad, ids, 3).tolist() == [[1.0], [0.0], [6.0]]
+    often = torch_internals.embedding_gradient(torch.ones(1000, 1, dtype=torch.bfloat16), torch.zeros(1000, dtype=torch.long), 1)
+    assert (often.item(), often.dtype) == (1000, torch.bfloat16)
 
 
 def test_a_false_condition_fails() -> None:
