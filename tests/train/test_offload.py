@@ -97,9 +97,9 @@ def test_with_fp8_as_much_is_away_as_makes_micro_batches_large_enough(monkeypatc
     trained: Any = SimpleNamespace(spans=[ParamSpan(0, count, count) for count in (1000, 50_000, 100_000, 500_000)])
     enough = 1000 * math.ceil(linear.MANY * 50_000 / (50_000 - linear.MANY))  # 9 micro-batches of 50,000 / 9 and fewer have MANY
 
-    def away(missing: float, tokens: float = 50_000, **changes: Any) -> list[int]:
-        made_of = train.model_copy(update=changes)
-        return made.state_away(made_of, model, trained, enough - missing, tokens)
+    def away(missing: float, tokens: float = 50_000, ranks_here: int = 1, **changes: Any) -> list[int]:
+        made_of, group = train.model_copy(update=changes), SimpleNamespace(local_size=ranks_here)
+        return made.state_away(made_of, model, trained, group, enough - missing, tokens)  # type: ignore[arg-type]
 
     assert away(0) == []
     assert away(10_001) == [0, 1] == away(510_000)
@@ -110,6 +110,9 @@ def test_with_fp8_as_much_is_away_as_makes_micro_batches_large_enough(monkeypatc
     assert made.bytes_away(train, trained, [0, 1]) == 510_000
     monkeypatch.setattr(made, "device_memory", lambda _: 8_500_000)
     assert away(10_001) == []
+    monkeypatch.setattr(made, "device_memory", lambda _: 20_000_000)
+    assert away(10_001, ranks_here=2) == [0, 1]
+    assert away(10_001, ranks_here=3) == []  # the ranks of a machine share its memory
 
 
 @pytest.mark.parametrize("precision", ["mixed", "bf16"])

@@ -90,7 +90,7 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
     away: list[int] = []
     if not layout.sharded:
         lay_out(model)
-        away = state_away(train, model, trained, room, float(tokens.lengths.mean()) * train.global_batch / group.size)
+        away = state_away(train, model, trained, group, room, float(tokens.lengths.mean()) * train.global_batch / group.size)
         room = keep_rounded(model, room and room + bytes_away(train, trained, away))
     spread = train.context_parallel_size
     model.context = _context_group(model, spread, group)

@@ -50,7 +50,9 @@ def require_offloadable(model: nn.Module, train: Train, layout: ReplicaLayout, g
         )
 
 
-def state_away(train: Train, model: CausalLM, trained: TrainedParameters, room: float | None, step_tokens: float) -> list[int]:
+def state_away(
+    train: Train, model: CausalLM, trained: TrainedParameters, group: ProcessGroup, room: float | None, step_tokens: float
+) -> list[int]:
     """Indices of the parameters whose state is to be in host memory under train.offload: auto; none where that gains nothing.
 
     With fp8, micro-batches that are too small for gradients of weights in 8 bits are worth some of it: as much as is missing.
@@ -69,7 +71,8 @@ def state_away(train: Train, model: CausalLM, trained: TrainedParameters, room: 
         away.append(index)
         missing -= size * STATE_BYTES[train.precision][1]  # as `bytes_away` counts
     here = sum(sizes[index] for index in away)
-    fits = CHECKPOINT_BYTES[train.precision] * (sum(sizes) + here) <= _OF_HOST_MEMORY * device_memory(torch.device("cpu"))
+    on_host = CHECKPOINT_BYTES[train.precision] * (sum(sizes) + here) * group.local_size
+    fits = on_host <= _OF_HOST_MEMORY * device_memory(torch.device("cpu"))
     return away if here <= _MOST * sum(sizes) and fits else []
 
 
