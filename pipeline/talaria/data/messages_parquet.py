@@ -53,8 +53,8 @@ def codecs(schema: pa.Schema) -> dict[str, str]:
     One thread writes the file. Compressing the source's own turns, which hold the same text as `messages`, took longer than all
     the rest of its work, for a file that is a fifth smaller.
     """
-    paths = [path for column in schema for path in _leaves(column.type, column.name)]
-    return {path: "none" if path in _texts(schema) else "lz4" for path in paths}
+    paths, texts = [path for column in schema for path in _leaves(column.type, column.name)], _texts(schema)
+    return {path: "none" if path in texts else "lz4" for path in paths}
 
 
 def _texts(schema: pa.Schema) -> set[str]:
@@ -85,7 +85,8 @@ def made_by_convert(path: Path) -> bool:
     The other texts of conversations may be either: earlier versions compressed them.
     """
     try:
-        metadata, schema = pq.read_metadata(path), pq.read_schema(path)
+        with pq.ParquetFile(path) as file:
+            metadata, schema = file.metadata, file.schema_arrow
     except (pa.ArrowException, OSError):
         return False
     if not metadata.num_row_groups:

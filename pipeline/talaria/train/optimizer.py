@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from talaria.base_model.model_size import CHECKPOINT_BYTES, STATE_BYTES
 from talaria.common.errors import ConfigError
-from talaria.train.checkpoint.host_block import PAGE, HostBlock
+from talaria.train.checkpoint.host_block import HostBlock, whole_pages
 from talaria.train.distributed.gradients import Gradients, ReplicatedGradients
 from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.distributed.sharding import ReplicaLayout, device_memory
@@ -102,7 +102,7 @@ def make_optimizer(train: Train, trained: TrainedParameters, memory: int, away: 
 
 def _host_memory(counts: Sequence[int], device: torch.device) -> list[list[Tensor]]:
     """Page-locked fp32 for masters and both moments of parameters of so many elements."""
-    sizes = [-(-4 * count // PAGE) * PAGE for _ in range(3) for count in counts]
+    sizes = [whole_pages(4 * count) for _ in range(3) for count in counts]
     starts = list(accumulate(sizes, initial=0))
     block = HostBlock(starts[-1], folder=None, name="away", device=device, starts=starts[:-1])
     block.lock()

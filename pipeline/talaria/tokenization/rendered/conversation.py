@@ -86,7 +86,8 @@ class ConversationReader:
 
     def _rows_to_look_at(self, messages: pa.Array) -> set[int]:
         """The rows that may hold an unusual text: a search through whole columns is quicker than one through each text."""
-        turns, found = messages.flatten(), set()
+        turns, of_row = messages.flatten(), pc.list_parent_indices(messages)
+        found: set[int] = set()
         for field in turns.type:
             values = pc.struct_field(turns, field.name)
             if field.type not in _TEXTS or values.null_count == len(values):
@@ -95,8 +96,7 @@ class ConversationReader:
             if as_json and self._in_escapes:
                 return set(range(len(messages)))
             unusual = pc.match_substring_regex(values, self._unusual_as_json if as_json else self._unusual.pattern)
-            rows = pc.list_parent_indices(messages).filter(unusual, null_selection_behavior="drop")
-            found.update(rows.to_pylist())
+            found.update(of_row.filter(unusual, null_selection_behavior="drop").to_pylist())
         return found
 
     def conversation(self, turns: list[dict[str, Any]], tools: str | None = None, look_at: bool = True) -> Conversation:

@@ -40,6 +40,11 @@ _MADV_POPULATE_WRITE = 23
 """Linux 5.14; Python's mmap does not know it, and its madvise would keep other threads from running."""
 
 
+def whole_pages(count: int) -> int:
+    """Return the bytes of the pages that hold `count` bytes."""
+    return -(-count // PAGE) * PAGE
+
+
 class _Mapping(mmap.mmap):
     """A mapping that page-locks its memory in pieces, and unlocks them before it is unmapped.
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from talaria.train.checkpoint.host_block import PAGE, HostBlock, fits
+from talaria.train.checkpoint.host_block import HostBlock, fits, whole_pages
 from talaria.train.optim.adamw import AdamW
 from talaria.train.optim.offload import OffloadedAdamW
 from talaria.train.optim.span import ParamSpan
@@ -73,7 +73,7 @@ class Staging:
             for kind in KINDS:
                 dtype = optimizer.master_dtype(index) if kind == "param" else state
                 self.parts.append(Part(f"{kind}.{name}", kind, index, dtype, span, size))
-                size += -(-self.parts[-1].bytes // PAGE) * PAGE
+                size += whole_pages(self.parts[-1].bytes)
         starts = [part.start for part in self.parts]
         how: dict[str, Any] = {"folder": folder, "device": device, "starts": starts}
         self.blocks = [HostBlock(size, name=f"rank-{rank}", **how)]

@@ -263,7 +263,7 @@ class _DecoderLayer(torch.autograd.Function):
         res = _attend(x, n1, rstd1, w, shape, tokens, saved)
         kept = gradient_forms((w.down,), shape.fp8, tokens.count)[1] if saved == Saved.ALL else Form.NONE
         act = swiglu(res.gate_up, input_form((w.down,), shape.fp8) | kept)
-        y, low = linear.forward(act, (w.down,), shape.lora_scale, _salts(shape, tokens)[3])
+        y, low = linear.forward(act, (w.down,), shape.lora_scale, _salt(shape, tokens, 3))
         res = _keep(res._replace(low_down=low), act, kept)
         ctx.shape, ctx.tokens, ctx.saved, ctx.pair = shape, tokens, saved, add is not None
         ctx.save_for_backward(*((x,) if saved == Saved.INPUT else res), *weights)
@@ -287,21 +287,21 @@ class _DecoderLayer(torch.autograd.Function):
 
 def _attend(x: Tensor, n1: Operand, rstd1: Tensor, w: Weights, shape: LayerShape, tokens: TokenLayout, saved: Saved) -> Residuals:
     """The layer's forward pass up to the MLP's activation."""
-    rotary, lora, salts = tokens.rotary, shape.lora_scale, _salts(shape, tokens)
-    qkv, low_qkv = linear.forward(n1, w.qkv, lora, salts[0])
+    rotary, lora = tokens.rotary, shape.lora_scale
+    qkv, low_qkv = linear.forward(n1, w.qkv, lora, _salt(shape, tokens, 0))
     q, k = rope(qkv, w.q_norm, w.k_norm, rotary.cos, rotary.sin, shape.heads, shape.kv_heads, shape.head_eps)
     attended, lse = tokens.packed.forward(q, k, _values(qkv, shape), shape.scale, shape.window)
     heads = operand(tokens.pick(attended.flatten(1)), input_form((w.o,), shape.fp8))
-    out, low_o = linear.forward(heads, (w.o,), lora, salts[1])
+    out, low_o = linear.forward(heads, (w.o,), lora, _salt(shape, tokens, 1))
     x2, n2, rstd2 = norm(tokens.pick(x), w.norm2, shape.eps, out, input_form(w.gate_up, shape.fp8))
-    gate_up, low_gate_up = linear.forward(n2, w.gate_up, lora, salts[2])
+    gate_up, low_gate_up = linear.forward(n2, w.gate_up, lora, _salt(shape, tokens, 2))
     res = Residuals(x, rstd1, qkv, attended, lse, x2, rstd2, gate_up, low_qkv, low_o, low_gate_up, attended_scale=heads.scale)
     return res._replace(q=q, k=k) if saved == Saved.ALL else res
 
 
-def _salts(shape: LayerShape, tokens: TokenLayout) -> list[int]:
-    """One for each of `Weights.groups`, from which their random bits are made."""
-    return [salt_of(tokens.step, shape.number, group) for group in range(4)]
+def _salt(shape: LayerShape, tokens: TokenLayout, group: int) -> int:
+    """From which the random bits of a group of matrices are made: its place in `Weights.groups`."""
+    return salt_of(tokens.step, shape.number, group)
 
 
 def _keep(res: Residuals, act: Operand, form: Form) -> Residuals:
@@ -318,29 +318,29 @@ def _backward(
     res: Residuals, w: Weights, shape: LayerShape, tokens: TokenLayout, skip: Tensor, grad: Tensor
 ) -> tuple[Tensor, Weights]:
     """`skip`, `grad`: derivatives by the two halves of the output. Overwrites res.gate_up."""
-    scale, salts = shape.lora_scale, _salts(shape, tokens)
+    scale = shape.lora_scale
     qkv, o, gate_up, down = (gradient_forms(group, shape.fp8, tokens.count) for group in w.groups)
     dy = operand(grad, down[0])
-    d_act, d_low_down = linear.backward(dy, (w.down,), scale, salts[3])
+    d_act, d_low_down = linear.backward(dy, (w.down,), scale, _salt(shape, tokens, 3))
     kept = res.act is not None or res.act_rounded is not None
     d_gate_up, act = swiglu_backward_(res.gate_up, d_act, gate_up[0], Form.NONE if kept else down[1])
     if kept:
         act = Operand(res.act, res.act_rounded, res.act_scale)
     (d_down,) = linear.gradients((w.down,), dy, act, res.low_down, d_low_down, scale)
     del d_act, act
-    dn2, d_low_gate_up = linear.backward(d_gate_up, w.gate_up, scale, salts[2])
+    dn2, d_low_gate_up = linear.backward(d_gate_up, w.gate_up, scale, _salt(shape, tokens, 2))
     dx2, n2, d_norm2 = norm_backward(res.x2, res.rstd2, w.norm2, dn2, skip, gate_up[1])
     d_gate, d_up = linear.gradients(w.gate_up, d_gate_up, n2, res.low_gate_up, d_low_gate_up, scale)
     del d_gate_up, n2
 
     dy = operand(dx2, o[0])
-    d_attended, d_low_o = linear.backward(dy, (w.o,), scale, salts[1])
+    d_attended, d_low_o = linear.backward(dy, (w.o,), scale, _salt(shape, tokens, 1))
     heads = Operand(tokens.pick(res.attended.flatten(1)), scale=res.attended_scale if Form.ROUNDED in o[1] else None)
     (d_o,) = linear.gradients((w.o,), dy, heads, res.low_o, d_low_o, scale)
     d_heads, d_q_norm, d_k_norm = _attention_backward(res, w, shape, tokens, tokens.spread(d_attended).view_as(res.attended))
 
     dy = operand(d_heads, qkv[0])
-    dn1, d_low_qkv = linear.backward(dy, w.qkv, scale, salts[0])
+    dn1, d_low_qkv = linear.backward(dy, w.qkv, scale, _salt(shape, tokens, 0))
     dx, n1, d_norm1 = norm_backward(res.x, res.rstd1, w.norm1, dn1, tokens.spread(dx2), qkv[1])
     d_q, d_k, d_v = linear.gradients(w.qkv, dy, n1, res.low_qkv, d_low_qkv, scale)
     parts = zip((w.norm1, w.norm2, w.q_norm, w.k_norm), (d_norm1, d_norm2, d_q_norm, d_k_norm), strict=True)
