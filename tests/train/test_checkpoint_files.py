@@ -128,6 +128,7 @@ def test_locked_memory_is_unlocked_before_it_is_unmapped_and_not_while_it_is_use
     block.ready()
     fd, first, used = block.fd, block.bytes.data_ptr(), block.view(PAGE, 2, torch.float32)
     assert block.pinned
+    assert not block.refused
     assert locked == {first, first + PAGE, first + 2 * PAGE}
     del block
     gc.collect()
@@ -138,6 +139,11 @@ def test_locked_memory_is_unlocked_before_it_is_unmapped_and_not_while_it_is_use
     del used
     gc.collect()
     assert not locked
+    runtime.cudaHostRegister = lambda start, size, flags: 1 if locked else lock(start, size, flags)  # the second piece is refused
+    block = HostBlock(2 * PAGE, folder=None, name="test", device=torch.device("cuda", 0), starts=[PAGE])
+    block.lock()
+    block.ready()
+    assert (len(locked), block.pinned, block.refused) == (1, False, True)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU's driver locks memory")

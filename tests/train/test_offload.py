@@ -15,6 +15,7 @@ from talaria.common.errors import ConfigError
 from talaria.config.load import parse
 from talaria.train import build
 from talaria.train import optimizer as made
+from talaria.train.checkpoint.host_block import HostBlock
 from talaria.train.checkpoint.manager import CheckpointManager
 from talaria.train.checkpoint.writer_process import WriterProcess
 from talaria.train.distributed.process_group import ProcessGroup
@@ -136,6 +137,21 @@ def test_a_run_moves_between_host_and_device_and_is_the_same_to_the_bit(
     weights = "model/model.safetensors"
     assert (moved.output / weights).read_bytes() == (resident.output / weights).read_bytes()
     assert "optimizer's state in host memory" in ranks.Ranks.log(started)
+
+
+def test_where_memory_cannot_be_page_locked_the_state_stays_and_the_run_says_so(
+    job: Callable[..., TrainJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one rank of two: both must go on alike."""
+    monkeypatch.setattr(build, "state_away", lambda *_: [0, 4])
+
+    def before(rank: int) -> None:
+        HostBlock.lock = lambda block, after=None: setattr(block, "refused", rank == 1)  # type: ignore[method-assign, assignment]
+        OffloadedAdamW.step = None  # type: ignore[assignment]  (nobody takes it)
+
+    log = ranks.run(job(max_steps=2, precision="mixed", snapshot_seconds=0), 2, before).log()
+    assert log.count("GB of the optimizer's state could not be page-locked (ulimit -l): all of it stays on the GPU") == 1
+    assert "optimizer's state in host memory" not in log
 
 
 def test_an_update_waits_until_the_state_is_written(job: Callable[..., TrainJob]) -> None:

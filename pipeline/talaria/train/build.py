@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from talaria.common.errors import ConfigError, DataError
 from talaria.runs.folder import CHECKPOINTS, HOST_MEMORY
 from talaria.tokenization.dataset import TRAIN, VALIDATION, open_tokens
@@ -26,7 +28,14 @@ from talaria.train.model.lora import LoraOptions
 from talaria.train.optim.adamw import AdamW
 from talaria.train.optim.bf16_masters import spread_masters
 from talaria.train.optim.lr_schedule import LRSchedule
-from talaria.train.optimizer import bytes_away, make_optimizer, require_offloadable, state_away, stream_beside_layers
+from talaria.train.optimizer import (
+    bytes_away,
+    lock_host_memory,
+    make_optimizer,
+    require_offloadable,
+    state_away,
+    stream_beside_layers,
+)
 from talaria.train.telemetry import flops as metrics
 from talaria.train.telemetry.source_losses import Sources
 from talaria.train.telemetry.watchdog import Alive
@@ -88,9 +97,14 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
     trained = parallel.distribute(model, layers(model), train.precision, layout, group, offloaded=offloaded, fused=model.fused)
     room = USABLE * memory - trained.state if model.core.lm_head.weight.is_cuda else None
     away: list[int] = []
+    host: list[list[Tensor]] | None = []
+    refused: list[str] = []
     if not layout.sharded:
         lay_out(model)
         away = state_away(train, model, trained, group, room, float(tokens.lengths.mean()) * train.global_batch / group.size)
+        host = lock_host_memory([trained.spans[index].count for index in away], group)
+        if host is None:
+            refused, away = [_not_locked(bytes_away(train, trained, away))], []
         room = keep_rounded(model, room and room + bytes_away(train, trained, away))
     spread = train.context_parallel_size
     model.context = _context_group(model, spread, group)
@@ -110,7 +124,7 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
     plan.require_fitting(tokens.rows, job.config.tokenize.max_tokens)
     schedule = LRSchedule(train.lr, train.min_lr, train.warmup_fraction, len(plan), train.schedule, train.decay_fraction)
     held_out = _held_out(splits[VALIDATION], train, group.size, flops.quadratic)
-    optimizer = make_optimizer(train, trained, memory, away)
+    optimizer = make_optimizer(train, trained, memory, away, host or ())
     sources = Sources.of(tokens, per_sample=train.reduction == "sample")
     names, shared = [name for name, _ in trained.named], {"copies": train.snapshot_copies, "sharers": group.local_size}
     staging = Staging(names, optimizer, group.device, host_memory(train), group.rank, **shared)
@@ -141,7 +155,7 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
         ),
         checkpoints=checkpoints,
         exporter=Exporter(model, optimizer, trained, job, group),
-        warnings=[*_senseless(train, schedule, plan), *_other_layout(train, layout, group)],
+        warnings=[*_senseless(train, schedule, plan), *_other_layout(train, layout, group), *refused],
         sources=sources,
         weights_follow=weights_follow,
     )
@@ -190,6 +204,13 @@ def _other_layout(train: Train, layout: parallel.ReplicaLayout, group: ProcessGr
     if train.sharding not in ("shard", "hybrid") or layout.sharded or group.size == 1:
         return []
     return [f"train.sharding is {train.sharding}, but the whole model fits on each rank: ranks are replicated, which is faster"]
+
+
+def _not_locked(size: int) -> str:
+    return (
+        f"train.offload is auto, but the host memory for {size / 1e9:.1f} GB of the optimizer's state could not be page-locked "
+        "(ulimit -l): all of it stays on the GPU, and micro-batches are smaller"
+    )
 
 
 def model_options(train: Train) -> ModelOptions:

@@ -81,8 +81,10 @@ def bytes_away(train: Train, trained: TrainedParameters, away: Sequence[int]) ->
     return STATE_BYTES[train.precision][1] * sum(trained.spans[index].count for index in away)
 
 
-def make_optimizer(train: Train, trained: TrainedParameters, memory: int, away: Sequence[int] = ()) -> AdamW:
-    """away: indices of parameters whose state is in host memory, where not all of it is."""
+def make_optimizer(
+    train: Train, trained: TrainedParameters, memory: int, away: Sequence[int] = (), host: Sequence[Sequence[Tensor]] = ()
+) -> AdamW:
+    """away: indices of parameters whose state is in host memory, where not all of it is; host: `lock_host_memory` for them."""
     params = [param for _, param in trained.named]
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
     how: dict[str, Any] = {"spans": trained.spans, "groups": trained.groups, "updated": trained.updated}
@@ -96,19 +98,25 @@ def make_optimizer(train: Train, trained: TrainedParameters, memory: int, away: 
     how |= {"device_room": room, "away": away or None}
     optimizer = OffloadedAdamW(params, trained.low_bits, _adamw_settings(train), dtype, **how)
     if away:
-        optimizer.adopt(*_host_memory([trained.spans[index].count for index in away], device))
+        optimizer.adopt(*host)
     return optimizer
 
 
-def _host_memory(counts: Sequence[int], device: torch.device) -> list[list[Tensor]]:
-    """Page-locked fp32 for masters and both moments of parameters of so many elements."""
+def lock_host_memory(counts: Sequence[int], group: ProcessGroup) -> list[list[Tensor]] | None:
+    """Page-locked fp32 for masters and both moments of parameters of so many elements; None where any rank is refused it.
+
+    Collective. State in memory that is not locked would be moved slowly, while nothing else runs.
+    """
     sizes = [whole_pages(4 * count) for _ in range(3) for count in counts]
     starts = list(accumulate(sizes, initial=0))
-    block = HostBlock(starts[-1], folder=None, name="away", device=device, starts=starts[:-1])
-    block.lock()
-    block.ready()
+    block = HostBlock(starts[-1], folder=None, name="away", device=group.device, starts=starts[:-1])
+    if counts:
+        block.lock()
+        block.ready()
+    if any(group.gather(block.refused)):
+        return None
     views = [block.view(start, count, torch.float32) for start, count in zip(starts, [*counts] * 3, strict=False)]
-    return [views[place : place + len(counts)] for place in range(0, len(views), len(counts))]
+    return [views[kind * len(counts) : (kind + 1) * len(counts)] for kind in range(3)]
 
 
 def _adamw_settings(train: Train) -> AdamWSettings:

@@ -88,7 +88,8 @@ class HostBlock:
         self._map = _Mapping(self.fd, self.size)
         weakref.finalize(self, os.close, self.fd)
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
-        self.pinned = False
+        self.pinned = self.refused = False
+        """Whether it is page-locked; whether some of it could not be (a limit on locked memory), which makes copies slow."""
         self._starts, self._device = starts, device
         self._pinning: threading.Thread | None = None
 
@@ -120,11 +121,10 @@ class HostBlock:
         make_pages(self.bytes)  # those that an earlier process made are found: to lock 24 GB page by page took 3.4 s
         first, done = self.bytes.data_ptr(), True
         for locked in self._map.lock((first + start, first + stop) for start, stop in pieces(self._starts, self.size)):
-            # Refused (a limit on locked memory): copies are slower then, and right all the same.
             done &= locked
             if after or not self.kept:  # else there is no step yet that could go on meanwhile
                 time.sleep(_BREATH)
-        self.pinned = done
+        self.pinned, self.refused = done, not done
 
 
 def pieces(starts: Sequence[int], size: int) -> Iterator[tuple[int, int]]:

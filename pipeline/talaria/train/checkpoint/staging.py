@@ -144,8 +144,7 @@ class Staging:
         return self.block.view(part.start, part.span.count, part.dtype)
 
     def __str__(self) -> str:
-        slow = self.device.type == "cuda" and not self.block.pinned
-        locked = ", which could not be page-locked (ulimit -l): copies are slow" if slow else ""
+        locked = ", which could not be page-locked (ulimit -l): copies are slow" if self.block.refused else ""
         return f"{self.block.size / 1e9:.1f} GB of optimizer's state in host memory{locked}"
 
     def files(self) -> list[list[dict[str, Any]]]:

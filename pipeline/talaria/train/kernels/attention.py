@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from talaria.train.kernels import cudnn_attention as attention_cudnn
-from talaria.train.kernels.plain_attention import padded_varlen, plain_varlen
+from talaria.train.kernels.plain_attention import Padding, padded_varlen, paddings, plain_varlen
 from talaria.train.kernels.torch_internals import flash_backward, flash_forward
 
 NAME = "talaria_varlen"
@@ -51,6 +51,10 @@ class PackedSequences:
     def offsets(self) -> attention_cudnn.PackedOffsets:
         return attention_cudnn.PackedOffsets.of(self.cu_seqlens, self.max_seqlen)
 
+    @cached_property
+    def paddings(self) -> tuple[list[Padding], Tensor]:
+        return paddings(self.cu_seqlens)
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None = None) -> tuple[Tensor, Tensor]:
         return self.kernel.forward(q, k, v, self, scale, self._reached(window))
 
@@ -68,7 +72,7 @@ def _plain_forward(
     q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, scale: float, window: int | None
 ) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        out = _plain(q)(q, k, v, packed.cu_seqlens, scale, window)
+        out = _plain(q, k, v, packed, scale, window)
     return out, torch.empty(q.shape[1], len(q), dtype=torch.float32, device=q.device)
 
 
@@ -85,12 +89,14 @@ def _plain_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.enable_grad():
         q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
-        dq, dk, dv = torch.autograd.grad(_plain(q)(q, k, v, packed.cu_seqlens, scale, window), (q, k, v), d_out)
+        dq, dk, dv = torch.autograd.grad(_plain(q, k, v, packed, scale, window), (q, k, v), d_out)
     return dq, dk, dv
 
 
-def _plain(q: Tensor) -> Callable[..., Tensor]:
-    return padded_varlen if q.is_cuda else plain_varlen
+def _plain(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, scale: float, window: int | None) -> Tensor:
+    if q.is_cuda:
+        return padded_varlen(q, k, v, packed.paddings, scale, window)
+    return plain_varlen(q, k, v, packed.cu_seqlens, scale, window)
 
 
 def _flash_forward(
@@ -290,7 +296,7 @@ def interface(
     assert s_aux is None, "and attention sinks"
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
     if choose(q.device.type, q.dtype, q.shape[-1], deterministic)[0] is PLAIN:
-        out = _plain(q)(q, k, v, cu_seq_lens_q, scaling, sliding_window)
+        out = _plain(q, k, v, PackedSequences(cu_seq_lens_q, max_length_q, PLAIN), scaling, sliding_window)
     else:
         out, _lse = torch.ops.talaria.varlen(q, k, v, cu_seq_lens_q, max_length_q, scaling, sliding_window, deterministic)
     return out.unsqueeze(0), None

@@ -5,7 +5,9 @@ Shapes are those of attention.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,28 +31,55 @@ def plain_varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: flo
     return torch.cat(parts) if parts else q * 0
 
 
-def padded_varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float, window: int | None = None) -> Tensor:
-    """Compute the same with few launches, for a GPU: conversations of like length are padded to the longest of them.
+class Padding(NamedTuple):
+    """Conversations of like length, padded to the longest of them, and which of the padded places are whose."""
 
-    What is appended comes after every token of a conversation, so causal attention does not see it.
+    rows: Tensor
+    """int64[n * longest]: the token of each place; beyond a conversation's end its first, which no other token then sees."""
+    longest: int
+    inside: Tensor
+    """int64[m]: the places that are not beyond an end."""
+
+
+def paddings(cu_seqlens: Tensor) -> tuple[list[Padding], Tensor]:
+    """Return the groups of a micro-batch, and int64[T]: where each token is, once what is inside the groups is laid end to end.
+
+    Waits for the GPU once. A micro-batch's layers share it: to look for the places in each of them would be a wait each.
     """
     groups: dict[int, list[tuple[int, int]]] = {}
     for start, end in pairwise(cu_seqlens.tolist()):
         if start < end:
             groups.setdefault((end - start).bit_length(), []).append((start, end - start))
-    out = q * 0
+    found, tokens = [], [torch.empty(0, dtype=torch.int64)]
     for group in groups.values():
-        starts, lengths = torch.tensor(group, device=q.device).unbind(1)
-        longest = max(length for _, length in group)
-        places = torch.arange(longest, device=q.device)
+        starts, lengths = torch.tensor(group).unbind(1)
+        longest = int(lengths.max())
+        places = torch.arange(longest)
         inside = places < lengths[:, None]
         rows = torch.where(inside, starts[:, None] + places, starts[:, None])
-        q1, k1, v1 = (t[rows].transpose(1, 2) for t in (q, k, v))
+        tokens.append(rows[inside])
+        flat = (rows.flatten(), inside.flatten().nonzero()[:, 0])
+        rows, inside = (t.to(cu_seqlens.device) for t in flat)
+        found.append(Padding(rows, longest, inside))
+    return found, torch.cat(tokens).argsort().to(cu_seqlens.device)
+
+
+def padded_varlen(
+    q: Tensor, k: Tensor, v: Tensor, padded: tuple[Sequence[Padding], Tensor], scale: float, window: int | None = None
+) -> Tensor:
+    """Compute the same with few launches, for a GPU. padded: the micro-batch's `paddings`.
+
+    What is appended comes after every token of a conversation, so causal attention does not see it.
+    """
+    grouped = q.shape[1] != k.shape[1]
+    groups, places = padded
+    parts = [q[:0]]
+    for rows, longest, inside in groups:
+        q1, k1, v1 = (t.index_select(0, rows).view(-1, longest, *t.shape[1:]).transpose(1, 2) for t in (q, k, v))
         near = None if window is None else _band(longest, window, q.device)
-        grouped = q.shape[1] != k.shape[1]
-        padded = scaled_dot_product_attention(q1, k1, v1, attn_mask=near, is_causal=near is None, scale=scale, enable_gqa=grouped)
-        out = out.index_put((rows[inside],), padded.transpose(1, 2)[inside])
-    return out
+        out = scaled_dot_product_attention(q1, k1, v1, attn_mask=near, is_causal=near is None, scale=scale, enable_gqa=grouped)
+        parts.append(out.transpose(1, 2).flatten(0, 1).index_select(0, inside))
+    return torch.cat(parts).index_select(0, places)
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor:
