@@ -40,7 +40,7 @@ def test_what_is_there_is_said_by_name_and_a_sound_source_passes(tmp_path: Path)
     lines(folder / "a.jsonl", {"conversations": TURNS, "system": "Be\x1b[2J brief."}, {"messages": CALL})
     lines(folder / "b.jsonl", ALPACA)
     (folder / "notes.txt").write_text("x")
-    result = run(str(folder))
+    result = run(str(folder), "--set", "tokenize.template=own")
     assert result.exit_code == 0, result.output
     for text in (
         "looked at 3 rows of 2 of 2 files",
@@ -61,11 +61,30 @@ def test_it_stops_where_a_run_would_and_says_why_with_file_and_row(tmp_path: Pat
     result = run(str(tmp_path / "data"), "--json")
     assert isinstance(result.exception, UserError)
     assert "data/b.jsonl: row 1 (counted from 0): turn 0 has the unknown role 'bot'" in str(result.exception)
+    assert str(result.exception).endswith("; fix the row or set convert.on_bad_row to drop.")
     facts = json.loads(result.stdout)
     assert facts["dropped"] == {"unknown_role": 1, "not_a_list": 1}
     assert facts["examples"]["not_a_list"].endswith("row 2 (counted from 0): messages is a number, not a list.")
     assert run(str(tmp_path / "data"), "--set", "convert.on_bad_row=drop").exit_code == 0
     assert run(str(tmp_path / "data"), "--set", "convert.on_bad_row=drop", "--set", "convert.roles.bot=assistant").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("tool_calls", {"messages": CALL}),
+        ("tools", ALPACA | {"tools": '[{"name": "f", "parameters": {}}]'}),
+        ("reasoning_content", {"messages": [{"role": "assistant", "content": "4", "reasoning_content": "A sum."}]}),
+    ],
+)
+def test_what_plain_chatml_does_not_render_stops_before_there_is_a_tokenizer(tmp_path: Path, name: str, row: Any) -> None:
+    source = str(lines(tmp_path / "a.jsonl", ALPACA, row))
+    refused = run(source)
+    assert isinstance(refused.exception, UserError)
+    assert f"the sample, row 1: has {name}, which tokenize.template: chatml does not render" in str(refused.exception)
+    assert "one conversation:" in refused.output
+    for way_out in ("tokenize.template=own", "tokenize.on_bad_row=drop"):
+        assert run(source, "--set", way_out).exit_code == 0
 
 
 def test_a_sample_of_a_long_source_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from talaria.common.threads import ordered
 from talaria.config.data_settings import Convert
 from talaria.data.conversation import by_row
 from talaria.data.conversation.columnar import PlainTurns, add_messages, odd_rows, plain_turns
-from talaria.data.conversation.drop_reasons import ALWAYS_FATAL, FATAL, INVALID, NOT_AN_OBJECT, REASONS, kind_of
+from talaria.data.conversation.drop_reasons import ALWAYS_FATAL, FATAL, INVALID, NOT_AN_OBJECT, REASONS, WAY_OUT, kind_of
 from talaria.data.conversation.row_filters import drop_duplicates, drop_empty_answers
 from talaria.data.conversation.row_shape import RowShape
 from talaria.data.messages_parquet import codecs, keep_fields, used_fields
@@ -270,7 +270,7 @@ def refuse(chunk: Chunk, file: str, first_row: int, config: Convert, examples: d
     for bad in chunk.bad:
         sentence = f"{file}: row {first_row + bad.row} (counted from 0): {bad.detail}"
         if bad.reason in fatal:
-            hint = "" if bad.reason in ALWAYS_FATAL else "; fix the row or set convert.on_bad_row to drop"
+            hint = "" if bad.reason in ALWAYS_FATAL else f"; {WAY_OUT}"
             raise DataError(f"{sentence}{hint}.")
         if bad.reason in FATAL:
             examples.setdefault(bad.reason, Example(file, first_row + bad.row, bad.detail))

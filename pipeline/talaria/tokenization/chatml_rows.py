@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,39 +51,10 @@ class ChatmlRows:
 
     def encode(self, rows: MessageRows, first_row: int) -> Encoded:
         """Raises DataError where a row has something that plain ChatML does not render, unless such rows are dropped."""
-        unusable = self._not_rendered(rows, first_row)
+        unusable = not_rendered(rows, first_row, str(self.parquet), self.config)
         messages = flatten(rows.messages, first_row, str(self.parquet), unusable)
         batch = encode(messages, self._loading.tokenizer, self.config.supervise_newline)
         return Encoded(messages, batch, unusable, Counter({NOT_RENDERED: int(np.count_nonzero(unusable))}))
-
-    def _not_rendered(self, rows: MessageRows, first_row: int) -> Mask:
-        """Rows with tools, tool calls or reasoning, which plain ChatML has no place for."""
-        found = np.zeros(len(rows.messages), np.bool_)
-        if rows.tools is not None:
-            found |= self._says_something(rows.tools, np.arange(len(rows.messages)), "tools", first_row)
-        turns = rows.messages.flatten()
-        of_row = to_numpy(pc.list_parent_indices(rows.messages)) if len(turns) else np.empty(0, np.int64)
-        for name in ("tool_calls", *(() if self.config.reasoning == "drop" else ("reasoning_content",))):
-            if turns.type.get_field_index(name) >= 0:
-                found[of_row[self._says_something(pc.struct_field(turns, name), of_row, name, first_row)]] = True
-        return found
-
-    def _says_something(self, values: pa.Array, of_row: Any, name: str, first_row: int) -> Mask:
-        if pa.types.is_null(values.type) or values.null_count == len(values):
-            return np.zeros(len(values), np.bool_)
-        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-            nothing = pc.is_in(pc.utf8_trim_whitespace(values), pa.array(_NOTHING, values.type))
-            said = to_numpy(pc.and_(values.is_valid(), pc.invert(nothing)))
-        else:
-            said = to_numpy(values.is_valid())
-        if self.config.on_bad_row == "error" and said.any():
-            row = first_row + int(of_row[np.argmax(said)])
-            ignore = " or drop" if name == "reasoning_content" else ""
-            raise DataError(
-                f"{self.parquet}, row {row}: has {name}, which tokenize.template: chatml does not render; "
-                f"set tokenize.template to own{ignore}, or tokenize.on_bad_row to drop."
-            )
-        return said
 
     def compare(self, candidates: Sequence[Candidate]) -> None:
         """Compare rows' ids and masks with the plain rule's, and their ids with those of the saved folder in transformers.
@@ -118,3 +89,42 @@ class ChatmlRows:
 
     def _encode_by_transformers(self, texts: Sequence[str]) -> tuple[Ids, Offsets]:
         return flat(self.reloaded.pieces(texts))
+
+
+def not_rendered(rows: MessageRows, first_row: int, source: str, config: Tokenize) -> Mask:
+    """Rows with tools, tool calls or reasoning, which plain ChatML has no place for.
+
+    Raises DataError for the first of them, counted from `first_row` in `source`, unless such rows are dropped.
+    """
+    found = np.zeros(len(rows.messages), np.bool_)
+    for name, values, of_row in _fields(rows, config):
+        said = _says_something(values)
+        if config.on_bad_row == "error" and said.any():
+            row = first_row + int(of_row[np.argmax(said)])
+            ignore = " or drop" if name == "reasoning_content" else ""
+            raise DataError(
+                f"{source}, row {row}: has {name}, which tokenize.template: chatml does not render; "
+                f"set tokenize.template to own{ignore}, or tokenize.on_bad_row to drop."
+            )
+        found[of_row[said]] = True
+    return found
+
+
+def _fields(rows: MessageRows, config: Tokenize) -> Iterator[tuple[str, pa.Array, Any]]:
+    """Each field without a place: its name, its values, and the row of each value."""
+    if rows.tools is not None:
+        yield "tools", rows.tools, np.arange(len(rows.tools))
+    turns = rows.messages.flatten()
+    of_row = to_numpy(pc.list_parent_indices(rows.messages)) if len(turns) else np.empty(0, np.int64)
+    for name in ("tool_calls", *(() if config.reasoning == "drop" else ("reasoning_content",))):
+        if turns.type.get_field_index(name) >= 0:
+            yield name, pc.struct_field(turns, name), of_row
+
+
+def _says_something(values: pa.Array) -> Mask:
+    if pa.types.is_null(values.type) or values.null_count == len(values):
+        return np.zeros(len(values), np.bool_)
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        nothing = pc.is_in(pc.utf8_trim_whitespace(values), pa.array(_NOTHING, values.type))
+        return to_numpy(pc.and_(values.is_valid(), pc.invert(nothing)))
+    return to_numpy(values.is_valid())

@@ -14,17 +14,21 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from talaria.common.errors import DataError, UserError
-from talaria.config.data_settings import Download
+from talaria.config.data_settings import Download, Tokenize
 from talaria.config.schema import Config
 from talaria.data.conversation.content import ASSISTANT, SWITCHES
-from talaria.data.conversation.drop_reasons import REASONS
+from talaria.data.conversation.drop_reasons import REASONS, WAY_OUT
 from talaria.data.convert_rows import write_messages
-from talaria.data.messages_parquet import MESSAGES
+from talaria.data.messages_parquet import MESSAGES, open_parquet
 from talaria.data.mixture import folders_of
 from talaria.data.source_files import SourceFiles, search
 from talaria.data.source_sample import sample_files
+from talaria.tokenization.chatml_rows import not_rendered
+from talaria.tokenization.parquet_chunks import chunks_of, read
+from talaria.tokenization.tokenizer_folder import CHATML
 
 Facts = dict[str, Any]
+SAMPLE = "the sample"
 
 
 def check(source: Path | None, config: Config, tokenizer: str | None = None) -> Facts:
@@ -74,7 +78,7 @@ def look(found: SourceFiles, config: Config, tokenizer: str | None) -> Facts:
         facts["dropped"] = {reason: count for reason, count in converted["dropped"].items() if count}
         examples = converted.get("examples", {})
         facts |= {"examples": examples, "left_out": found.left_out} | _messages(parquet)
-        facts["stops"] = _stops(examples, config)
+        facts["stops"] = _stops(examples, config) or _not_rendered(parquet, config.tokenize)
         if tokenizer is not None:
             facts |= _tokens(parquet, tokenizer, work / "tokens", config, facts["stops"])
     return facts
@@ -84,7 +88,20 @@ def _stops(examples: dict[str, str], config: Config) -> str | None:
     """The sentence of the first row that a run would stop at: `examples` has one a reason, in the order of the rows."""
     if config.convert.on_bad_row == "drop":
         return None
-    return next(iter(examples.values()), None)
+    first = next(iter(examples.values()), None)
+    return first and f"{first.removesuffix('.')}; {WAY_OUT}."
+
+
+def _not_rendered(parquet: Path, settings: Tokenize) -> str | None:
+    """The sentence of the first row that plain ChatML does not render, where it is the template; this needs no tokenizer."""
+    if settings.template != CHATML:
+        return None
+    try:
+        for chunk, rows in read(open_parquet(parquet), chunks_of(pq.read_metadata(parquet).num_rows, settings.shard_rows, 0, 1)):
+            not_rendered(rows, chunk.start, SAMPLE, settings)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _messages(parquet: Path) -> Facts:
@@ -122,7 +139,7 @@ def _tokens(parquet: Path, tokenizer: str, folder: Path, config: Config, stops: 
     try:
         made = tokenize(parquet, tokenizer, folder, settings)
     except UserError as error:
-        return {"stops": stops or str(error).replace(str(parquet), "the sample")}
+        return {"stops": stops or str(error).replace(str(parquet), SAMPLE)}
     names = ("conversations", "tokens", "supervised_tokens", "oddities")
     facts = {name: made[name] for name in names} | {"dropped_by_tokenize": {k: v for k, v in made["dropped"].items() if v}}
     return {"tokenized": facts, "rendered": Folder(folder).sample("train", 0).spans}

@@ -36,6 +36,8 @@ OF_MIXTURES = {
 ALWAYS_FATAL = {INVALID}
 FATAL = ALWAYS_FATAL | REASONS.keys() - {DUPLICATE, EMPTY_ANSWER}
 """What stops a run under `convert.on_bad_row: error`."""
+WAY_OUT = "fix the row or set convert.on_bad_row to drop"
+"""What to do about a row that stops a run, unless it is one of ALWAYS_FATAL."""
 
 
 class Bad(NamedTuple):
