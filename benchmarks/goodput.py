@@ -24,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from recovery import DRIVER, end, interrupt, make_inputs, rank_of, rows
+from recovery import DRIVER, end, interrupt, make_inputs, rank_of, rows, snapshots
 
 Row = dict[str, Any]
 _STUCK = 120.0
@@ -37,6 +37,8 @@ class Kill:
     rank: int
     done: list[Row]
     """Steps that were made before."""
+    snapshots: list[int]
+    """The steps of which the rank had whole snapshots."""
     after: list[Row] = field(default_factory=list)
 
     def result(self) -> dict[str, Any]:
@@ -46,6 +48,7 @@ class Kill:
         again = [abs(before[row["step"]] - row["loss"]) for row in self.after if row["step"] in before]
         return {
             "after_step": last,
+            "snapshots": self.snapshots,
             "to_next_step": self.after[0]["time"] - self.at if self.after else None,
             "to_step_not_made_before": new[0]["time"] - self.at if new else None,
             "steps_repeated": len(again),
@@ -73,9 +76,10 @@ def train(
             done[-1].after += [row for row in found if row["time"] > max(done[-1].at, *(r["time"] for r in done[-1].after), 0.0)]
         if found and len(done) < len(kills) and time.time() > found[0]["time"] + kills[len(done)]:
             rank = (settings["num_processes"] - 1 - len(done)) % settings["num_processes"]
+            held = list(snapshots(output, rank).values())
             os.kill(rank_of(output, rank), signal.SIGKILL)
-            done.append(Kill(time.time(), rank, found))
-            print(f"killed rank {rank} after step {found[-1]['step']}", flush=True)
+            done.append(Kill(time.time(), rank, found, held))
+            print(f"killed rank {rank} after step {found[-1]['step']}; snapshots of steps {held}", flush=True)
     print(f"{len(found)} steps in {time.time() - began:.0f} s with start-up, exit code {process.poll()}", flush=True)
     for event in rows(output / "events.jsonl"):
         print(f"  {event['time'] - began:6.1f} s {event['kind']} {event['message'][:120]}", flush=True)

@@ -12,6 +12,7 @@ done, and what was written by then. `--package pipeline` measures a checkout fro
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -27,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 SAVED = {"keep_last": 1, "snapshot_seconds": 10.0}
+_WHOLE = 4.0
+"""Seconds after the copying of a snapshot before which no rank is killed: with one copy all is lost while it is renewed."""
 LONG = {"steps": 4, "save_every": 10**6, "lr": 1e-5}
 RUNS: dict[str, dict[str, Any]] = {
     "one": {"gpus": 1, "global_batch": 128, "steps": 12},
@@ -37,7 +40,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "save and kill": {"global_batch": 128, "steps": 44, "kill_after": 38, "to_end": True, "save_every": 22, **SAVED},
     "end": {"global_batch": 128, "steps": 6, "to_end": True},
     "kill": {"global_batch": 128, "steps": 56, "kill_after": 44, **SAVED},
-    "one, kill": {"gpus": 1, "global_batch": 64, "steps": 46, "kill_after": 40, **SAVED},
+    "one, kill": {"gpus": 1, "global_batch": 64, "steps": 50, "kill_after": 32, **SAVED, "snapshot_seconds": 15.0},
     "one, save and kill": {"gpus": 1, "global_batch": 64, "steps": 36, "kill_after": 30, "save_every": 14, **SAVED},
     "64k over two": {**LONG, "length": 65536, "global_batch": 1, "context_parallel_size": 2, "max_tokens_per_device": 32768},
     "16k over two": {**LONG, "length": 16384, "global_batch": 4, "context_parallel_size": 2, "max_tokens_per_device": 8192},
@@ -86,7 +89,8 @@ def run(name: str, options: dict[str, Any], args: argparse.Namespace, work: Path
     while process.poll() is None and time.time() - watched.began < args.limit:
         time.sleep(0.05)
         watched.look()
-        if kill_after and watched.killed is None and watched.last >= kill_after:
+        if kill_after and watched.killed is None and watched.last >= kill_after and snapshot_age(output) > _WHOLE:
+            watched.snapshots = list(snapshots(output).values())
             os.kill(rank_of(output, chosen["num_processes"] - 1), signal.SIGKILL)
             watched.killed, watched.undone = time.time(), {row["step"]: row for row in watched.found}
             for marker in output.glob("checkpoints/*/complete.json"):  # the disk may have no room for two and what is cut off
@@ -133,6 +137,8 @@ class Watched:
         self.most = 0
         self.first: float | None = None
         self.killed: float | None = None
+        self.snapshots: list[int] = []
+        """The steps of which there were snapshots at the kill."""
         self.beyond: float | None = None
         self.written: dict[int, float] = {}
         """Step -> when its checkpoint was seen to be whole."""
@@ -170,6 +176,7 @@ class Watched:
             again = [self.undone[row["step"]]["loss"] - row["loss"] for row in repeated]
             made.append(
                 {
+                    "snapshots_at_the_kill": self.snapshots,
                     "killed_to_next_step": after[0] - self.killed if after else None,
                     "killed_to_step_not_made_before": self.beyond,
                     "steps_repeated": len(repeated),
@@ -279,10 +286,30 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 def rank_of(folder: Path, rank: int) -> int:
     """The process of a rank, not of one in waiting: it leaves its pid where the launcher looks for it."""
+    return int(_pid_note(folder, rank).read_text())
+
+
+def snapshots(folder: Path, rank: int = 0) -> dict[Path, int]:
+    """The notes of a rank's whole snapshots -> the step that each holds."""
+    found = {}
+    for note in _pid_note(folder, rank).parent.glob(f"rank-{rank}*.json"):
+        with contextlib.suppress(FileNotFoundError):
+            found[note] = json.loads(note.read_text())["progress"]["step"]
+    return found
+
+
+def snapshot_age(folder: Path) -> float:
+    """Seconds since rank 0's newest snapshot was whole; minus infinity where none is."""
+    with contextlib.suppress(FileNotFoundError):
+        return time.time() - max((note.stat().st_mtime for note in snapshots(folder)), default=math.inf)
+    return -math.inf
+
+
+def _pid_note(folder: Path, rank: int) -> Path:
     for note in Path("/dev/shm").glob(f"talaria-*/rank-{rank}.pid"):
-        pid = int(note.read_text())
-        if str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return pid
+        with contextlib.suppress(FileNotFoundError):  # another run's rank, which has died
+            if str(folder).encode() in Path(f"/proc/{int(note.read_text())}/cmdline").read_bytes().split(b"\0"):
+                return note
     raise AssertionError(f"no process of rank {rank} in {folder}")
 
 

@@ -116,6 +116,7 @@ def elastic(runs: Runs, counts: list[int], one: list[float]) -> dict[str, Any]:
         print(f"moved: {len(found)} steps, the last ones on {gpus}", flush=True)
     off = np.abs(np.array([step["loss"] for step in found]) / np.array(one) - 1)
     assert [step["step"] for step in found] == list(range(1, runs.steps + 1))
+    print(f"moved: losses off by {off.mean():.1e}, at most {off.max():.1e} (bound {NOISE:g})", flush=True)
     assert off.max() < NOISE, f"after moving, losses differ by {off.max():.1e}"
     return {"off_mean": off.mean(), "off_max": off.max()}
 

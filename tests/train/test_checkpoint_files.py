@@ -7,6 +7,7 @@ import mmap
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,6 +145,25 @@ def test_locked_memory_is_unlocked_before_it_is_unmapped_and_not_while_it_is_use
     block.lock()
     block.ready()
     assert (len(locked), block.pinned, block.refused) == (1, False, True)
+
+
+@pytest.mark.parametrize("start", [HostBlock.want, HostBlock.ready])
+def test_a_second_block_is_not_locked_before_it_is_wanted(
+    start: Callable[[HostBlock], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver stops the process while it locks: ranks that are started again make their first step before."""
+    runtime = SimpleNamespace(cudaHostRegister=lambda *_: 0, cudaHostUnregister=lambda _: None)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    first, second = (HostBlock(PAGE, folder=None, name="test", device=torch.device("cuda", 0)) for _ in range(2))
+    first.lock()
+    second.lock(after=first)
+    first.ready()
+    assert first.pinned
+    assert not second.made
+    start(second)
+    second.ready()
+    assert second.pinned
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU's driver locks memory")

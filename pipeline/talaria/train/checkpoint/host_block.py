@@ -92,13 +92,17 @@ class HostBlock:
         """Whether it is page-locked; whether some of it could not be (a limit on locked memory), which makes copies slow."""
         self._starts, self._device = starts, device
         self._pinning: threading.Thread | None = None
+        self._wanted = threading.Event()
 
     def view(self, start: int, count: int, dtype: torch.dtype) -> Tensor:
         """`count` elements from byte `start` on, as a flat tensor of `dtype`."""
         return self.bytes[start : start + count * dtype.itemsize].view(dtype)
 
     def lock(self, after: HostBlock | None = None) -> None:
-        """Begin to page-lock it for a GPU, in a thread, for seconds where it is tens of GB; `after`: what is locked before it."""
+        """Begin to page-lock it for a GPU, in a thread, for seconds where it is tens of GB.
+
+        `after`: what is locked before it; then it also waits until it is wanted, and stops nobody who has not begun to train.
+        """
         if self._device.type == "cuda":
             self._pinning = threading.Thread(target=self._pin, args=[after and after._pinning], name="pin", daemon=True)
             self._pinning.start()
@@ -108,8 +112,13 @@ class HostBlock:
         """Whether it is page-locked by now, where it is to be."""
         return self._pinning is None or not self._pinning.is_alive()
 
+    def want(self) -> None:
+        """Let the locking of what is locked after another block begin."""
+        self._wanted.set()
+
     def ready(self) -> None:
         """Wait until it is page-locked."""
+        self.want()
         if self._pinning:
             self._pinning.join()
             self._pinning = None
@@ -117,6 +126,7 @@ class HostBlock:
     def _pin(self, after: threading.Thread | None) -> None:
         if after:
             after.join()
+            self._wanted.wait()
         use(self._device)
         make_pages(self.bytes)  # those that an earlier process made are found: to lock 24 GB page by page took 3.4 s
         first, done = self.bytes.data_ptr(), True

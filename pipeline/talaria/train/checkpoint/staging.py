@@ -97,7 +97,7 @@ class Staging:
         return self.blocks[self.place]
 
     def lock(self, order: Sequence[int]) -> None:
-        """Begin to lock the blocks, one after the other, where they are not the state and so locked by now."""
+        """Begin to lock the blocks, all but the first once a step is made, where they are not the state and so locked by now."""
         before = None
         for place in () if self.is_state else order:
             self.blocks[place].lock(after=before)
@@ -127,7 +127,9 @@ class Staging:
             self._copied.set()
 
     def fence(self) -> None:
-        """Wait until the copy under way, if any, has read what an update would change."""
+        """Wait until the copy under way, if any, has read what an update would change. The first update lets all be locked."""
+        for block in self.blocks:
+            block.want()
         self._copied.wait()
 
     @torch.no_grad()
