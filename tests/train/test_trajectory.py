@@ -175,6 +175,16 @@ def assert_same(found: list[dict[str, Any]], reference: list[dict[str, Any]]) ->
             assert step[exact] == expected[exact]
 
 
+def test_two_runs_of_two_threads_are_equal_to_the_bit(job: Callable[..., TrainJob]) -> None:
+    """Micro-batches are large enough that PyTorch gives a part of them to the second thread."""
+    runs = []
+    for name in ("one", "two"):
+        run = job(name, global_batch=160, max_tokens_per_device=4096, epochs=4, max_steps=4)
+        ranks.run(run, before=lambda rank: torch.set_num_threads(2))
+        runs.append([(step["loss"], step["grad_norm"]) for step in ranks.steps(run.output)])
+    assert runs[0] == runs[1]
+
+
 def test_warming_up_changes_nothing(job: Callable[..., TrainJob]) -> None:
     plain = job(max_steps=3)
     warmed = replace(plain, output=plain.output.with_name("warmed"))

@@ -107,7 +107,7 @@ class CausalLM(nn.Module):
         losses = target_nll(self.hidden(batch, batch.positions), self.core.lm_head.weight, batch.targets)
         owner = torch.searchsorted(batch.cu_seqlens, batch.positions, right=True, out_int32=True) - 1
         sums = torch.zeros(len(batch.cu_seqlens) - 1, dtype=torch.float64, device=losses.device)
-        return sums.index_add_(0, owner, losses.double())
+        return _add_rows(sums, owner, losses.double())
 
     def logits(self, batch: MicroBatch) -> Tensor:
         """Return [T, V], the logits of every packed token. Reference for tests: training never makes them."""
@@ -196,13 +196,24 @@ class _Embedding(torch.autograd.Function):
         ids, table = ctx.saved_tensors
         total = total_of(table)
         if total is not None and total.dtype == torch.float32:
-            total.index_put_((ids,), grad.float(), accumulate=True)  # sorts, so that the order of sums is always the same
+            _add_rows(total, ids, grad.float())
             return None, None
         dense = embedding_gradient(grad, ids, len(table))
         if total is None:
             return None, dense
         total.add_(dense)
         return None, None
+
+
+def _add_rows(total: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """Add values[i] to total[rows[i]] for each i, rows that occur again too, in the same order of sums in every run.
+
+    Of PyTorch's two functions for it, index_add_ does so on a CPU and index_put_, which sorts, on a GPU. On the other device the
+    threads of each add as they come, so that two runs differ in the last digits.
+    """
+    if total.is_cuda:
+        return total.index_put_((rows,), values, accumulate=True)
+    return total.index_add_(0, rows, values)
 
 
 def require_fixed_positions(model: CausalLM, longest: int) -> None:
