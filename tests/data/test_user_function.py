@@ -117,3 +117,21 @@ def test_its_source_is_part_of_the_key(source: Path, monkeypatch: pytest.MonkeyP
     (source.parent / "alpaca_step.py").write_text(ALPACA + "# changed\n")
     assert fingerprint(config) != before
     assert fingerprint(Config(name="x")) is None
+
+
+def test_modules_that_it_imports_are_part_of_the_key(source: Path) -> None:
+    """findings/datasets_stale_cache.sh: an edited helper would otherwise give the old rows again."""
+    folder = source.parent
+    (folder / "alpaca_step.py").write_text(f"{ALPACA}\ndef late():\n    import alpaca_rules.cleaning\n")
+    (folder / "alpaca_rules").mkdir()
+    helpers = {"__init__": "", "cleaning": "import json\nfrom .patterns import LINK\n", "patterns": "LINK = 1\n", "unused": ""}
+    for name, text in helpers.items():
+        (folder / "alpaca_rules" / f"{name}.py").write_text(text)
+    config = Config(name="x", convert=Convert(function="alpaca_step:from_alpaca"))
+    keys = [fingerprint(config)]
+    for name, text in helpers.items():
+        (folder / "alpaca_rules" / f"{name}.py").write_text(f"{text}# changed\n")
+        keys.append(fingerprint(config))
+    assert len(set(keys)) == 4
+    assert keys[-1] == keys[-2]
+    assert "alpaca_rules" not in sys.modules
