@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="go through the motions with tiny models, on a CPU too")
     parser.add_argument("--steps", type=int, default=20, help="optimiser steps a run")
     parser.add_argument("--peer-steps", type=int, default=6, help="optimiser steps of a peer's run")
-    parser.add_argument("--warm", type=int, default=3, help="first steps that are not counted")
+    parser.add_argument("--warm", type=int, default=3, help="first steps that are not counted; of a peer's half at most")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="train settings for our runs")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="another model's shape for all runs")
     parser.add_argument("--gpus", type=int, default=1, help="cards of our runs")
@@ -171,7 +171,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     (model, tokens), output = folders(args.work, run), args.work / "out"
     if isinstance(run, Trl):
         run = replace(run, max_length=512, accumulate=1) if args.tiny else run
-        return train_runs.run_trl(model, tokens, output, run, args.peer_steps, min(args.warm, args.peer_steps - 1))
+        return train_runs.run_trl(model, tokens, output, run, args.peer_steps, min(args.warm, args.peer_steps // 2))
     chosen = dict(pair.split("=", 1) for pair in args.set)
     settings = {"global_batch": 4 if args.tiny else 128, **run.settings, **chosen}
     if args.no_room:

@@ -174,6 +174,7 @@ def run_trl(model: Path, tokens: Path, output: Path, run: Trl, steps: int, warm:
     return {
         "tokens_per_second": float(lengths.sum()) / seconds,
         "mfu": count.of(lengths) / seconds / peak if peak else 0.0,
+        "seconds_of_step": np.diff(marks).tolist(),
         **memory(),
         **sensors.result(),
     }
