@@ -6,10 +6,11 @@ import contextlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
-from talaria.cli import stage_commands  # noqa: F401 (declares the commands)
+from talaria.cli import model_commands, stage_commands  # noqa: F401 (declare the commands)
 from talaria.cli.app import app
 from typer.testing import CliRunner
 
@@ -29,12 +30,20 @@ SMALLER = {
 }
 
 
-def test_it_finishes_in_a_folder_whose_files_are_named_like_modules(tmp_path: Path) -> None:
+def test_it_finishes_beside_files_named_like_modules_and_a_prune(tmp_path: Path) -> None:
     working_folder.fill(tmp_path)
     words = [word for name, value in SMALLER.items() for word in ("--set", f"{name}={value}")]
-    done = subprocess.run([TALARIA, "run", TINY, *words, "--json"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
+    command, store = [TALARIA, "run", TINY, *words, "--json"], tmp_path / ".talaria" / "store"
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        while running.poll() is None and not list((store / ".work").glob("train-*/")):
+            time.sleep(0.05)
+        pruned = CliRunner().invoke(app, ["store", "prune", "--days", "0", "--store", str(store)])
+        out, err = running.communicate()
+    assert running.returncode == 0, err
+    assert "removed" not in pruned.stdout
+    for stage in ("download", "convert", "base", "tokenize", "report"):
+        assert f"kept {store / stage}/" in pruned.stderr
+    facts = json.loads(out)
     assert facts["train"]["steps"] == 2
     assert facts["register"]["model"] == "tiny"
     assert facts["promote"]["version"] == facts["register"]["candidate"]

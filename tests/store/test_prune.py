@@ -15,7 +15,7 @@ import pytest
 from talaria.common.errors import UserError
 from talaria.common.files import MANIFEST
 from talaria.common.locks import in_use, locked
-from talaria.store.prune import entries, prune
+from talaria.store.prune import IN_USE, NEEDED, entries, prune
 from talaria.store.store import Output, Store
 from talaria.store.verify import verify
 
@@ -75,6 +75,71 @@ def test_what_a_stage_reads_and_where_it_writes_stays_while_it_runs(store: Store
     go_on.set()
     thread.join()
     assert {entry.path for entry in prune(store, 0)} == {source.path, store.place("greet", KEY)}
+
+
+CHAIN = {"download": [], "convert": ["download"], "base": [], "tokenize": ["convert", "base"], "elsewhere": []}
+TRAIN = ["tokenize", "base"]
+
+
+def long_ago(store: Store) -> dict[str, Output]:
+    """Everything that a training reads, its report beside it, and an output that has nothing to do with it."""
+    made = {
+        stage: store.run(stage, KEY, write, described_by={"inputs": dict.fromkeys(inputs, KEY)})
+        for stage, inputs in (CHAIN | {"report": ["download", "convert", "tokenize"]}).items()
+    }
+    for output in made.values():
+        os.utime(output.path / MANIFEST, (0, 0))
+    return made
+
+
+def train(store: Store, made: dict[str, Output], write: Any) -> Output:
+    reads = [made[name].path for name in TRAIN]
+    return store.run("train", KEY, write, described_by={"inputs": dict.fromkeys(TRAIN, KEY)}, resumable=True, reads=reads)
+
+
+def pruned(store: Store) -> tuple[set[str], dict[str, str]]:
+    kept: dict[str, str] = {}
+    gone = prune(store, 7, on_kept=lambda entry, why: kept.update({entry.stage: why}))
+    return {entry.stage for entry in gone}, kept
+
+
+def test_what_the_later_stages_of_a_running_training_read_stays(store: Store) -> None:
+    """Evaluation reads convert's output, registration the report; the training itself holds neither."""
+    made = long_ago(store)
+
+    def run_for_weeks(folder: Path) -> dict[str, Any]:
+        (folder / "status.json").write_text("{}")
+        os.utime(folder / "status.json", (0, 0))
+        kept = {"tokenize": IN_USE, "base": IN_USE, "download": NEEDED, "convert": NEEDED, "report": NEEDED}
+        assert pruned(store) == ({"elsewhere"}, kept)
+        return {}
+
+    train(store, made, run_for_weeks)
+
+
+def test_what_a_training_that_was_killed_goes_on_from_stays(store: Store) -> None:
+    made = long_ago(store)
+
+    def killed(folder: Path) -> dict[str, Any]:
+        (folder / "status.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(store, made, killed)
+    assert pruned(store) == ({"elsewhere"}, dict.fromkeys(made.keys() - {"elsewhere"}, NEEDED))
+    os.utime(store.work("train", KEY), (0, 0))
+    for path in store.work("train", KEY).iterdir():
+        os.utime(path, (0, 0))
+    assert pruned(store) == (made.keys() - {"elsewhere"} | {"train"}, {})
+
+
+def test_what_a_finished_training_was_made_from_stays_for_the_next_stage(store: Store) -> None:
+    made = long_ago(store)
+    output = train(store, made, write)
+    assert pruned(store) == ({"elsewhere", "report"}, dict.fromkeys(CHAIN.keys() - {"elsewhere"}, NEEDED))
+    assert json.loads((output.path / MANIFEST).read_text())["files"].keys() == {"greeting.txt"}
+    os.utime(output.path / MANIFEST, (0, 0))
+    assert pruned(store) == (CHAIN.keys() - {"elsewhere"} | {"train"}, {})
 
 
 @pytest.mark.parametrize("lock", ["beside", "within", "of another machine"])

@@ -225,11 +225,14 @@ def store_prune(
     remote: Annotated[bool, typer.Option("--remote", help="Remove their copies on TALARIA_REMOTE too.")] = False,
     store: StoreDir = DEFAULT_STORE,
 ) -> None:
-    """Delete outputs to free space. Registered models stay, because the registry has its own hard links."""
-    from talaria.store.prune import prune
+    """Delete outputs to free space. What runs need stays, and registered models, because the registry has its own hard links."""
+    from talaria.store.prune import Entry, prune
     from talaria.store.store import Store
 
-    gone = prune(Store(store), days, dry_run=dry_run, remote=remote)
+    def on_kept(entry: Entry, why: str) -> None:
+        say(f"kept {entry.path}: {why}")
+
+    gone = prune(Store(store), days, dry_run=dry_run, remote=remote, on_kept=on_kept)
     for entry in gone:
         print(f"{'would remove' if dry_run else 'removed'} {entry.path}")
     say(f"{sum(entry.bytes for entry in gone) / 1e6:.1f} MB in {len(gone)} folders")

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from talaria.common.errors import DataError, Unavailable, UserError
 from talaria.common.hub import commit_of, explained, token
-from talaria.common.locks import lock_itself
+from talaria.common.locks import in_use, lock_itself
 from talaria.config.data_settings import Download
 from talaria.data.source_files import DATA_SUFFIXES, EVERY, KINDS, PACKED_SUFFIXES, find_files, is_data_name, matches, of_training
 
@@ -114,7 +114,7 @@ def locked(partial: Path) -> Iterator[BinaryIO]:
     while fd is None:  # again where the other run, now done, moved the file or took the folder away just now
         partial.parent.mkdir(exist_ok=True)
         fd = lock_itself(partial, os.O_WRONLY | os.O_APPEND | os.O_CREAT, wait=True)
-    with os.fdopen(fd, "ab") as stream:
+    with os.fdopen(fd, "ab") as stream, in_use(partial.parent):  # against pruning, which looks at the folder
         yield stream
 
 

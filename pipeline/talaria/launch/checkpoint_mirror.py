@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from talaria.common.files import file_digest, fsync, link_or_copy
+from talaria.common.files import MANIFEST, file_digest, fsync, link_or_copy
 from talaria.common.threads import Poller
 from talaria.runs.folder import CHECKPOINTS, EXPORTS, MARKER, RunFolder, exported, newest_checkpoint
 from talaria.store.manifest import store_of
@@ -164,7 +164,8 @@ def _link_snapshot(folder: Path, checkpoint: Path, scratch: Path) -> dict[str, A
         data = path.read_bytes()
         (scratch / path.name).write_bytes(data[: data.rfind(b"\n") + 1])
     for path in folder.glob("*.json"):
-        shutil.copyfile(path, scratch / path.name)
+        if path.name != MANIFEST:  # the store writes one wherever the training goes on
+            shutil.copyfile(path, scratch / path.name)
     return marker
 
 

@@ -124,6 +124,8 @@ class Store:
                 raise UserError(
                     f"{gone[0]}, which stage {stage} reads, is gone; run the stages before it again, and it is made again."
                 )
+            if resumable:  # what it is made from, so that pruning knows what it needs, whoever works on it
+                write_atomically(work / MANIFEST, json.dumps({"stage": stage, "key": key, **described_by}, indent=1))
             start = time.monotonic()
             try:
                 facts = write(work)
@@ -201,7 +203,7 @@ class Store:
     ) -> Output:
         """Give a filled working folder its manifest and move it into place in one rename."""
         files = {str(path.relative_to(work)): path for path in sorted(work.rglob("*")) if path.is_file()}
-        files.pop(MANIFEST, None)  # of an attempt that was killed while it published
+        files.pop(MANIFEST, None)  # of its beginning, or of an attempt that was killed while it published
         files = {name: path for name, path in files.items() if not name.startswith(unlisted)} if unlisted else files
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # hashing releases the interpreter lock
             digests = dict(zip(files, pool.map(file_digest, files.values()), strict=True))

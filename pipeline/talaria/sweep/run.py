@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from talaria.common.errors import DataError
+from talaria.common.files import MANIFEST
+from talaria.common.locks import in_use
 from talaria.config.schema import Config
 from talaria.launch import stage as launch
 from talaria.stages.run import run_stage
@@ -32,22 +36,25 @@ def sweep(config: Config, store: Store, *, on_line: Callable[[str], None] = prin
     trials = plan(config)
     uri = tracking_uri(store.root)
     refuse(forecast(trials[0].config, store, uri=uri))
-    shared: dict[str, Output] = {}
-    for name in SHARED:
-        shared[name] = output = run_stage(name, config, store, shared)
-        on_line(f"{name:9} {'reused' if output.reused else f'{output.seconds:.1f} s'}  {output.path}")
-    parent = SweepRun.open(config, store, shared, uri)
-    outcomes: list[Outcome] = []
-    for trial in trials:
-        on_line(f"trial {trial.number} of {len(trials)}: {trial.label}")
-        outcome = run_trial(trial, store, shared, reference_curves(config, outcomes, trial.number), train=train)
-        parent.nest(trial, outcome, shared)
-        outcomes.append(outcome)
-        on_line(f"trial {trial.number} {told(outcome)}")
-    best = best_of(outcomes)
-    parent.close(outcomes, best)
-    on_line(f"best: trial {best.number}, {trials[best.number - 1].label}, held-out loss {best.loss:.4f}")
-    facts = run_all(trials[best.number - 1].config, store, on_line=on_line)
+    with ExitStack() as stack:
+        shared: dict[str, Output] = {}
+        for name in SHARED:
+            shared[name] = output = run_stage(name, config, store, shared)
+            stack.enter_context(in_use(output.path / MANIFEST))  # against pruning, until the best is registered
+            on_line(f"{name:9} {'reused' if output.reused else f'{output.seconds:.1f} s'}  {output.path}")
+        parent = SweepRun.open(config, store, shared, uri)
+        outcomes: list[Outcome] = []
+        for trial in trials:
+            on_line(f"trial {trial.number} of {len(trials)}: {trial.label}")
+            outcome = run_trial(trial, store, shared, reference_curves(config, outcomes, trial.number), train=train)
+            parent.nest(trial, outcome, shared)
+            outcomes.append(outcome)
+            stack.enter_context(in_use(Path(outcome.folder) / MANIFEST))
+            on_line(f"trial {trial.number} {told(outcome)}")
+        best = best_of(outcomes)
+        parent.close(outcomes, best)
+        on_line(f"best: trial {best.number}, {trials[best.number - 1].label}, held-out loss {best.loss:.4f}")
+        facts = run_all(trials[best.number - 1].config, store, on_line=on_line)
     return {
         "trials": [outcome.as_json() for outcome in outcomes],
         "best": best.number,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from talaria.common.locks import in_use
 from talaria.config.schema import Config
 from talaria.stages.run import run_stage
 from talaria.store.store import Output, Store
@@ -69,7 +70,8 @@ def join(config: Config, store: Store, upstream: Mapping[str, Output], *, force:
             target.unlink(missing_ok=True)
         return convert.run(config, inputs, out_dir)
 
-    output = run_stage(STAGE, config, store, upstream, force=force, function=work)
+    with in_use(folders.root):
+        output = run_stage(STAGE, config, store, upstream, force=force, function=work)
     folders.remove()
     return output
 

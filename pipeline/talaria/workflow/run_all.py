@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from talaria.common.files import MANIFEST
+from talaria.common.locks import in_use
 from talaria.config.schema import Config
 from talaria.stages.run import run_stage
 from talaria.stages.table import STAGES
@@ -35,12 +38,16 @@ def run_all(
     uri = tracking_uri(store.root)
     refuse(forecast(config, store, uri=uri, force=force))
     outputs: dict[str, Output] = {}
-    for name in STAGES:
-        function = train if name == "train" else None
-        outputs[name] = output = run_stage(name, config, store, outputs, force=force, function=function)
-        on_line(f"{name:9} {'reused' if output.reused else f'{output.seconds:.1f} s'}  {output.path}")
-    registered = register(config, {name: output.path for name, output in outputs.items()}, uri=uri)
-    on_line(f"register  {'reused' if registered['reused'] else 'done'}  {registered['model']} version {registered['candidate']}")
-    promoted = promote(registered["model"], registered["candidate"], settings=config.promote, uri=uri)
-    on_line(f"promote   {promoted['reason']}")
+    with ExitStack() as stack:
+        for name in STAGES:
+            function = train if name == "train" else None
+            outputs[name] = output = run_stage(name, config, store, outputs, force=force, function=function)
+            stack.enter_context(in_use(output.path / MANIFEST))  # pruning leaves it alone until the last stage has read it
+            on_line(f"{name:9} {'reused' if output.reused else f'{output.seconds:.1f} s'}  {output.path}")
+        registered = register(config, {name: output.path for name, output in outputs.items()}, uri=uri)
+        on_line(
+            f"register  {'reused' if registered['reused'] else 'done'}  {registered['model']} version {registered['candidate']}"
+        )
+        promoted = promote(registered["model"], registered["candidate"], settings=config.promote, uri=uri)
+        on_line(f"promote   {promoted['reason']}")
     return {name: output.facts for name, output in outputs.items()} | {"register": registered, "promote": promoted}

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from talaria.common.locks import in_use
 from talaria.config.schema import Config
 from talaria.stages.run import run_stage
 from talaria.store.store import Output, Store
@@ -48,7 +49,8 @@ def join(config: Config, store: Store, upstream: Mapping[str, Output], *, force:
         parts = [folders.place(part) for part in range(config.tokenize.shards)]
         return merge(parts, inputs["base"], out_dir, config.tokenize)
 
-    output = run_stage(STAGE, config, store, upstream, force=force, function=merge)
+    with in_use(folders.root):
+        output = run_stage(STAGE, config, store, upstream, force=force, function=merge)
     folders.remove()
     return output
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from airflow.sdk import BaseOperator, Context
+from talaria.common.errors import UserError
 from talaria.config import load as settings
 from talaria.store.store import Store
 
@@ -44,7 +46,7 @@ class RegisterOperator(EmitsLineage, BaseOperator):
         name_user(context)
         with as_task_failure():
             store = Store(store_root())
-            folders = {name: given_output(store, name, value).path for name, value in self.inputs.items()}
+            folders = self._folders(store)
             uri = tracking_uri(store.root)
             registered = register(settings.parse(given("configure", self.config), "configuration"), folders, uri=uri)
         self.log.info("%s: the candidate is version %s", registered["model"], registered["candidate"])
@@ -58,3 +60,15 @@ class RegisterOperator(EmitsLineage, BaseOperator):
             if asset.name == BY_DATA and registered["data"]:
                 event.add_partitions(registered["data"])
         return storable(registered)
+
+    def _folders(self, store: Store) -> dict[str, Path]:
+        """Return the folders of `inputs`; a report that is gone is left out, since a version needs none."""
+        found: dict[str, Path] = {}
+        for name, value in self.inputs.items():
+            try:
+                found[name] = given_output(store, name, value).path
+            except UserError as error:
+                if name != "report":
+                    raise
+                self.log.warning("The versions get no data report: %s", error)
+        return found

@@ -12,7 +12,10 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+import pytest
+from talaria.common.errors import UserError
 from talaria.config.load import parse
+from talaria.store.store import Store
 from talaria_airflow.operators.lineage import of_version
 from talaria_airflow.operators.register import RegisterOperator
 
@@ -84,6 +87,17 @@ def test_registration_tells_the_versions_that_it_made() -> None:
     assert [(one.namespace, one.name, one.facets["version"].datasetVersion) for one in told.outputs] == [
         ("http://mlflow:5000", "models:/chat", "3")
     ]
+
+
+def test_registration_does_without_a_report_that_is_gone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    made = store.run("train", "k" * 64, lambda folder: {}, described_by={}).as_json()
+    gone = {"path": str(tmp_path / "report" / "k"), "key": "k" * 64}
+    task = RegisterOperator(task_id="register", config={}, inputs={"train": made, "report": gone})
+    assert task._folders(store) == {"train": Path(made["path"])}
+    task.inputs = {"evaluate": gone}
+    with pytest.raises(UserError, match="is gone, pruned perhaps"):
+        task._folders(store)
 
 
 def test_without_a_transport_the_provider_is_off() -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from talaria.common.files import file_digest, read_object
+from talaria.common.files import MANIFEST, file_digest, read_object
+from talaria.common.locks import in_use
 from talaria.config.evaluation_settings import HELDOUT_LOSS, Evaluate
 from talaria.evaluation.items import Items
 from talaria.registry.version_items import ITEMS, MEASURED, keep_items, read_items
@@ -110,7 +111,7 @@ def _on_its_files(
     tokens = Path(tags_of(candidate).get(TOKENS, ""))
     if not tokens.is_dir():
         return f"the tokens that the candidate was trained on ({tokens}) are not on this machine"
-    with files_of(client, champion, uri) as own:
+    with in_use(tokens / MANIFEST), files_of(client, champion, uri) as own:
         if own is None:
             return f"its files ({location_of(client, champion)}) are not on this machine"
         if file_digest(own / _TOKENIZER) != file_digest(tokens / "tokenizer" / _TOKENIZER):
