@@ -34,6 +34,7 @@ class Hook(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.server.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
         self.send_response(self.server.answer)
+        self.send_header("Location", self.server.address.replace("http:", "https:"))
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -92,7 +93,7 @@ def test_the_variable_and_a_connection_name_the_webhook(
     assert channel.told == ["2 of {{ not a template }}", "own channel"]
 
 
-@pytest.mark.parametrize("answer", [404, 429, 500, None])
+@pytest.mark.parametrize("answer", [301, 404, 429, 500, None])
 def test_the_webhooks_address_is_in_no_log(
     channel: Channel,
     answer: int | None,
@@ -102,7 +103,7 @@ def test_the_webhooks_address_is_in_no_log(
 ) -> None:
     channel.answer = answer or 200
     monkeypatch.setenv("TALARIA_WEBHOOK", channel.address if answer else "http://127.0.0.1:9/services/T0SECRET")
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     Alert("a message").notify({})
     written = caplog.text + capsys.readouterr().out
     assert "The webhook did not take the message" in written

@@ -15,7 +15,11 @@ from airflow.sdk.exceptions import AirflowException
 from airflow.sdk.log import mask_secret
 from talaria.config.operation_settings import Alerts
 
-logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs the address of every request, and the webhook's is a secret
+for _name in (
+    "httpx",
+    "httpcore",
+):  # the one logs the address of every request, the other a redirect's: the webhook's is a secret
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 WEBHOOK = "TALARIA_WEBHOOK"
 """Environment variable with the address that gets `{"text": ...}` (what Slack, Mattermost, Discord's /slack and Teams'
