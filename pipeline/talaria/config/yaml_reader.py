@@ -46,6 +46,13 @@ def _reader() -> Any:
             except ValueError:  # 0x_, or more digits than Python reads
                 raise ConstructorError(problem=f"{node.value[:20]} is no whole number", problem_mark=node.start_mark) from None
 
+        def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
+            if key not in mapping:
+                return True
+            first = next(other.start_mark.line + 1 for other, _ in node.value if other.value == key_node.value)
+            problem = f"the key {key} is there twice, first at line {first}; write what belongs to it once, in one place"
+            raise ConstructorError(problem=problem, problem_mark=key_node.start_mark)
+
     Constructor.add_constructor("tag:yaml.org,2002:int", Constructor.whole_number)
     Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
     reader = YAML(typ="safe", pure=True)
