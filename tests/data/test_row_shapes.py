@@ -312,7 +312,8 @@ BAD: list[tuple[Row, str, str]] = [
     ({"messages": [ANSWER | {"train": "no"}]}, "bad_switch", "'train' is text, not a number or a boolean"),
     ({"messages": [ANSWER | {"name": 3}]}, "not_text", "'name' is a number, not text"),
     ({"question": "q", "answer": 4}, "not_text", "'answer' is a number, not text"),
-    ({"question": "q", "answer": None}, "no_conversation", "no conversation"),
+    ({"question": "q", "answer": None}, "no_conversation", "no conversation: answer is null"),
+    ({"prompt": "q"}, "no_conversation", "no conversation: "),
     ({"conversations": TURNS, "deep": json.loads("[" * 65 + "]" * 65)}, "too_deep", "nested deeper than 64 levels"),
     (
         {

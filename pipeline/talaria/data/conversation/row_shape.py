@@ -155,7 +155,15 @@ class RowShape:
         for pair in self.pairs:
             if row.get(pair.question) is not None and row.get(pair.answer) is not None:
                 return pair.name, self._pair(row, pair, notes)
-        raise Unusable(NO_CONVERSATION, "no conversation")
+        raise Unusable(NO_CONVERSATION, f"no conversation: {self._missing(row)}")
+
+    def _missing(self, row: Mapping[str, Any]) -> str:
+        """Which of the columns that hold a conversation is there but null, or else what would be one."""
+        wanted = [*self.lists, *(name for pair in self.pairs for name in (pair.question, pair.answer))]
+        null = [name for name in dict.fromkeys(wanted) if name in row and row[name] is None]
+        if null:
+            return f"{', '.join(null)} {'is' if len(null) == 1 else 'are'} null"
+        return f"it has neither {' nor '.join(self.lists)}, nor both columns of a pair like instruction and output"
 
     def _turns(self, turns: Any, column: str, notes: Notes, named: str = "turn") -> list[Message]:
         if isinstance(turns, str) and turns.lstrip().startswith("["):
