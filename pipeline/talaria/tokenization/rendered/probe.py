@@ -40,7 +40,7 @@ class Probed:
     prompts: Mapping[str, str]
     """What it writes to ask for an answer after a message of this role."""
     begins_with: str
-    """What it writes before the text of a question that comes first: BOS, a default system prompt, a date, the header."""
+    """What it writes before a conversation that begins with a question: BOS, a default system prompt, a date."""
     renders_reasoning: bool
     """Of the last answer at least."""
 
@@ -49,13 +49,25 @@ def probe(template: ChatTemplate) -> Probed:
     """Raises DataError where the template does not even render a question and its answer."""
     try:
         prompts = {"user": template.prompt_after(_ASKED)}
-        begins_with, _, _ = template.text(_ASKED).partition(_ASKED[0]["content"])
+        begins_with = _begins_with(template)
         answered = template.text(_THOUGHT)
     except TemplateError as error:
         raise DataError(f"{template.where}: its chat template renders no plain question and answer ({error}).") from error
     with contextlib.suppress(TemplateError):  # it knows no tools; a row that has some is refused by name
         prompts["tool"] = template.prompt_after(_CALLED, [_TOOL])
     return Probed(prompts, begins_with, _THOUGHT[1]["reasoning_content"] in answered)
+
+
+def _begins_with(template: ChatTemplate) -> str:
+    """What stands before the first question's header; that is what the loop writes before the text of a later one."""
+    begins_with, _, _ = template.text(_ASKED).partition(_ASKED[0]["content"])
+    later = {"role": "user", "content": "probe another"}
+    try:
+        rendered = template.render([*_ASKED, _THOUGHT[1], later])
+    except TemplateError:  # takes one question only
+        return begins_with
+    header = next((rendered.text[region.start :] for region in rendered.regions if region.message == 2), "")
+    return begins_with.removesuffix(header.partition(later["content"])[0])
 
 
 def answer_ends(folder: Path, tokenizer: HuggingFaceTokenizer) -> list[str]:

@@ -69,7 +69,7 @@ class RenderedRows:
         encoder = self._loading.encoder if self._in_pieces else None
         return {
             "template": self.config.template,
-            "begins_with": self.probed.begins_with,
+            **({"begins_with": self.probed.begins_with} if self.probed.begins_with else {}),
             **({"date": self.day.isoformat()} if self.template.asks_date else {}),
             "backend": encoder.backend if encoder else "tokenizers, whole conversations",
             "fallback": encoder.fallback if encoder else None,
