@@ -47,7 +47,7 @@ def test_what_is_there_is_said_by_name_and_a_sound_source_passes(tmp_path: Path)
         "left out: notes.txt",
         "shapes: alpaca: 1, conversations: 1, messages: 1",
         "system column to the first message: 1",
-        "answers: trained: 3, masked: 1, with_tool_calls: 1",
+        "answers: trained: 3, masked: 1, empty: 0, with_tool_calls: 1",
         "system: Be\\x1b[2J brief.",
         "assistant: 5  {'weight': 0.0}",
         "assistant (trained): 4",
@@ -67,6 +67,14 @@ def test_it_stops_where_a_run_would_and_says_why_with_file_and_row(tmp_path: Pat
     assert facts["examples"]["not_a_list"].endswith("row 2 (counted from 0): messages is a number, not a list.")
     assert run(str(tmp_path / "data"), "--set", "convert.on_bad_row=drop").exit_code == 0
     assert run(str(tmp_path / "data"), "--set", "convert.on_bad_row=drop", "--set", "convert.roles.bot=assistant").exit_code == 0
+
+
+def test_an_empty_answer_is_not_counted_among_the_trained(tmp_path: Path) -> None:
+    source = lines(tmp_path / "a.jsonl", ALPACA, ALPACA | {"output": " "}, {"messages": [{"role": "assistant", "content": ""}]})
+    result = run(str(source))
+    assert "answers: trained: 1, masked: 0, empty: 2, with_tool_calls: 0" in result.output
+    assert "an empty answer teaches the model to end at once; convert.drop_empty_answers drops its row" in result.output
+    assert "answers: trained: 1, masked: 0, empty: 0," in run(str(source), "--set", "convert.drop_empty_answers=true").output
 
 
 @pytest.mark.parametrize(

@@ -107,19 +107,19 @@ def _not_rendered(parquet: Path, settings: Tokenize) -> str | None:
 def _messages(parquet: Path) -> Facts:
     """Messages by role, answers that count and that are masked, and the first conversation."""
     roles: Counter[str] = Counter()
-    trained = masked = calls = 0
+    trained = masked = empty = calls = 0
     table = pq.read_table(parquet, columns=["messages"])
     for messages in table.column("messages").to_pylist():
         for message in messages:
             roles[message["role"]] += 1
             if message["role"] == ASSISTANT:
-                counts = is_trained(message)
-                trained, masked = trained + counts, masked + (not counts)
+                counts, says = is_trained(message), _says_something(message)
+                trained, empty, masked = trained + (counts and says), empty + (counts and not says), masked + (not counts)
                 calls += message.get("tool_calls") is not None
     first: list[dict[str, Any]] = next((row for row in table.column("messages").to_pylist() if row), [])
     return {
         "messages": dict(roles),
-        "answers": {"trained": trained, "masked": masked, "with_tool_calls": calls},
+        "answers": {"trained": trained, "masked": masked, "empty": empty, "with_tool_calls": calls},
         "conversation": [{name: value for name, value in message.items() if value is not None} for message in first],
     }
 
@@ -128,6 +128,10 @@ def is_trained(message: dict[str, Any]) -> bool:
     """Whether the loss counts this message."""
     on = (message.get(name) is None or message[name] != 0 for name in SWITCHES)
     return message["role"] == ASSISTANT and all(on)
+
+
+def _says_something(answer: dict[str, Any]) -> bool:
+    return bool((answer.get("content") or "").strip()) or any(answer.get(name) for name in ("tool_calls", "reasoning_content"))
 
 
 def _tokens(parquet: Path, tokenizer: str, folder: Path, config: Config, stops: str | None) -> Facts:
@@ -160,6 +164,8 @@ def lines(facts: Facts) -> Iterator[str]:
                 ", ".join(f"{name}: {count:,}" for name, count in value.items()) if isinstance(value, dict) else ", ".join(value)
             )
             yield f"{title.replace('_', ' ')}: {shown}"
+    if facts["answers"]["empty"]:
+        yield "  an empty answer teaches the model to end at once; convert.drop_empty_answers drops its row"
     for reason, count in facts["dropped"].items():
         yield f"dropped: {count:,} {reason} ({REASONS[reason]}); {facts['examples'].get(reason, '')}".rstrip("; ")
     if "tokenized" in facts:
