@@ -184,6 +184,11 @@ BAD_ROWS: list[tuple[Any, str, str]] = [
     ({"conversations": [TURNS[0], {"from": "gpt", "value": None}]}, "missing_value", "turn 1 has no 'value'"),
     ({"conversations": [TURNS[0], {"from": "gpt"}]}, "missing_value", "turn 1 has no 'value'"),
     ({"conversations": [{"value": "x"}]}, "missing_value", "turn 0 has no 'from'"),
+    (
+        {"conversations": [{"speaker": "gpt", "text": "x"}]},
+        "missing_value",
+        "turn 0 has no 'from', but speaker, text (convert.fields can say what they are)",
+    ),
     ({"conversations": None}, "no_conversation", "no conversation: conversations is null"),
     ({"source": "x"}, "no_conversation", "no conversation: "),
     ({"conversations": "text"}, "not_a_list", "conversations is text, not a list"),

@@ -76,12 +76,12 @@ def message_of(turn: Any, fields: TurnFields, extras: frozenset[str], notes: Not
     """
     if not isinstance(turn, dict):
         raise Unusable(NOT_A_TURN, f"{where} is {kind_of(turn)}, not an object")
-    role = _role(turn.get(fields.role), fields, where)
+    role = _role(turn, fields, where)
     text = turn.get(fields.text)
     message: Message = {"role": role, "content": text}
     if role == CALL:
         if not isinstance(text, str | dict | list) or not text:
-            raise Unusable(MISSING_VALUE, f"{where} has no {fields.text!r}")
+            raise _without(fields.text, fields, turn, where)
         message = {"role": ASSISTANT, "content": "", "tool_calls": calls_text(text)}
         notes.mapped.add(f"{turn[fields.role]} turns to tool_calls")
     further = turn.keys() - {fields.role, fields.text}
@@ -89,15 +89,23 @@ def message_of(turn: Any, fields: TurnFields, extras: frozenset[str], notes: Not
         if turn[name] is not None:
             _add(message, name, turn[name], fields, extras, notes, where)
     if message["content"] is None and not message.get("tool_calls"):
-        raise Unusable(MISSING_VALUE, f"{where} has no {fields.text!r}")
+        raise _without(fields.text, fields, turn, where)
     if not isinstance(text, str) and role != CALL:
         message["content"] = None if text is None else _text(text, fields, notes, where)
     return message
 
 
-def _role(role: Any, fields: TurnFields, where: str) -> str:
+def _without(name: str, fields: TurnFields, turn: Mapping[str, Any], where: str) -> Unusable:
+    own = (*KNOWN_FIELDS, fields.role, fields.text)
+    others = ", ".join(key for key, value in turn.items() if value is not None and key not in own)
+    found = f", but {others} (convert.fields can say what they are)" if others else ""
+    return Unusable(MISSING_VALUE, f"{where} has no {name!r}{found}")
+
+
+def _role(turn: Mapping[str, Any], fields: TurnFields, where: str) -> str:
+    role = turn.get(fields.role)
     if role is None:
-        raise Unusable(MISSING_VALUE, f"{where} has no {fields.role!r}")
+        raise _without(fields.role, fields, turn, where)
     known = fields.roles.get(role) if isinstance(role, str) else None
     if known is None:
         shown = repr(role) if len(repr(role)) <= 60 else repr(role)[:57] + "..."
