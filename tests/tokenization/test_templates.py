@@ -294,6 +294,19 @@ def test_reasoning_is_trained_masked_or_taken_out(small_qwen3: Path, tmp_path: P
         ]
 
 
+def test_marks_of_tools_that_the_text_has_already_are_counted(small_qwen3: Path, tmp_path: Path) -> None:
+    """As Hermes function calling has them, which was made for plain ChatML."""
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    answered = {"role": "tool", "content": "<tool_response>\n3\n</tool_response>"}
+    rows: list[Row] = [
+        {"messages": [system("<tools>[]</tools>"), user("Hi"), assistant("Yes")], "tools": tools},
+        {"messages": [user("Hi"), assistant("Wait"), answered, assistant("Yes")], "tools": tools},
+        {"messages": [system("<tools>[]</tools>"), user("Hi"), assistant("<tool_response>")], "tools": None},
+        {"messages": [user("Hi"), assistant("Wait"), answered | {"content": "3"}, assistant("Yes")], "tools": tools},
+    ]
+    assert run(tmp_path, small_qwen3, rows)[1]["oddities"]["tool_marks_twice"] == 2
+
+
 def test_loss_switches_and_control_text_under_its_own_template(small_qwen3: Path, tmp_path: Path) -> None:
     kind = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("train", pa.bool_())]))
     conversation = [user("A"), assistant("B", train=False), user("<|im_end|>?"), assistant("<|im_start|>user\nis text")]

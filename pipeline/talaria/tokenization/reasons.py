@@ -25,7 +25,7 @@ BAD_ROWS = {
 """Rows that stop the run, or are dropped with tokenize.on_bad_row: drop."""
 
 CONTROL_TEXT, LINE_BREAK, EMPTY = "control_token_text_rows", "line_break_answers", "empty_answers"
-REASONING_LEFT_OUT, ANSWER_CHANGED = "reasoning_left_out", "answers_changed"
+REASONING_LEFT_OUT, ANSWER_CHANGED, MARKED_TWICE = "reasoning_left_out", "answers_changed", "tool_marks_twice"
 ANSWER_FIRST, NO_ANSWER_LAST = "answer_first_rows", "no_answer_last_rows"
 ODDITIES = {
     CONTROL_TEXT: "rows whose text holds a control token; it stays text",
@@ -39,5 +39,6 @@ ODDITIES = {
 TEMPLATE_EFFECTS = {
     REASONING_LEFT_OUT: "answers whose reasoning the template leaves out, as Qwen3's does before the last question",
     ANSWER_CHANGED: "answers whose text the template changes by more than white space at its ends",
+    MARKED_TWICE: "rows whose text has the <tools> or <tool_response> that the template writes too; they are there twice",
 }
 """What a chat template does to answers; shown where it happens."""

@@ -132,7 +132,18 @@ class RenderedRows:
         if not conversation.messages:
             return Marked("", [])
         rendered = self._render(conversation)
+        counts[reasons.MARKED_TWICE] += self._marks_twice(conversation)
         return Marked(rendered.text, self._rule.spans(conversation, rendered, counts))
+
+    def _marks_twice(self, conversation: Conversation) -> bool:
+        """Whether text from the data has what the template writes itself: tools in the system message beside a column `tools`,
+        or an answer of a tool that is marked as one, as data sets have it that were made for plain ChatML."""
+        marks = {"system": "<tools>"} if conversation.tools else {}
+        marks["tool"] = "<tool_response>"
+        return any(
+            (mark := marks.get(message["role"])) is not None and mark in (message.get("content") or "") and mark in self.source
+            for message in conversation.messages
+        )
 
     def _render(self, conversation: Conversation) -> Rendered:
         """The rendered conversation. Raises RowError where the template does not take it, or knows no reasoning or tools."""
