@@ -45,6 +45,7 @@ SHAPES: list[tuple[str, Row, list[Row]]] = [
     ("conversations", {"messages": None, "conversations": TURNS}, [ASK, ANSWER]),
     ("conversations", {"messages": [], "conversations": TURNS}, [ASK, ANSWER]),
     ("conversations", {"conversations": [ASK, ANSWER]}, [ASK, ANSWER]),
+    ("conversations", {"conversations": [{"from": "user", "value": "2+2?"}, {"from": "assistant", "value": "4"}]}, [ASK, ANSWER]),
     ("messages", {"messages": TURNS}, [ASK, ANSWER]),
     ("messages", {"messages": json.dumps([ASK, ANSWER])}, [ASK, ANSWER]),
     ("alpaca", {"instruction": "2+2?", "input": "", "output": "4"}, [ASK, ANSWER]),
@@ -64,8 +65,14 @@ SHAPES: list[tuple[str, Row, list[Row]]] = [
     ("prompt", {"prompt": "2+2?", "completion": "4"}, [ASK, ANSWER]),
     ("prompt", {"prompt": "2+2?", "response": "4"}, [ASK, ANSWER]),
     ("prompt", {"prompt": [ASK], "completion": [ANSWER]}, [ASK, ANSWER]),
+    ("prompt", {"prompt": [ASK], "completion": "4"}, [ASK, ANSWER]),
+    ("prompt", {"prompt": "2+2?", "completion": [ANSWER]}, [ASK, ANSWER]),
+    ("prompt", {"prompt": [ASK], "completion": json.dumps([ANSWER])}, [ASK, ANSWER]),
+    ("prompt", {"prompt": [ASK], "completion": "[4]"}, [ASK, ANSWER | {"content": "[4]"}]),
     ("prompt", {"prompt": [ASK, ANSWER, ASK], "completion": [ANSWER]}, [ASK, ANSWER | {"train": False}, ASK, ANSWER]),
     ("question", {"question": "2+2?", "answer": "4"}, [ASK, ANSWER]),
+    ("question", {"question": "2+2?", "reasoning": "A sum.", "answer": "4"}, [ASK, ANSWER | {"reasoning_content": "A sum."}]),
+    ("question", {"question": "2+2?", "reasoning": "on", "answer": "4"}, [ASK, ANSWER]),
 ]
 
 
@@ -92,7 +99,7 @@ def test_rows_of_all_shapes_go_by_their_own_in_one_file_and_over_files(tmp_path:
     assert (
         apart_facts["shapes"]
         == facts["shapes"]
-        == {"alpaca": 3, "conversations": 4, "dolly": 1, "messages": 3, "prompt": 4, "question": 1}
+        == {"alpaca": 3, "conversations": 5, "dolly": 1, "messages": 3, "prompt": 8, "question": 3}
     )
 
 
@@ -190,6 +197,60 @@ def test_calls_and_tools_have_the_form_that_templates_take(tmp_path: Path, row: 
     assert "天气" in ours["tools"]  # as apply_chat_template prints it, not as escapes
     assert facts["mapped"]["tools column"] == 1
     assert pq.read_schema(tmp_path / "out.parquet").field("tools").type == pa.string()
+
+
+def test_tools_are_read_under_the_names_of_other_apis(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {}}
+    called = {"role": "assistant", "content": None, "function_call": CALL | {"arguments": json.dumps(CALL["arguments"])}}
+    rows = [
+        {"messages": [ASK, called], "functions": [TOOL], "tools": None},
+        {"messages": [ASK, ANSWER], "functions": ["def f(): ..."], "tools": None},
+        {"messages": [ASK, called], "functions": None, "tools": [{"name": "weather", "input_schema": schema}]},
+    ]
+    ours, facts = converted(lines(tmp_path / "a.jsonl", *rows))
+    assert [json.loads(row["tools"])[0]["function"] if row["tools"] else None for row in ours] == [
+        TOOL,
+        None,
+        {"name": "weather", "parameters": schema},
+    ]
+    assert facts["mapped"] == {"functions column to tools": 1, "tools column": 1}
+
+
+def test_calls_and_reasoning_that_are_columns_of_their_own(tmp_path: Path) -> None:
+    """As xLAM's function calling and medical-o1 have them."""
+    row = {"query": "2+2?", "answers": json.dumps([CALL]), "Complex_CoT": "A sum."}
+    fields = {"prompt": "query", "tool_calls": "answers", "reasoning_content": "Complex_CoT"}
+    source = lines(tmp_path / "a.jsonl", row, row | {"answers": "[]"})
+    with pytest.raises(DataError, match=r"row 1 \(counted from 0\): 'answers' has no call of a tool"):
+        converted(source, fields=fields)
+    (ours,), _ = converted(source, fields=fields, on_bad_row="drop")
+    calls = [{"type": "function", "function": CALL}]
+    assert said(ours) == [ASK, {"role": "assistant", "content": "", "tool_calls": calls, "reasoning_content": "A sum."}]
+    turns = [ASK, {"role": "assistant", "content": "4", "Complex_CoT": "A sum.", "answers": [CALL]}]
+    (ours,), _ = converted(lines(tmp_path / "b.jsonl", {"messages": turns}), fields=fields)
+    assert said(ours) == [ASK, {"role": "assistant", "content": "4", "tool_calls": calls, "reasoning_content": "A sum."}]
+
+
+NO_ROW: list[tuple[Row, str]] = [
+    ({"instruction": "2+2?", "output": ["4", "four"]}, "output's turn 0 is text, not an object"),
+    ({"conversations": ["2+2?", "4"]}, "row 0 .*: turn 0 is text, not an object like {'from': ..., 'value': ...}"),
+    ({"conversations": [{"input": "2+2?", "output": "4"}]}, r"turn 0 has no 'from', but input, output \(convert\.fields can say"),
+    (
+        {"messages": [ASK, ANSWER | {"content": [{"type": "tool_use"}]}]},
+        "row 0 .*: turn 1 holds a part of the type 'tool_use'; only text can be trained",
+    ),
+    (
+        {"conversation": [ASK | {"toxic": False}]},
+        r"found conversation; name the columns with convert\.fields \(convert\.fields\.messages",
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "sentence"), NO_ROW)
+@pytest.mark.parametrize("on_bad_row", ["error", "drop"])
+def test_where_no_row_can_be_used_the_first_is_told(tmp_path: Path, row: Row, sentence: str, on_bad_row: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        converted(lines(tmp_path / "a.jsonl", *[row] * 3), on_bad_row=on_bad_row)
 
 
 def test_arguments_keep_their_types_and_absent_ones_stay_absent_from_json_and_from_parquet(tmp_path: Path) -> None:

@@ -38,13 +38,14 @@ def run(*words: str) -> Any:
 def test_what_is_there_is_said_by_name_and_a_sound_source_passes(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     lines(folder / "a.jsonl", {"conversations": TURNS, "system": "Be\x1b[2J brief."}, {"messages": CALL})
-    lines(folder / "b.jsonl", ALPACA)
+    lines(folder / "b.jsonl", ALPACA | {"label": False})
     (folder / "notes.txt").write_text("x")
     result = run(str(folder), "--set", "tokenize.template=own")
     assert result.exit_code == 0, result.output
     for text in (
         "looked at 3 rows of 2 of 2 files",
         "left out: notes.txt",
+        "not read: label",
         "shapes: alpaca: 1, conversations: 1, messages: 1",
         "system column to the first message: 1",
         "answers: trained: 3, masked: 1, empty: 0, with_tool_calls: 1",

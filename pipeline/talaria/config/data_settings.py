@@ -39,10 +39,27 @@ class Download(Section):
         return self
 
 
+FIELDS = (
+    "messages",
+    "role",
+    "content",
+    "reasoning_content",
+    "tool_calls",
+    "system",
+    "tools",
+    "prompt",
+    "completion",
+    "input",
+)
+"""What convert.fields can give another name."""
+
+
 class Convert(Section):
     on_bad_row: Literal["error", "drop"] = Field("error", description="What to do with a row that cannot be converted.")
     fields: dict[str, str] = Field(
-        {}, description="Names in the data: messages, role, content, system, tools, prompt, completion, input -> column or field."
+        {},
+        description="Names in the data: messages, role, content, reasoning_content, tool_calls, system, tools, prompt, "
+        "completion, input -> column or field.",
     )
     roles: dict[str, str] = Field(
         {}, description="Roles in the data -> system, developer, user, assistant, tool or function_call."
@@ -65,7 +82,7 @@ class Convert(Section):
     @model_validator(mode="after")
     def _names_are_known(self) -> Convert:
         for setting, given, known in (
-            ("convert.fields", self.fields, ("messages", "role", "content", "system", "tools", "prompt", "completion", "input")),
+            ("convert.fields", self.fields, FIELDS),
             ("convert.roles", self.roles.values(), ("system", "developer", "user", "assistant", "tool", "function_call")),
         ):
             unknown = [name for name in given if name not in known]

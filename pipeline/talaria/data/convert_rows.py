@@ -85,9 +85,11 @@ def message_steps(stream: Stream, shape: RowShape) -> Iterator[Step]:
         raise DataError(f"{stream.name}: holds no row with any column.")
     if not shape.fits(stream.columns):
         found = ", ".join(stream.columns)
+        turns = next((name for name, kind in stream.columns.items() if _holds_turns(kind)), None)
+        own = f" (convert.fields.messages={turns}, say)" if turns else ""
         raise DataError(
             f"{stream.name}: no column 'conversations' or 'messages', and no pair like instruction and output, found {found}; "
-            "name the columns with convert.fields, or make one with convert.function."
+            f"name the columns with convert.fields{own}, or make one with convert.function."
         )
     plain = plain_turns(dict(stream.columns), shape)
     if plain:
@@ -96,6 +98,13 @@ def message_steps(stream: Stream, shape: RowShape) -> Iterator[Step]:
         types = by_row.message_types(stream.columns, shape)
         open_shape = replace(shape, extras=frozenset(types.keys() - by_row.KNOWN.keys()))
         yield Step(stream, by_row.schema(stream.columns, types), partial(_by_rows, stream, open_shape, types))
+
+
+def _holds_turns(kind: pa.DataType) -> bool:
+    if not (pa.types.is_list(kind) and pa.types.is_struct(kind.value_type)):
+        return False
+    fields = {field.name for field in kind.value_type}
+    return {"role", "content"} <= fields or {"from", "value"} <= fields
 
 
 def _by_columns(stream: Stream, shape: RowShape, plain: PlainTurns, raw: Any) -> Chunk:

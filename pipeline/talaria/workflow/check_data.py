@@ -14,10 +14,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from talaria.common.errors import DataError, UserError
-from talaria.config.data_settings import Download, Tokenize
+from talaria.config.data_settings import Convert, Download, Tokenize
 from talaria.config.schema import Config
 from talaria.data.conversation.content import ASSISTANT, SWITCHES
 from talaria.data.conversation.drop_reasons import REASONS, WAY_OUT
+from talaria.data.conversation.row_shape import RowShape
 from talaria.data.convert_rows import write_messages
 from talaria.data.messages_parquet import MESSAGES, open_parquet
 from talaria.data.mixture import folders_of
@@ -75,6 +76,7 @@ def look(found: SourceFiles, config: Config, tokenizer: str | None) -> Facts:
         converted = write_messages(samples, parquet, config.convert.model_copy(update={"on_bad_row": "drop"}))
         facts: Facts = {"files": len(found.files), "looked_at": len(samples), "rows": converted["rows_in"]}
         facts |= {name: converted[name] for name in ("shapes", "mapped", "not_carried", "columns") if name in converted}
+        facts["not_read"] = _not_read(converted, config.convert)
         facts["dropped"] = {reason: count for reason, count in converted["dropped"].items() if count}
         examples = converted.get("examples", {})
         facts |= {"examples": examples, "left_out": found.left_out} | _messages(parquet)
@@ -90,6 +92,14 @@ def _stops(examples: dict[str, str], config: Config) -> str | None:
         return None
     first = next(iter(examples.values()), None)
     return first and f"{first.removesuffix('.')}; {WAY_OUT}."
+
+
+def _not_read(converted: Facts, settings: Convert) -> list[str]:
+    """The columns that convert keeps beside the messages and reads nothing from, whatever they say."""
+    shape = RowShape(settings.fields, settings.roles)
+    only_lists = converted.get("shapes", {}).keys() <= set(shape.lists)
+    read = shape.columns_of_lists if only_lists else shape.columns
+    return [name for name in converted["columns"] if name not in read]
 
 
 def _not_rendered(parquet: Path, settings: Tokenize) -> str | None:
@@ -157,7 +167,7 @@ def lines(facts: Facts) -> Iterator[str]:
             yield from lines(one)
         return
     yield f"looked at {facts['rows']:,} rows of {facts['looked_at']:,} of {facts['files']:,} files"
-    for title in ("left_out", "shapes", "mapped", "not_carried", "messages", "answers"):
+    for title in ("left_out", "shapes", "mapped", "not_carried", "not_read", "messages", "answers"):
         if facts.get(title):
             value = facts[title]
             shown = (

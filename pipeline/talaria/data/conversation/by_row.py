@@ -36,7 +36,7 @@ def message_types(columns: Mapping[str, pa.DataType], shape: RowShape) -> dict[s
     further: dict[str, pa.DataType] = {}
     kind = columns.get(MESSAGES)
     if kind is not None and pa.types.is_list(kind) and pa.types.is_struct(kind.value_type):
-        own = (*KNOWN_FIELDS, shape.column("role"), shape.column("content"), "from", "value")
+        own = (*KNOWN_FIELDS, *map(shape.column, ("role", "content", "reasoning_content", "tool_calls")), "from", "value")
         further = {field.name: column_types.storable(field.type) for field in kind.value_type if field.name not in own}
     return KNOWN | further
 

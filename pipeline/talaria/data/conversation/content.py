@@ -25,6 +25,8 @@ SHAREGPT_ROLES = {
     "human": "user",
     "gpt": ASSISTANT,
     "system": "system",
+    "user": "user",
+    "assistant": ASSISTANT,
     "developer": "developer",
     "function_call": CALL,
     "tool_call": CALL,
@@ -59,6 +61,8 @@ class TurnFields:
     roles: Mapping[str, str]
     keeps_switches: bool = True
     """SWITCHES are carried as they are; else only where they take an answer out of the loss."""
+    texts: Mapping[str, str] = field(default_factory=lambda: TEXT_FIELDS)
+    calls: tuple[str, ...] = CALL_FIELDS
 
 
 @dataclass
@@ -75,7 +79,9 @@ def message_of(turn: Any, fields: TurnFields, extras: frozenset[str], notes: Not
     `where` names the turn. Raises Unusable.
     """
     if not isinstance(turn, dict):
-        raise Unusable(NOT_A_TURN, f"{where} is {kind_of(turn)}, not an object")
+        raise Unusable(
+            NOT_A_TURN, f"{where} is {kind_of(turn)}, not an object like {{{fields.role!r}: ..., {fields.text!r}: ...}}"
+        )
     role = _role(turn, fields, where)
     text = turn.get(fields.text)
     message: Message = {"role": role, "content": text}
@@ -117,18 +123,18 @@ def _role(turn: Mapping[str, Any], fields: TurnFields, where: str) -> str:
 
 def _add(message: Message, name: str, value: Any, fields: TurnFields, extras: frozenset[str], notes: Notes, where: str) -> None:
     """Put a further field of the turn into the message, or note that it is not carried."""
-    if name in CALL_FIELDS:
+    if name in fields.calls:
         calls = calls_text(value)
         if calls and message["role"] != ASSISTANT:
             raise Unusable(BAD_TOOL_CALL, f"{where} has tool calls and is a {message['role']} turn")
         if calls:
             message["tool_calls"] = calls
-    elif name in TEXT_FIELDS:
+    elif name in fields.texts:
         if not isinstance(value, str):
             raise Unusable(NOT_TEXT, f"{where}: {name!r} is {kind_of(value)}, not text")
-        if TEXT_FIELDS[name] != name:
-            notes.mapped.add(f"{name} to {TEXT_FIELDS[name]}")
-        message[TEXT_FIELDS[name]] = value
+        if fields.texts[name] != name:
+            notes.mapped.add(f"{name} to {fields.texts[name]}")
+        message[fields.texts[name]] = value
     elif name in SWITCHES:
         if not isinstance(value, bool | int | float):
             raise Unusable(BAD_SWITCH, f"{where}: {name!r} is {kind_of(value)}, not a number or a boolean")

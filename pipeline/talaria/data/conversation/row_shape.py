@@ -8,21 +8,24 @@
     question        question with answer
 
 Each row goes by the shape it has: the first of this list whose columns are there and not null. Beside any of them may stand
-`system` (the first message, unless there is one) and `tools`. `convert.fields` and `convert.roles` add other names.
+`system` (the first message, unless there is one) and `tools` (or OpenAI's former `functions`), beside a pair of texts
+`reasoning_content`, `reasoning` or `thinking`. `convert.fields` and `convert.roles` add other names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from talaria.data import json_text
 from talaria.data.conversation.content import (
     ASSISTANT,
+    CALL_FIELDS,
     MESSAGE_ROLES,
     SHAREGPT_ROLES,
+    TEXT_FIELDS,
     Message,
     Notes,
     TurnFields,
@@ -32,36 +35,17 @@ from talaria.data.conversation.drop_reasons import (
     NO_CONVERSATION,
     NOT_A_LIST,
     NOT_AN_OBJECT,
-    NOT_TEXT,
     TOO_DEEP,
     Unusable,
     kind_of,
 )
+from talaria.data.conversation.pair_shape import PAIRS, PairShape, answer_of, is_json_list, text_pair
 from talaria.data.conversation.tool_calls import tools_text
 
 MESSAGES, CONVERSATIONS = "messages", "conversations"
-
-
-@dataclass(frozen=True)
-class PairShape:
-    """A question and its answer in columns of their own."""
-
-    name: str
-    question: str
-    answer: str
-    context: str | None = None
-    """Column whose text follows the question after a line break, where it is not blank."""
-    history: str | None = None
-    """Column with earlier [question, answer] pairs."""
-
-
-PAIRS = (
-    PairShape("alpaca", "instruction", "output", "input", "history"),
-    PairShape("dolly", "instruction", "response", "context"),
-    PairShape("prompt", "prompt", "completion"),
-    PairShape("prompt", "prompt", "response"),
-    PairShape("question", "question", "answer"),
-)
+FUNCTIONS = "functions"
+"""Column that OpenAI's API called tools by before."""
+_REASONING = [name for name, to in TEXT_FIELDS.items() if to == "reasoning_content"]
 
 
 @dataclass(frozen=True)
@@ -93,8 +77,10 @@ class RowShape:
 
     @cached_property
     def pairs(self) -> tuple[PairShape, ...]:
-        if "prompt" in self.fields or "completion" in self.fields:
+        if self.fields.keys() & {"prompt", "completion"}:
             own = PairShape("convert.fields", self.column("prompt"), self.column("completion"), self.fields.get("input"))
+            if "tool_calls" in self.fields and "completion" not in self.fields:
+                own = replace(own, answer=self.fields["tool_calls"], calls=True)
             return (own, *PAIRS)
         return PAIRS
 
@@ -102,7 +88,12 @@ class RowShape:
     def columns(self) -> frozenset[str]:
         """Every column that a row's messages may depend on."""
         pairs = {name for pair in self.pairs for name in (pair.question, pair.answer, pair.context, pair.history) if name}
-        return frozenset({*self.lists, *pairs, self.column("system"), self.column("tools")})
+        return self.columns_of_lists.union(pairs, self._reasoning)
+
+    @cached_property
+    def columns_of_lists(self) -> frozenset[str]:
+        """Those that a row with a list of turns depends on."""
+        return frozenset({*self.lists, FUNCTIONS, self.column("system"), self.column("tools")})
 
     def column(self, name: str) -> str:
         return self.fields.get(name, name)
@@ -114,12 +105,21 @@ class RowShape:
 
     @cached_property
     def _message_fields(self) -> TurnFields:
-        roles = {**MESSAGE_ROLES, **self.roles}
-        return TurnFields(self.column("role"), self.column("content"), roles)
+        return TurnFields(self.column("role"), self.column("content"), {**MESSAGE_ROLES, **self.roles}, True, *self._further)
 
     @cached_property
     def _sharegpt_fields(self) -> TurnFields:
-        return TurnFields("from", "value", {**SHAREGPT_ROLES, **self.roles}, keeps_switches=False)
+        return TurnFields("from", "value", {**SHAREGPT_ROLES, **self.roles}, False, *self._further)
+
+    @cached_property
+    def _further(self) -> tuple[Mapping[str, str], tuple[str, ...]]:
+        """The names of a turn's further texts and of its calls."""
+        return TEXT_FIELDS | {self.column("reasoning_content"): "reasoning_content"}, (*CALL_FIELDS, self.column("tool_calls"))
+
+    @cached_property
+    def _reasoning(self) -> tuple[str, ...]:
+        """Columns that may hold the reasoning of a pair's answer; the first that is there counts."""
+        return tuple(dict.fromkeys([self.column("reasoning_content"), *_REASONING]))
 
     def takes(self, row: Any) -> bool:
         """Whether `conversation` makes one of the row."""
@@ -142,10 +142,14 @@ class RowShape:
             messages = _with_system(messages, system, notes)
         elif system not in (None, "", [], {}):
             notes.not_carried.add(f"{self.column('system')} column: {kind_of(system)}, not text")
-        tools = tools_text(row.get(self.column("tools")))
-        if tools:
+        return ConvertedRow(messages, self._tools(row, messages, notes), shape, notes)
+
+    def _tools(self, row: Mapping[str, Any], messages: list[Message], notes: Notes) -> str | None:
+        if tools := tools_text(row.get(self.column("tools"))):
             notes.mapped.add("tools column")
-        return ConvertedRow(messages, tools, shape, notes)
+        elif any("tool_calls" in message for message in messages) and (tools := tools_text(row.get(FUNCTIONS))):
+            notes.mapped.add(f"{FUNCTIONS} column to tools")  # without calls it may be that of a data set about code
+        return tools
 
     def _messages(self, row: Mapping[str, Any], notes: Notes) -> tuple[str, list[Message]]:
         there = [name for name in self.lists if row.get(name) is not None]
@@ -190,33 +194,22 @@ class RowShape:
 
     def _pair(self, row: Mapping[str, Any], pair: PairShape, notes: Notes) -> list[Message]:
         question, answer = row[pair.question], row[pair.answer]
-        if isinstance(question, list) or isinstance(answer, list):
-            return self._message_pair(question, answer, pair, notes)
-        for name, text in ((pair.question, question), (pair.answer, answer)):
-            if not isinstance(text, str):
-                raise Unusable(NOT_TEXT, f"{name!r} is {kind_of(text)}, not text")
-        context = row.get(pair.context) if pair.context else None
-        if not isinstance(context, str | None):
-            raise Unusable(NOT_TEXT, f"{pair.context!r} is {kind_of(context)}, not text")
-        if context and context.strip():
-            question = f"{question}\n{context}"
-        history = (row.get(pair.history) if pair.history else None) or []
-        if not isinstance(history, list) or not all(_is_pair(earlier) for earlier in history):
-            raise Unusable(NOT_A_LIST, f"{pair.history!r} should be a list of pairs of texts")
-        notes.mapped.add(f"{pair.question} and {pair.answer} to messages")
-        texts = [text for earlier in history for text in earlier] + [question, answer]
-        return [{"role": ("user", ASSISTANT)[number % 2], "content": text} for number, text in enumerate(texts)]
+        if not pair.calls and (isinstance(question, list) or isinstance(answer, list)):
+            return self._message_pair(row, pair, notes)
+        return text_pair(row, pair, self._reasoning, notes)
 
-    def _message_pair(self, question: Any, answer: Any, pair: PairShape, notes: Notes) -> list[Message]:
-        """Prompt and completion as lists of messages: what the prompt's assistant says is read, not learnt."""
+    def _message_pair(self, row: Mapping[str, Any], pair: PairShape, notes: Notes) -> list[Message]:
+        """Prompt and completion as lists of messages, or one of them as text: what the prompt's assistant says is not learnt."""
+        question, answer = row[pair.question], row[pair.answer]
+        if isinstance(question, str) and not is_json_list(question):
+            question = [{"role": "user", "content": question}]
         prompt = self._turns(question, pair.question, notes, f"{pair.question}'s turn")
-        completion = self._turns(answer, pair.answer, notes, f"{pair.answer}'s turn")
+        if isinstance(answer, str) and not is_json_list(answer):
+            completion = [answer_of(row, pair, self._reasoning, notes)]
+        else:
+            completion = self._turns(answer, pair.answer, notes, f"{pair.answer}'s turn")
         notes.mapped.add(f"{pair.question} and {pair.answer} to messages")
         return [message | ({"train": False} if message["role"] == ASSISTANT else {}) for message in prompt] + completion
-
-
-def _is_pair(earlier: Any) -> bool:
-    return isinstance(earlier, list) and len(earlier) == 2 and all(isinstance(text, str) for text in earlier)
 
 
 def _with_system(messages: list[Message], system: str, notes: Notes) -> list[Message]:

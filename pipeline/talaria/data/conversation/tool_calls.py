@@ -12,7 +12,7 @@ def tools_text(tools: Any) -> str | None:
     """A row's tools as JSON text of a list, or None where it has none.
 
     Accepts a list or its JSON text; each tool as {"type": "function", "function": {"name": ...}} or the function alone, which is
-    wrapped, since a server hands tools to the template so. Raises Unusable.
+    wrapped, since a server hands tools to the template so, its `input_schema` (Anthropic's) as `parameters`. Raises Unusable.
     """
     value = _parsed(tools, BAD_TOOLS, "tools")
     if value is None or value in ([], ""):
@@ -28,7 +28,10 @@ def _tool(tool: Any, number: int) -> dict[str, Any]:
     wrapped = isinstance(tool.get("function"), dict)
     if not isinstance((tool["function"] if wrapped else tool).get("name"), str):
         raise Unusable(BAD_TOOLS, f"tool {number} has no function with a name")
-    return {"type": "function", **tool} if wrapped else {"type": "function", "function": tool}
+    if wrapped:
+        return {"type": "function", **tool}
+    renamed = "input_schema" if "parameters" not in tool else None
+    return {"type": "function", "function": {"parameters" if name == renamed else name: value for name, value in tool.items()}}
 
 
 def calls_text(calls: Any) -> str | None:

@@ -177,8 +177,11 @@ def _is_turns(kind: pa.DataType) -> bool:
 
 
 def infer_files(files: Sequence[SourceFile], threads: int, shape: RowShape | None) -> dict[str, pa.DataType]:
-    """Return the columns of all rows of all files in order of appearance, reading them once; JSON where types do not agree."""
-    return settled(found_columns(files, threads, shape))
+    """Return the columns of all rows of all files in order of appearance, reading them once; JSON where types do not agree.
+
+    Where `shape` makes a conversation of no row, the columns are those of all rows, so that a sentence can say what is wrong.
+    """
+    return settled(found_columns(files, threads, shape) or found_columns(files, threads, None))
 
 
 def found_columns(files: Sequence[SourceFile], threads: int, shape: RowShape | None) -> dict[str, pa.DataType]:
