@@ -48,6 +48,8 @@ SHAPES: list[tuple[str, Row, list[Row]]] = [
     ("conversations", {"conversations": [{"from": "user", "value": "2+2?"}, {"from": "assistant", "value": "4"}]}, [ASK, ANSWER]),
     ("messages", {"messages": TURNS}, [ASK, ANSWER]),
     ("messages", {"messages": json.dumps([ASK, ANSWER])}, [ASK, ANSWER]),
+    ("conversations", {"conversations": [{"input": "2+2?", "output": "4"}] * 2}, [ASK, ANSWER] * 2),
+    ("messages", {"messages": [{"input": "2+2?", "output": "4", "weight": 0}]}, [ASK, ANSWER | {"weight": 0.0}]),
     ("alpaca", {"instruction": "2+2?", "input": "", "output": "4"}, [ASK, ANSWER]),
     ("alpaca", {"instruction": "Add.", "input": "2, 2", "output": "4"}, [{"role": "user", "content": "Add.\n2, 2"}, ANSWER]),
     (
@@ -99,7 +101,7 @@ def test_rows_of_all_shapes_go_by_their_own_in_one_file_and_over_files(tmp_path:
     assert (
         apart_facts["shapes"]
         == facts["shapes"]
-        == {"alpaca": 3, "conversations": 5, "dolly": 1, "messages": 3, "prompt": 8, "question": 3}
+        == {"alpaca": 3, "conversations": 6, "dolly": 1, "messages": 4, "prompt": 8, "question": 3}
     )
 
 
@@ -232,9 +234,10 @@ def test_calls_and_reasoning_that_are_columns_of_their_own(tmp_path: Path) -> No
 
 
 NO_ROW: list[tuple[Row, str]] = [
+    ({"conversations": [{"input": "2+2?", "output": None}]}, "turn 0 has no 'output'"),
     ({"instruction": "2+2?", "output": ["4", "four"]}, "output's turn 0 is text, not an object"),
     ({"conversations": ["2+2?", "4"]}, "row 0 .*: turn 0 is text, not an object like {'from': ..., 'value': ...}"),
-    ({"conversations": [{"input": "2+2?", "output": "4"}]}, r"turn 0 has no 'from', but input, output \(convert\.fields can say"),
+    ({"conversations": [{"q": "2+2?", "a": "4"}]}, r"turn 0 has no 'from', but q, a \(convert\.fields can say"),
     (
         {"messages": [ASK, ANSWER | {"content": [{"type": "tool_use"}]}]},
         "row 0 .*: turn 1 holds a part of the type 'tool_use'; only text can be trained",

@@ -104,7 +104,7 @@ def _holds_turns(kind: pa.DataType) -> bool:
     if not (pa.types.is_list(kind) and pa.types.is_struct(kind.value_type)):
         return False
     fields = {field.name for field in kind.value_type}
-    return {"role", "content"} <= fields or {"from", "value"} <= fields
+    return any(turn <= fields for turn in ({"role", "content"}, {"from", "value"}, {"input", "output"}))
 
 
 def _by_columns(stream: Stream, shape: RowShape, plain: PlainTurns, raw: Any) -> Chunk:

@@ -14,7 +14,7 @@ Each row goes by the shape it has: the first of this list whose columns are ther
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -32,6 +32,7 @@ from talaria.data.conversation.content import (
     message_of,
 )
 from talaria.data.conversation.drop_reasons import (
+    MISSING_VALUE,
     NO_CONVERSATION,
     NOT_A_LIST,
     NOT_AN_OBJECT,
@@ -178,9 +179,26 @@ class RowShape:
         if not isinstance(turns, list):
             raise Unusable(NOT_A_LIST, f"{column} is {kind_of(turns)}, not a list")
         return [
-            message_of(turn, self._fields_of(turn, column), self.extras, notes, f"{named} {number}")
+            message_of(part, self._fields_of(part, column), self.extras, notes, f"{named} {number}")
             for number, turn in enumerate(turns)
+            for part in self._split(turn, notes, f"{named} {number}")
         ]
+
+    def _split(self, turn: Any, notes: Notes, where: str) -> Sequence[Any]:
+        """A turn of {input, output}, as Capybara has them, as a question and an answer; any other as it is."""
+        own = self._message_fields
+        if (
+            not isinstance(turn, dict)
+            or not {"input", "output"} <= turn.keys()
+            or turn.keys() & {"from", "value", own.role, own.text}
+        ):
+            return (turn,)
+        for name in ("input", "output"):
+            if turn[name] is None:
+                raise Unusable(MISSING_VALUE, f"{where} has no {name!r}")
+        notes.mapped.add("turns of input and output to messages")
+        further = {name: value for name, value in turn.items() if name not in ("input", "output")}
+        return {"from": "human", "value": turn["input"]}, {"from": "gpt", "value": turn["output"], **further}
 
     def _fields_of(self, turn: Any, column: str) -> TurnFields:
         """The names by the turn itself; where it has neither's, by the column."""
