@@ -186,12 +186,9 @@ class RowShape:
 
     def _split(self, turn: Any, notes: Notes, where: str) -> Sequence[Any]:
         """A turn of {input, output}, as Capybara has them, as a question and an answer; any other as it is."""
-        own = self._message_fields
-        if (
-            not isinstance(turn, dict)
-            or not {"input", "output"} <= turn.keys()
-            or turn.keys() & {"from", "value", own.role, own.text}
-        ):
+        if not isinstance(turn, dict) or "input" not in turn or "output" not in turn:
+            return (turn,)
+        if turn.keys() & {"from", "value", self._message_fields.role, self._message_fields.text}:
             return (turn,)
         for name in ("input", "output"):
             if turn[name] is None:
