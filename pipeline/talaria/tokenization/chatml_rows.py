@@ -101,10 +101,10 @@ def not_rendered(rows: MessageRows, first_row: int, source: str, config: Tokeniz
         said = _says_something(values)
         if config.on_bad_row == "error" and said.any():
             row = first_row + int(of_row[np.argmax(said)])
-            ignore = " or drop" if name == "reasoning_content" else ""
+            drop = ", tokenize.reasoning to drop" if name == "reasoning_content" else ""
             raise DataError(
                 f"{source}, row {row}: has {name}, which tokenize.template: chatml does not render; "
-                f"set tokenize.template to own{ignore}, or tokenize.on_bad_row to drop."
+                f"set tokenize.template to own{drop}, or tokenize.on_bad_row to drop."
             )
         found[of_row[said]] = True
     return found
