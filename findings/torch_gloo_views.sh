@@ -42,5 +42,7 @@ assert torch.equal(received, sent)
 gathered = [torch.zeros(3, 2) for _ in range(2)]
 dist.all_gather(gathered, sent)
 assert all(torch.equal(one, sent) for one in gathered)
+dist.barrier()  # a rank that ends while the other still receives would break its connection
+dist.destroy_process_group()
 PY
 py -m torch.distributed.run --nproc-per-node 2 run.py 2>log.txt || { grep -A8 Error log.txt | head -20; exit 1; }

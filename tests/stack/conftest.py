@@ -13,7 +13,7 @@ from talaria.devstack.compose_env import fresh_secrets, placement, storage_login
 
 from tests.stack.deployment import Deployment
 from tests.stack.engine import Engine
-from tests.stack.image import POSTGRES
+from tests.stack.image import POSTGRES, REPOSITORY
 
 QUICK = {  # a small machine: fewer processes and threads
     "api-server": {"AIRFLOW__API__WORKERS": "1"},
@@ -28,6 +28,8 @@ def deployment() -> Iterator[Deployment]:
     """All default services, healthy by their own healthchecks."""
     if os.geteuid() != 0 or not POSTGRES or not shutil.which("redis-server") or not shutil.which("ip"):
         pytest.skip("needs root, iproute2 and Debian's postgresql and redis-server (make test-stack installs them)")
+    if REPOSITORY.is_relative_to("/tmp"):
+        pytest.fail("each service has a /tmp of its own, which hides this clone and its .venv; put the clone elsewhere")
     values = fresh_secrets() | storage_login() | placement(has_gpu=False) | {"AWS_ENDPOINT_URL": "http://s3:8333"}
     values |= {"HF_TOKEN": "hf_" + fresh_secrets()["ADMIN_PASSWORD"], "WORKER_CONCURRENCY": "2"}
     work = Path(tempfile.mkdtemp(prefix="talaria-stack-"))
