@@ -56,11 +56,7 @@ FIELDS = (
 
 class Convert(Section):
     on_bad_row: Literal["error", "drop"] = Field("error", description="What to do with a row that cannot be converted.")
-    fields: dict[str, str] = Field(
-        {},
-        description="Names in the data: messages, role, content, reasoning_content, tool_calls, system, tools, prompt, "
-        "completion, input -> column or field.",
-    )
+    fields: dict[str, str] = Field({}, description=f"Names in the data: {', '.join(FIELDS)} -> column or field.")
     roles: dict[str, str] = Field(
         {}, description="Roles in the data -> system, developer, user, assistant, tool or function_call."
     )

@@ -15,10 +15,8 @@ from airflow.sdk.exceptions import AirflowException
 from airflow.sdk.log import mask_secret
 from talaria.config.operation_settings import Alerts
 
-for _name in (
-    "httpx",
-    "httpcore",
-):  # the one logs the address of every request, the other a redirect's: the webhook's is a secret
+# The one logs the address of every request, the other that of a redirect: the webhook's is a secret.
+for _name in ("httpx", "httpcore"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 WEBHOOK = "TALARIA_WEBHOOK"

@@ -46,6 +46,7 @@ class RenderedRows:
         where = f"{loading.folder} (tokenize.template: {config.template})"
         self.template = ChatTemplate(source, self.variables, self.day, where)
         self.probed = probe(self.template)
+        self._marks = {role: mark for role, mark in (("system", "<tools>"), ("tool", "<tool_response>")) if mark in source}
         self._controls = {text: token.id for text, token in loading.added.items() if token.special}
         ends = tuple(loading.added)
         self._rule = SpanRule(self.template, self.probed.prompts, ends, config.supervise_newline, config.reasoning != "mask")
@@ -138,10 +139,10 @@ class RenderedRows:
     def _marks_twice(self, conversation: Conversation) -> bool:
         """Whether text from the data has what the template writes itself: tools in the system message beside a column `tools`,
         or an answer of a tool that is marked as one, as data sets have it that were made for plain ChatML."""
-        marks = {"system": "<tools>"} if conversation.tools else {}
-        marks["tool"] = "<tool_response>"
         return any(
-            (mark := marks.get(message["role"])) is not None and mark in (message.get("content") or "") and mark in self.source
+            (mark := self._marks.get(message["role"])) is not None
+            and mark in (message.get("content") or "")
+            and (message["role"] != "system" or conversation.tools)
             for message in conversation.messages
         )
 
