@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +30,7 @@ from talaria.launch.accelerate_command import Machine, command
 from talaria.launch.diagnosis import Preempted, TrainingCrashed, likely_cause
 from talaria.launch.restarts import RankDeaths, Restarts
 from talaria.process.supervisor import MARK, Stop
+from talaria.runs.folder import GO
 from talaria.stages.run import run_stage
 from talaria.store.store import Store
 
@@ -105,6 +106,21 @@ def test_ranks_in_waiting_that_have_ended_are_replaced_by_new_ones(launches, mon
     launches.restarts = 1
     assert launches.start(ranks=2, steps=10, at={8: "kill"}, seconds=0.1)["steps"] == 10
     assert "a rank in waiting goes on" not in launches.lines
+
+
+def test_ranks_in_waiting_hear_that_those_before_them_die(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standby, "_AFTER", -1.0)
+    started, told = list[Mapping[str, str]](), list[str]()
+    alive = SimpleNamespace(process=SimpleNamespace(poll=lambda: None))
+    waiting = standby.Standby(lambda more: started.append(more) or alive, tmp_path)  # type: ignore[func-returns-value, arg-type, return-value]
+    stop = SimpleNamespace(end_now=lambda: told.append("end"))
+    dead = iter([False, False, True])
+    for _ in range(3):
+        launch._look(tmp_path, lambda folder: None, [lambda: next(dead)], stop, waiting, SimpleNamespace(new_step=lambda: True))  # type: ignore[arg-type]
+        assert [path.name for path in tmp_path.iterdir()] == (["go-1.dying"] if told else [])
+    assert waiting.take() is alive
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["go-1", "go-1.dying"]
+    assert started == [{GO: str(tmp_path / "go-1")}]
 
 
 def _first_and_then(start: Any, number: int, script: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import mmap
 import os
 import shutil
@@ -15,12 +16,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import safe_open
+from talaria.config.schema import Config
+from talaria.config.train_settings import Train
+from talaria.runs.folder import DYING, HOST_MEMORY
+from talaria.train import __main__ as program
 from talaria.train.checkpoint import host_block
 from talaria.train.checkpoint.host_block import PAGE, HostBlock, fits, make_pages, pieces
 from talaria.train.checkpoint.reader import read
 from talaria.train.checkpoint.staging import Part
 from talaria.train.checkpoint.writer_process import WriteFailed, WriterProcess
+from talaria.train.distributed import process_group
 from talaria.train.optim.span import ParamSpan
+from talaria.train.telemetry.watchdog import StopSignal
+from talaria.train.train_state import TrainJob
 
 WHOLE = torch.randn(1000)
 
@@ -145,6 +153,42 @@ def test_locked_memory_is_unlocked_before_it_is_unmapped_and_not_while_it_is_use
     block.lock()
     block.ready()
     assert (len(locked), block.pinned, block.refused) == (1, False, True)
+
+
+def test_a_rank_in_waiting_locks_the_newest_snapshot_while_the_former_rank_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, asked = tmp_path / "go-1", list[int]()
+
+    def lock(start: int, size: int, flags: int) -> int:
+        asked.append(size)
+        go.touch()
+        return 0
+
+    runtime = SimpleNamespace(cudaHostRegister=lock, cudaHostUnregister=lambda _: None)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(process_group, "choose_device", lambda local_rank: torch.device("cuda", local_rank))
+    monkeypatch.setattr(program, "_import_for", lambda job: None)
+    monkeypatch.setenv(HOST_MEMORY, str(tmp_path))
+    for name, step in (("rank-0", 7), ("rank-0-again", 9), ("rank-1", 10)):
+        HostBlock(2 * PAGE, folder=tmp_path, name=name).bytes.fill_(step)
+        (tmp_path / f"{name}.json").write_text(json.dumps({"progress": {"step": step}}))
+    go.with_suffix(DYING).touch()
+    job = TrainJob(Config(name="small", train=Train(num_processes=1)), tmp_path, tmp_path, tmp_path)
+    assert program._waited(go, job, StopSignal())
+    assert asked == [2 * PAGE]
+    device = torch.device("cuda", 0)
+    block = HostBlock(2 * PAGE, folder=tmp_path, name="rank-0-again", device=device, starts=[PAGE])
+    block.lock()
+    block.ready()
+    assert block.pinned
+    assert block.bytes.tolist() == [9] * 2 * PAGE
+    assert asked == [2 * PAGE]
+    other = HostBlock(2 * PAGE, folder=tmp_path, name="rank-0", device=device)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    other.lock()
+    other.ready()
+    assert asked == [2 * PAGE] * 2
 
 
 @pytest.mark.parametrize("start", [HostBlock.want, HostBlock.ready])

@@ -137,7 +137,7 @@ def launch(
             _prepare(config, output, machine)
             lost = RankDeaths(memory[0] if memory else None).unmourned, check.refused
             begin, log, before = log_file.stat().st_size if log_file.exists() else 0, _Log(on_line), oom_kills()
-            look = functools.partial(_look, output, on_look, lost, stop, functools.partial(waiting.look, restarts.new_step))
+            look = functools.partial(_look, output, on_look, lost, stop, waiting, restarts)
             code = supervisor.follow(waiting.take() or start({}), stop=stop, on_line=log.hear, on_look=look, begin=begin)
             log.close()
             check.require()
@@ -175,12 +175,14 @@ def _look(
     on_look: Callable[[Path], None],
     lost: Iterable[Callable[[], bool]],
     stop: Stop,
-    waiting: Callable[[], None],
+    waiting: standby.Standby,
+    restarts: Restarts,
 ) -> None:
     on_look(output)
-    waiting()
+    waiting.look(restarts.new_step)
     if any(is_lost() for is_lost in lost):
         stop.end_now()
+        waiting.dying()
 
 
 def worth_waiting(gpus: int) -> bool:

@@ -2,7 +2,8 @@
 
 Of the half minute from the death of a rank to the next step, two thirds went to the launcher's and the ranks' imports
 (benchmarks/LOG.md). Ranks that wait hold no GPU and about a gigabyte of host memory each. They are started once a training has
-gone on for a while, and take over when their go file appears.
+gone on for a while, and take over when their go file appears. While the former ranks die, which takes seconds, they page-lock
+the memory that these leave.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from talaria.process import supervisor
 from talaria.process.supervisor import Started
-from talaria.runs.folder import GO
+from talaria.runs.folder import DYING, GO
 
 _AFTER = 30.0
 """Seconds that a training goes on before ranks in waiting are started: imports beside its first steps would slow them."""
@@ -36,8 +37,14 @@ class Standby:
             self._since = time.monotonic() if training() else None
         elif time.monotonic() - self._since > _AFTER:
             self._number += 1
-            self._go.unlink(missing_ok=True)
+            for signal in (self._go, self._go.with_suffix(DYING)):
+                signal.unlink(missing_ok=True)
             self._waiting = self._start({GO: str(self._go)})
+
+    def dying(self) -> None:
+        """Tell the ranks in waiting that those whose place they are to take die: what these leave can be made ready."""
+        if self._waiting:
+            self._go.with_suffix(DYING).touch()
 
     def take(self) -> Started | None:
         """Let the ranks in waiting go on, as those of a launch that the caller has to follow; None where there are none."""

@@ -26,7 +26,7 @@ from talaria.common.imports import quick_imports
 from talaria.config.load import parse
 from talaria.process.reaper import die_with_parent
 from talaria.process.supervisor import MARK
-from talaria.runs.folder import GO, HOST_MEMORY, RunFolder
+from talaria.runs.folder import DYING, GO, HOST_MEMORY, RunFolder
 from talaria.train.telemetry.console import say
 from talaria.train.telemetry.watchdog import NotFinite, OutOfMemory, StopSignal, Watchdog
 from talaria.train.train_state import TrainJob
@@ -64,11 +64,29 @@ def _waited(go: Path, job: TrainJob, stop: StopSignal) -> bool:
     with quick_imports(_WITHOUT):
         _import_for(job)
         _find_devices()
+    ready = False
     while not go.exists():
         if stop.name:
             return False
+        if not ready and go.with_suffix(DYING).exists():
+            _lock_what_is_left(job)
+            ready = True
         time.sleep(_LOOK)
     return True
+
+
+def _lock_what_is_left(job: TrainJob) -> None:
+    """Page-lock the snapshot of this rank's predecessor while it dies: both take seconds where there are tens of GB."""
+    from talaria.train.build import host_memory
+    from talaria.train.checkpoint.host_block import lock_ahead
+    from talaria.train.checkpoint.snapshot import newest
+    from talaria.train.distributed.process_group import choose_device
+
+    memory = host_memory(job.config.train)
+    left = newest(memory, int(os.environ.get("RANK", "0"))) if memory else None
+    if left:
+        with contextlib.suppress(RuntimeError, OSError):  # no room on the GPU for two yet; or the launch is over
+            lock_ahead(left, choose_device(int(os.environ.get("LOCAL_RANK", "0"))))
 
 
 def _import_for(job: TrainJob) -> None:

@@ -51,6 +51,9 @@ class _Mapping(mmap.mmap):
     Else the driver would go on taking the addresses for locked memory, whatever is mapped there next.
     """
 
+    whole = False
+    """Whether all of it was locked as one piece."""
+
     def lock(self, addresses: Iterable[tuple[int, int]]) -> Iterator[bool]:
         """Lock each [start, stop), and say after each whether that was done."""
         runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
@@ -66,6 +69,26 @@ class _Mapping(mmap.mmap):
             self._unlock(start)
 
 
+_ahead: dict[Path, _Mapping] = {}
+"""Locked for blocks that are still to be made, by their files."""
+
+
+def lock_ahead(path: Path, device: torch.device) -> None:
+    """Page-lock what an earlier process left in a file in memory, for the HostBlock that will be made of it, if it is a GPU's.
+
+    It is one piece, as it is not known yet how it is laid out, and nothing runs here that the driver could stop meanwhile.
+    """
+    if device.type != "cuda":
+        return
+    with path.open("r+b") as file:
+        mapping = _Mapping(file.fileno(), 0)
+    memory = torch.frombuffer(mapping, dtype=torch.uint8)
+    make_pages(memory)
+    mapping.whole = all(mapping.lock([(memory.data_ptr(), memory.data_ptr() + len(memory))]))
+    if mapping.whole:
+        _ahead[path] = mapping
+
+
 class HostBlock:
     """`size` bytes, at least one, which `lock` page-locks for `device` where that is a GPU.
 
@@ -79,13 +102,14 @@ class HostBlock:
         self.path = folder / name if folder and fits(folder / name, self.size) else None
         self.kept = self.path is not None and self.path.exists() and self.path.stat().st_size == self.size
         """Whether it was there before, and still holds what an earlier process left in it."""
+        ahead = _ahead.pop(self.path, None) if self.path else None
         if self.path:
             self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         else:
             self.fd = os.memfd_create(name, os.MFD_CLOEXEC)
         if not self.kept:
             os.ftruncate(self.fd, self.size)
-        self._map = _Mapping(self.fd, self.size)
+        self._map = ahead if ahead and self.kept else _Mapping(self.fd, self.size)
         weakref.finalize(self, os.close, self.fd)
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         self.pinned = self.refused = False
@@ -127,6 +151,9 @@ class HostBlock:
         if after:
             after.join()
             self._wanted.wait()
+        if self._map.whole:
+            self.pinned = True
+            return
         use(self._device)
         make_pages(self.bytes)  # those that an earlier process made are found: to lock 24 GB page by page took 3.4 s
         first, done = self.bytes.data_ptr(), True

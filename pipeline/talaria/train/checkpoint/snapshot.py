@@ -69,6 +69,12 @@ def expected(folder: Path | None, identity: str, group: ProcessGroup) -> bool:
     return newest_common([note.get("progress") for note in ours], group) is not None
 
 
+def newest(folder: Path, rank: int) -> Path | None:
+    """The block that holds a rank's newest snapshot, of whatever layout."""
+    notes = [(note["progress"]["step"], path) for path in _notes(folder, rank) if (note := _read(path))]
+    return max(notes)[1].with_suffix("") if notes else None
+
+
 def forget(folder: Path, rank: int) -> None:
     """Remove a rank's notes, of whatever layout."""
     for note in _notes(folder, rank):
