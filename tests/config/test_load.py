@@ -30,6 +30,9 @@ def test_the_real_configuration_has_the_reference_arguments() -> None:
         ("train.lora.rank=four", "train.lora.rank: should be a valid integer"),
         ("train=3", "tiny.yaml: train: should be"),
         ("train.lr.x=3", "train.lr.x: lr holds a value, not settings."),
+        ("train.lr=1e-4", "train.min_lr (0.0003) is above train.lr (0.0001), so that the learning rate would rise to it"),
+        ("train.decay_fraction=0.2", "train.decay_fraction is read by train.schedule wsd only: set train.schedule."),
+        ("train.lora.alpha=16", "train.lora.alpha is given without train.lora.rank, so that all parameters would be trained"),
         ("convert.on_bad_row=skip", "convert.on_bad_row: should be 'error' or 'drop', got 'skip'."),
         ("download.source=local", "download.path is needed when download.source is local."),
         ("name=../up", "tiny.yaml: name: should"),
@@ -43,11 +46,33 @@ def test_a_mistake_is_one_sentence_that_names_the_setting(override: str, sentenc
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("download: {path: chats.jsonl}", "download.path is given, and download.source hub does not read it"),
+        ("download: {source: local, path: chats.jsonl, rows: 100}", "to take the first rows of the data, set convert.rows"),
+        ("sources: {a: {download: {rows: 100}}}", "sources.a.download: download.rows is the size of the generated sample"),
+        ("base: {path: smollm2}", "base.path is given, and base.source hub does not read it"),
+        ("base: {tokenizer: qwen3}", "base.tokenizer is for random weights, and a model of base.source hub has its own"),
+    ],
+)
+def test_what_the_source_does_not_read_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        settings.load(tmp_path / "mine.yaml")
+    assert sentence in str(refused.value)
+
+
+def test_a_configuration_is_taken_as_it_was_written_down() -> None:
+    config = settings.load(CONFIGS / "tiny.yaml")
+    assert settings.parse(config.model_dump(mode="json"), "xcom") == config
+
+
 def test_overrides_from_a_form_and_from_the_command_line_mean_the_same() -> None:
-    typed = settings.load(CONFIGS / "tiny.yaml", ["train.lr=1e-4", "train.max_steps=7", "convert.function=my.module:step"])
-    form = settings.load(CONFIGS / "tiny.yaml", {"train.lr": 1e-4, "train.max_steps": 7, "convert.function": "my.module:step"})
+    typed = settings.load(CONFIGS / "tiny.yaml", ["train.lr=1e-3", "train.max_steps=7", "convert.function=my.module:step"])
+    form = settings.load(CONFIGS / "tiny.yaml", {"train.lr": 1e-3, "train.max_steps": 7, "convert.function": "my.module:step"})
     assert typed == form
-    assert typed.train.lr == 1e-4
+    assert typed.train.lr == 1e-3
 
 
 @pytest.mark.parametrize(

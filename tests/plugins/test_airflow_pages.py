@@ -103,7 +103,7 @@ def test_the_form_refuses_what_cannot_be_and_sends_what_was_typed(visitor: Visit
         ("config", "tinny", "unknown configuration 'tinny'", "tiny"),
         ("train.epochs", "0", "train.epochs: should be greater than or equal to 1, got 0.", "3"),
         ("train.epochs", "1e6", "train.epochs: should be less than or equal to 100000, got 1", "3"),
-        ("train.lr", "-1", "train.lr: should be greater than 0, got -1.", "1e-5"),
+        ("train.lr", "-1", "train.lr: should be greater than 0, got -1.", "1e-3"),
         ("train.num_processes", "two", "train.num_processes: should be a valid integer", "2"),
     ):
         form.type(name, wrong)
@@ -114,7 +114,7 @@ def test_the_form_refuses_what_cannot_be_and_sends_what_was_typed(visitor: Visit
     form.trigger()
     run_id = until(lambda: airflow.api.unfinished_runs("sft"))[0]
     sent = airflow.api.run("sft", run_id)["conf"]
-    typed = {"config": "tiny", "train.epochs": "3", "train.lr": "1e-5", "train.num_processes": "2"}
+    typed = {"config": "tiny", "train.epochs": "3", "train.lr": "1e-3", "train.num_processes": "2"}
     assert {name: sent[name] for name in typed} == typed
 
 

@@ -38,6 +38,17 @@ class Download(Section):
             raise ValueError("download.path is needed when download.source is local")
         return self
 
+    @model_validator(mode="after")
+    def _source_reads_what_is_given(self) -> Download:
+        if self.source == "hub" and self.path is not None:
+            raise ValueError("download.path is given, and download.source hub does not read it: set download.source to local")
+        if self.source != "sample" and self.rows != type(self).model_fields["rows"].default:
+            raise ValueError(
+                "download.rows is the size of the generated sample (download.source sample): "
+                "to take the first rows of the data, set convert.rows"
+            )
+        return self
+
 
 FIELDS = (
     "messages",
@@ -134,6 +145,16 @@ class Base(Section):
     def _local_needs_path(self) -> Base:
         if self.source == "local" and self.path is None:
             raise ValueError("base.path is needed when base.source is local")
+        return self
+
+    @model_validator(mode="after")
+    def _source_reads_what_is_given(self) -> Base:
+        if self.source == "hub" and self.path is not None:
+            raise ValueError("base.path is given, and base.source hub does not read it: set base.source to local")
+        if self.source != "random" and self.tokenizer is not None:
+            raise ValueError(
+                f"base.tokenizer is for random weights, and a model of base.source {self.source} has its own: leave it out"
+            )
         return self
 
 

@@ -19,6 +19,15 @@ class Lora(Section):
         "a regular expression of whole names.",
     )
 
+    @model_validator(mode="after")
+    def _rank_is_said(self) -> Lora:
+        if "rank" not in self.model_fields_set and (given := sorted(self.model_fields_set)):
+            raise ValueError(
+                f"train.lora.{given[0]} is given without train.lora.rank, so that all parameters would be trained: "
+                "set train.lora.rank"
+            )
+        return self
+
 
 class Train(Section):
     epochs: int = Field(3, ge=1, le=100_000, description="Number of passes over the training conversations.")
@@ -154,6 +163,17 @@ class Train(Section):
         module, colon, name = self.loss.partition(":")
         if self.loss not in ("nll", "dft") and not (module and colon and name):
             raise ValueError(f"train.loss should be nll, dft or 'module:name' of your own function, got {self.loss!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _learning_rate_falls(self) -> Train:
+        if self.schedule != "constant" and self.min_lr > self.lr:
+            raise ValueError(
+                f"train.min_lr ({self.min_lr:g}) is above train.lr ({self.lr:g}), so that the learning rate would rise to it: "
+                "lower train.min_lr"
+            )
+        if "decay_fraction" in self.model_fields_set and "schedule" not in self.model_fields_set:
+            raise ValueError("train.decay_fraction is read by train.schedule wsd only: set train.schedule")
         return self
 
     @model_validator(mode="after")
