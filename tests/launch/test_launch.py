@@ -160,14 +160,14 @@ def test_a_rank_that_died_is_noticed_and_one_that_left_is_not(tmp_path: Path, mo
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as rank:
         note = tmp_path / "rank-0.pid"
         note.write_text(str(rank.pid))
-        assert not deaths.unmourned()
+        assert not deaths.survivors_must_end()
         rank.kill()
         os.waitid(os.P_PID, rank.pid, os.WEXITED | os.WNOWAIT)
-        assert not deaths.unmourned()
-        assert deaths.unmourned()
-        assert not deaths.unmourned()  # once
+        assert not deaths.survivors_must_end()
+        assert deaths.survivors_must_end()
+        assert not deaths.survivors_must_end()  # once
     note.unlink()
-    assert not RankDeaths(tmp_path).unmourned()
+    assert not RankDeaths(tmp_path).survivors_must_end()
 
 
 def test_survivors_of_a_rank_that_ended_itself_may_still_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def test_survivors_of_a_rank_that_ended_itself_may_still_say_why(tmp_path: Path,
     with subprocess.Popen([sys.executable, "-c", "exit(70)"]) as rank:
         (tmp_path / "rank-0.pid").write_text(str(rank.pid))
         os.waitid(os.P_PID, rank.pid, os.WEXITED | os.WNOWAIT)
-        assert [deaths.unmourned() for _ in range(3)] == [False] * 3
+        assert [deaths.survivors_must_end() for _ in range(3)] == [False] * 3
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -287,7 +287,7 @@ def test_a_file_that_cannot_be_read(launches, no_ranks: None, monkeypatch: pytes
         launches.start()
 
 
-@pytest.mark.parametrize(("cores", "what"), [(2, "2 cores and no GPU, which bear at most 8 ranks"), (10**6, "GiB of memory")])
+@pytest.mark.parametrize(("cores", "what"), [(2, "2 cores and no GPU, which can run at most 8 ranks"), (10**6, "GiB of memory")])
 def test_more_ranks_than_the_machine_bears(monkeypatch: pytest.MonkeyPatch, cores: int, what: str) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores))
     monkeypatch.setattr(os, "sysconf", lambda name: 2**18)

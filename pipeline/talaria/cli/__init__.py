@@ -3,9 +3,9 @@
 
 def main() -> None:
     """Run the command line: the entry point `talaria`."""
-    from talaria.cli.startup import hasten
+    from talaria.cli.startup import speed_up_start
 
-    hasten()
+    speed_up_start()
     from talaria.cli import (  # noqa: F401
         airflow_commands,
         app,

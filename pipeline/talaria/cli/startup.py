@@ -12,7 +12,7 @@ from typing import NoReturn
 from talaria.common.torch_free import hide_torch
 
 
-def hasten() -> None:
+def speed_up_start() -> None:
     """Set up the process before the commands are imported."""
     gc.set_threshold(100_000)  # imports make objects by the hundred thousand, none of them garbage: saves 0.1 s
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # it would look through all installed packages for some

@@ -56,7 +56,7 @@ def command(
 ) -> tuple[list[str], dict[str, str]]:
     """Return the command line of `accelerate launch` on one machine, and its environment. gpus: number on this machine."""
     ranks = train.num_processes or max(gpus, 1)
-    _require_bearable(ranks, gpus)
+    _require_ranks_fit(ranks, gpus)
     world = ranks * train.num_machines
     arguments = {
         "config_file": output / machine.own(ACCELERATE_CONFIG),
@@ -143,14 +143,14 @@ def _bytecode_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "talaria" / "bytecode"
 
 
-def _require_bearable(ranks: int, gpus: int) -> None:
-    """Raise UserError where this machine cannot bear so many ranks."""
+def _require_ranks_fit(ranks: int, gpus: int) -> None:
+    """Raise UserError where this machine cannot run so many ranks."""
     if gpus and ranks > gpus:
         raise UserError(f"train.num_processes is {ranks}, but this machine has {gpus} GPUs; lower it, or leave it at 0.")
     cores = len(os.sched_getaffinity(0))
     if not gpus and ranks > RANKS_PER_CORE * cores:
         raise UserError(
-            f"train.num_processes is {ranks}, but this machine has {cores} cores and no GPU, which bear at most "
+            f"train.num_processes is {ranks}, but this machine has {cores} cores and no GPU, which can run at most "
             f"{RANKS_PER_CORE * cores} ranks; lower it, or leave it at 0."
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

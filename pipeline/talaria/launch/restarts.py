@@ -13,12 +13,10 @@ from talaria.runs.jsonl import tail
 if TYPE_CHECKING:
     from talaria.config.train_settings import Train
 
-_MOURNING = 1.0
+_LAST_WORDS = 1.0
 """Seconds that survivors get to say themselves what has happened, before they are killed."""
 _KILLED = 0.1
 """The same where a signal killed the rank, of which they know nothing."""
-
-
 _STATUS = 49
 """Where /proc/PID/stat has what a process ended with, counted from its state."""
 
@@ -64,10 +62,10 @@ class RankDeaths:
         for stale in self._pids():
             stale.unlink(missing_ok=True)
 
-    def unmourned(self) -> bool:
-        """Whether a rank has been dead for long enough; says so once."""
+    def survivors_must_end(self) -> bool:
+        """Whether a rank has been dead for so long that the others are to be ended; says so once."""
         if self._ends is None:
-            given = [seconds for seconds in map(_mourned, self._pids()) if seconds is not None]
+            given = [seconds for seconds in map(_time_for_survivors, self._pids()) if seconds is not None]
             self._ends = time.monotonic() + min(given) if given else None
         elif time.monotonic() > self._ends:
             self.folder, self._ends = None, None
@@ -78,16 +76,16 @@ class RankDeaths:
         return list(self.folder.glob("rank-*.pid")) if self.folder else []
 
 
-def _mourned(note: Path) -> float | None:
-    """For how long a rank is mourned, by its note; None while it lives."""
+def _time_for_survivors(note: Path) -> float | None:
+    """Seconds that the other ranks get after the death of the rank with this note; None while it lives."""
     try:
         pid = int(note.read_text() or 0)
         os.kill(pid, 0)
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except ProcessLookupError:
-        return _MOURNING
+        return _LAST_WORDS
     except (OSError, ValueError):  # taken away, or not yet written
         return None
     if fields[0] != "Z":
         return None
-    return _KILLED if int(fields[_STATUS]) & 0x7F else _MOURNING  # as wait(2) has it
+    return _KILLED if int(fields[_STATUS]) & 0x7F else _LAST_WORDS  # as wait(2) has it

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from talaria.launch import checkpoint_mirror, standby
 from talaria.launch.accelerate_command import ACCELERATE, ACCELERATE_CONFIG, SLACK, Machine, command, gpu_count
 from talaria.launch.diagnosis import Preempted, TrainingCrashed, facts, is_echo, likely_cause, oom_kills
 from talaria.launch.host_memory import host_memory
-from talaria.launch.input_check import checked_inputs
+from talaria.launch.input_check import InputCheck, checked_inputs
 from talaria.launch.launcher_chatter import LauncherChatter
 from talaria.launch.restarts import RankDeaths, Restarts
 from talaria.process import supervisor
@@ -101,54 +102,85 @@ def launch(
         if stop is None:
             stop = Stop()
             stack.enter_context(supervisor.stopped_by_signals(stop))
+        job = _Job(config, tokens, model, output, machine, stop, on_line, on_look, lifelines)
         lock = stack.enter_context(_sole_use(output / machine.own(LOCK), config.train.stop_grace, on_line, stop))
         check = stack.enter_context(checked_inputs(config, tokens, model, output))
-        copy = (
-            checkpoint_mirror.of_store(output, check.identity, on_line=on_line, patience=config.train.stop_grace)
-            if machine.rank == 0
-            else None
-        )
-        if copy:
-            copy.fetch()
+        mirror = job.mirror(check) if machine.rank == 0 else None
+        if mirror:
+            mirror.fetch()
         identity = check.before_ranks()
         if identity and _done(identity, output):
             return facts(output)
-        held = stack.enter_context(in_use(tokens / MANIFEST, model / MANIFEST))  # and so does the reaper, for the ranks
+        # The reaper inherits the locks, for the ranks' sake: they hold as long as one of these lives.
+        locks = [lock, *stack.enter_context(in_use(tokens / MANIFEST, model / MANIFEST))]
         gpus = gpu_count(machine.python)
         argv, env = command(config.train, tokens, model, output, machine, gpus=gpus)
-        locks = [lock, *held]
-        if memory := stack.enter_context(host_memory(output)):
+        memory = stack.enter_context(host_memory(output))
+        if memory:
             env[HOST_MEMORY] = str(memory[0])
             locks.append(memory[1])
         if machine.rank == 0:
             stack.enter_context(Tracker(config, {"tokenize": tokens, "base": model}, output, on_line=on_line))
-        if copy:
-            stack.enter_context(copy)
-        log_file = output / machine.own(LOG)
+        if mirror:
+            stack.enter_context(mirror)
+        start = functools.partial(job.start, argv, env, locks)
+        return _train(job, check, start, memory[0] if memory else None, waits=worth_waiting(gpus))
 
-        def start(more: Mapping[str, str]) -> Started:
-            how: dict[str, Any] = {"log": log_file, "grace": config.train.stop_grace, "inherit": locks, "lifelines": lifelines}
-            return supervisor.start(argv, env={**env, **more}, **how)
 
-        restarts = Restarts(config.train, output)
-        waiting = standby.Standby(start, memory[0] if memory and restarts.possible and worth_waiting(gpus) else None)
-        stack.callback(waiting.close)
+@dataclass(frozen=True)
+class _Job:
+    """A call of `launch`, its paths absolute."""
+
+    config: Config
+    tokens: Path
+    model: Path
+    output: Path
+    machine: Machine
+    stop: Stop
+    on_line: Callable[[str], None]
+    on_look: Callable[[Path], None]
+    lifelines: Sequence[int]
+
+    @property
+    def log(self) -> Path:
+        return self.output / self.machine.own(LOG)
+
+    def start(self, argv: Sequence[str], env: Mapping[str, str], locks: Sequence[int], more: Mapping[str, str]) -> Started:
+        """Start the launcher; `more`: what its environment has beside `env`."""
+        how: dict[str, Any] = {"log": self.log, "grace": self.config.train.stop_grace, "inherit": locks}
+        return supervisor.start(argv, env={**env, **more}, lifelines=self.lifelines, **how)
+
+    def mirror(self, check: InputCheck) -> checkpoint_mirror.Mirror | None:
+        patience = self.config.train.stop_grace
+        return checkpoint_mirror.of_store(self.output, check.identity, on_line=self.on_line, patience=patience)
+
+
+def _train(
+    job: _Job, check: InputCheck, start: Callable[[Mapping[str, str]], Started], memory: Path | None, *, waits: bool
+) -> dict[str, Any]:
+    """Start the ranks, and again where they died and that may help; `waits`: whether others wait to take over from them.
+
+    memory: the folder in which they leave their state, if anywhere.
+    """
+    output, machine = job.output, job.machine
+    restarts = Restarts(job.config.train, output)
+    with contextlib.closing(standby.Standby(start, memory if restarts.possible and waits else None)) as waiting:
         while True:
-            _prepare(config, output, machine)
-            lost = RankDeaths(memory[0] if memory else None).unmourned, check.refused
-            begin, log, before = log_file.stat().st_size if log_file.exists() else 0, _Log(on_line), oom_kills()
-            look = functools.partial(_look, output, on_look, lost, stop, waiting, restarts)
-            code = supervisor.follow(waiting.take() or start({}), stop=stop, on_line=log.hear, on_look=look, begin=begin)
+            _prepare(job.config, output, machine)
+            lost = RankDeaths(memory).survivors_must_end, check.refused
+            begin, log, before = job.log.stat().st_size if job.log.exists() else 0, _Log(job.on_line), oom_kills()
+            look = functools.partial(_look, output, job.on_look, lost, job.stop, waiting, restarts)
+            code = supervisor.follow(waiting.take() or start({}), stop=job.stop, on_line=log.hear, on_look=look, begin=begin)
             log.close()
             check.require()
             if machine.rank and code == 0 and not RunFolder(output).status():
                 return {}  # machine 0 has published the folder already
             try:
-                return _outcome(output, code, log.lines, oom_kills() - before, stop)
+                return _outcome(output, code, log.lines, oom_kills() - before, job.stop)
             except TrainingCrashed as crash:
                 if not (crash.by_machine and restarts.allowed()):
                     raise
-                on_line(f"{crash} The ranks are started again ({restarts}).")
+                job.on_line(f"{crash} The ranks are started again ({restarts}).")
 
 
 class _Log:

@@ -137,7 +137,7 @@ def follow(
                 on_line(line)
     except BaseException:
         stop.request()
-        _outlive(process, stop)
+        _wait_for_exit(process, stop)
         raise
     finally:
         if process.returncode < 0:
@@ -156,7 +156,7 @@ def _size(log: Path) -> int:
     return log.stat().st_size if log.exists() else 0
 
 
-def _outlive(process: subprocess.Popen[bytes], stop: Stop) -> None:
+def _wait_for_exit(process: subprocess.Popen[bytes], stop: Stop) -> None:
     """Wait for the reaper; an interrupt ends the grace period."""
     while process.poll() is None:
         try:

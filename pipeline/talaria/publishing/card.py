@@ -86,17 +86,17 @@ def validate(text: str) -> None:
         metadata: dict[str, Any] = ModelCard(text, ignore_metadata_errors=False).data.to_dict()  # type: ignore[no-untyped-call]
     except (ValueError, yaml.YAMLError) as error:
         raise DataError(f"The card's front matter is not valid: {error}") from None
-    if strange := next(_strange(metadata), None):
+    if strange := next(_not_plain(metadata), None):
         raise DataError(f"The card's front matter holds {strange!r}, which is no plain YAML value.")
 
 
-def _strange(value: Any) -> Iterator[Any]:
+def _not_plain(value: Any) -> Iterator[Any]:
     if isinstance(value, dict):
         for inner in value.values():
-            yield from _strange(inner)
+            yield from _not_plain(inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from _strange(inner)
+            yield from _not_plain(inner)
     elif type(value) not in (str, int, float, bool, type(None)) or (isinstance(value, float) and not math.isfinite(value)):
         yield value
 

@@ -155,7 +155,7 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
         ),
         checkpoints=checkpoints,
         exporter=Exporter(model, optimizer, trained, job, group),
-        warnings=[*_senseless(train, schedule, plan), *_other_layout(train, layout, group), *refused],
+        warnings=[*_odd_numbers(train, schedule, plan), *_other_layout(train, layout, group), *refused],
         sources=sources,
         weights_follow=weights_follow,
     )
@@ -181,7 +181,7 @@ def _require_known_ids(splits: Sequence[Tokens], vocab_size: int, folder: Path) 
                 )
 
 
-def _senseless(train: Train, schedule: LRSchedule, plan: Plan) -> list[str]:
+def _odd_numbers(train: Train, schedule: LRSchedule, plan: Plan) -> list[str]:
     """Return what is odd about the numbers of a run. Raises ConfigError where nothing would be trained that was to be."""
     steps, found = len(plan), []
     if not any(schedule(step) for step in range(steps)):

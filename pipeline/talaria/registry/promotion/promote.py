@@ -74,7 +74,7 @@ def promote(
         _write_decision(client, candidate, decision, losses, rules, champion, by)
         set_tags(client, model, number, {APPROVED_BY: scrub(approved_by) if approved_by else None})
         if decision.promoted:
-            _crown(client, model, number, champion)
+            _set_champion(client, model, number, champion)
             if aliases.get(CHALLENGER) == number:
                 client.delete_registered_model_alias(model, CHALLENGER)
         elif number > aliases.get(CHALLENGER, 0):
@@ -174,7 +174,7 @@ def _write_decision(
         drop_tags(client, model, number, (ROLLED_BACK, REJECTED))  # a person's promotion ends what an earlier word forbade
 
 
-def _crown(client: MlflowClient, model: str, number: int, previous: int | None) -> None:
+def _set_champion(client: MlflowClient, model: str, number: int, previous: int | None) -> None:
     client.set_registered_model_alias(model, CHAMPION, str(number))
     if previous is not None:
         set_tags(client, model, previous, {"talaria.succeeded_by": number})
@@ -184,7 +184,7 @@ def _told(client: MlflowClient, version: ModelVersion, number: int) -> dict[str,
     """What was decided when this version became the champion it is."""
     tags = tags_of(version)
     previous = int(tags[PREVIOUS]) if PREVIOUS in tags else None
-    _crown(client, version.name, number, previous)  # an attempt that was killed may have left this undone
+    _set_champion(client, version.name, number, previous)  # an attempt that was killed may have left this undone
     losses = {name: as_number(tags.get(f"{GATE}.{tag}")) for name, tag in _LOSS_TAGS.items()}
     reason = f"Version {number} is the champion already. {tags.get(f'{GATE}.reason', '')}".rstrip()
     return {

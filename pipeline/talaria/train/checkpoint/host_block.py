@@ -32,7 +32,7 @@ _MAKERS = 4
 """Threads that make memory, beside a training that goes on."""
 _AT_ONCE = 1 << 28
 """Bytes that are made in one call, and at least as many that are locked in one, except at the end."""
-_BREATH = 0.02
+_PAUSE = 0.02
 """Seconds between two calls that lock."""
 _CPU = torch.device("cpu")
 PAGE = mmap.PAGESIZE
@@ -160,7 +160,7 @@ class HostBlock:
         for locked in self._map.lock((first + start, first + stop) for start, stop in pieces(self._starts, self.size)):
             done &= locked
             if after or not self.kept:  # else there is no step yet that could go on meanwhile
-                time.sleep(_BREATH)
+                time.sleep(_PAUSE)
         self.pinned, self.refused = done, not done
 
 
