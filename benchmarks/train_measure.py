@@ -46,8 +46,10 @@ class Sensors:
 def memory() -> Result:
     if not torch.cuda.is_available():
         return {"peak_memory": 0, "process_memory": 0}
+    from talaria.train.distributed.transport import shared_bytes
+
     free, total = torch.cuda.mem_get_info()
-    return {"peak_memory": torch.cuda.max_memory_allocated(), "process_memory": total - free}
+    return {"peak_memory": torch.cuda.max_memory_allocated() + shared_bytes(), "process_memory": total - free}
 
 
 CLASSES = {

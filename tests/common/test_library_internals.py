@@ -23,8 +23,8 @@ INTERNALS = {
     ("torch", "_assert_async"): "train/kernels/torch_internals.py",
     ("torch.ops.aten", "_flash_attention_forward"): "train/kernels/torch_internals.py",
     ("torch.ops.aten", "_flash_attention_backward"): "train/kernels/torch_internals.py",
-    ("torch.distributed._symmetric_memory", "empty"): "train/distributed/ring_transport.py",
-    ("torch.distributed._symmetric_memory", "rendezvous"): "train/distributed/ring_transport.py",
+    ("torch.distributed._symmetric_memory", "empty"): "train/distributed/transport.py",
+    ("torch.distributed._symmetric_memory", "rendezvous"): "train/distributed/transport.py",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from talaria.train.distributed import layer_ring
+from safetensors.torch import load_file
 from talaria.train.distributed import sharding as parallel
 from talaria.train.distributed.process_group import ProcessGroup
-from talaria.train.distributed.ring_transport import PeerBlock, PeerCopies
+from talaria.train.distributed.transport import PeerBlock, PeerCopies
 from talaria.train.kernels import attention, linear
 from talaria.train.kernels.decoder_layer import Saved
 from talaria.train.model.causal_lm import CausalLM
@@ -65,29 +66,31 @@ def test_losses_do_not_depend_on_how_the_work_is_divided(
     budget: int,
     recompute: str,
     prefetch: int,
+    tmp_path: Path,
 ) -> None:
     settings = {"max_tokens_per_device": budget, "activation_checkpointing": recompute, "prefetch": prefetch}
     divided = job(sharding=sharding, shard_size=2 if sharding == "hybrid" else 0, epochs=3, max_steps=STEPS, **settings)
-    ranks.run(divided, size)
+    ranks.run(divided, size, by_copies(tmp_path) if sharding == "replicate" and budget == 192 else None)
     assert_same(ranks.steps(divided.output), reference)
 
 
 def test_weights_kept_in_eight_bits_follow_what_other_ranks_update(
-    job: Callable[..., TrainJob], monkeypatch: pytest.MonkeyPatch
+    job: Callable[..., TrainJob], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(linear, "MANY", 1)  # forked ranks inherit these
     monkeypatch.setattr(linear, "NARROWEST", 1)
     losses = []
     for size in (1, 2):
         made = job(str(size), epochs=3, max_steps=5, lr=1e-2, precision="mixed", fp8=True, sharding="replicate")
-        ranks.run(made, size)
+        ranks.run(made, size, by_copies(tmp_path))
         losses.append([step["loss"] for step in ranks.steps(made.output)])
     assert losses[0][-1] < 0.9 * losses[0][0]
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)
 
 
 def by_copies(folder: Path) -> Callable[[int], None]:
-    """For `before`: ranks read each other's memory, as GPUs of one machine do, through files in `folder`."""
+    """For `before`: ranks read each other's memory, as GPUs of one machine do, through files in `folder`, in small pieces."""
+    folder.mkdir(exist_ok=True)
 
     def transport(group: ProcessGroup) -> PeerCopies:
         numbers = itertools.count()
@@ -102,17 +105,18 @@ def by_copies(folder: Path) -> Callable[[int], None]:
 
         return PeerCopies(group, make)
 
-    return lambda me: setattr(layer_ring, "ring_transport", transport)
+    def before(me: int) -> None:
+        parallel.choose_transport = transport
+        PeerCopies.landing = 5000
+
+    return before
 
 
 @pytest.mark.usefixtures("no_room_for_whole_weights")
 def test_layers_that_share_two_places_are_trained_as_whole_ones(job: Callable[..., TrainJob], tmp_path: Path) -> None:
     """Nothing before the first layer is trained, so that no hook says when its gradients are through."""
     settings = {"precision": "mixed", "lr": 1e-2, "epochs": 3, "max_steps": 5, "max_tokens_per_device": 192}
-    folders = [tmp_path / name for name in ("two", "four")]
-    for folder in folders:
-        folder.mkdir()
-    two, four = map(by_copies, folders)
+    two, four = (by_copies(tmp_path / name) for name in ("two", "four"))
     runs: list[tuple[str, int, Any]] = [("replicate", 2, None), ("shard", 2, None), ("shard", 2, two), ("shard", 4, four)]
     made = []
     for number, (sharding, size, before) in enumerate(runs):
@@ -127,6 +131,30 @@ def test_layers_that_share_two_places_are_trained_as_whole_ones(job: Callable[..
     assert whole[-1]["loss"] < 0.95 * whole[0]["loss"]
 
 
+@pytest.mark.parametrize("offload", ["none", "optimizer"])
+def test_ranks_that_read_each_others_memory_do_what_collectives_do(
+    job: Callable[..., TrainJob], tmp_path: Path, offload: str
+) -> None:
+    """To the bit, stopped and resumed as well; what is frozen lies beside what ranks exchange."""
+    kind = {"precision": "bf16"} if offload == "optimizer" else {"precision": "mixed", "freeze": ["*k_proj*"], "compare_every": 1}
+    settings = {"offload": offload, "lr": 1e-2, "epochs": 3, "max_steps": 6, "max_tokens_per_device": 192, **kind}
+    collected, copied = (job(name, **settings) for name in ("collected", "copied"))
+    ranks.run(collected, 2)
+    reads, stops = by_copies(tmp_path / "blocks"), ranks.at_step(3, 1, signal.SIGTERM)
+
+    def before(me: int) -> None:
+        reads(me)
+        stops(me)
+
+    if offload == "none":
+        ranks.run(copied, 2, before)
+        assert ranks.status(copied.output)["state"] == "preempted"
+    ranks.run(copied, 2, reads)
+    assert ranks.steps(copied.output) == ranks.steps(collected.output)
+    weights = [load_file(run.output / "model" / "model.safetensors") for run in (collected, copied)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_a_model_that_no_rank_has_room_for_is_sharded(job: Callable[..., TrainJob], reference: list[dict[str, Any]]) -> None:
     divided = job(epochs=3, max_steps=STEPS, max_tokens_per_device=192)
     memory = {0: 10**9, 1: 1000}  # the ranks must agree, whatever their devices
@@ -138,12 +166,12 @@ def test_a_model_that_no_rank_has_room_for_is_sharded(job: Callable[..., TrainJo
 @pytest.mark.usefixtures("no_room_for_whole_weights")
 @pytest.mark.parametrize(("size", "spread", "sharding"), [(2, 2, "replicate"), (4, 2, "shard")])
 def test_ranks_that_share_the_tokens_of_conversations_change_nothing(
-    job: Callable[..., TrainJob], reference: list[dict[str, Any]], size: int, spread: int, sharding: str
+    job: Callable[..., TrainJob], reference: list[dict[str, Any]], tmp_path: Path, size: int, spread: int, sharding: str
 ) -> None:
     """Conversations have up to 192 tokens, and a rank takes 96."""
     settings = {"context_parallel_size": spread, "max_tokens_per_device": 96}
     divided = job(sharding=sharding, epochs=3, max_steps=STEPS, **settings)
-    ranks.run(divided, size)
+    ranks.run(divided, size, by_copies(tmp_path) if sharding == "replicate" else None)
     assert_same(ranks.steps(divided.output), reference)
 
 

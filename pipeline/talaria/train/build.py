@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from talaria.train.checkpoint.manager import CheckpointManager
 from talaria.train.checkpoint.staging import Staging
 from talaria.train.distributed import sharding as parallel
 from talaria.train.distributed.process_group import ProcessGroup
+from talaria.train.distributed.transport import shared_bytes
 from talaria.train.export import Exporter
 from talaria.train.kernels.context_parallel import ContextGroup, context_group
 from talaria.train.model.activation_memory import USABLE
@@ -94,13 +96,13 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
     layout = parallel.choose_layout(train.sharding, train.shard_size, group, replicated, memory)
     if offloaded:
         require_offloadable(model, train, layout, group)
-    trained = parallel.distribute(model, layers(model), train.precision, layout, group, offloaded=offloaded, fused=model.fused)
+    how: dict[str, Any] = {"offloaded": offloaded, "fused": model.fused, "lay_out": functools.partial(lay_out, model)}
+    trained = parallel.distribute(model, layers(model), train.precision, layout, group, **how)
     room = USABLE * memory - trained.state if model.core.lm_head.weight.is_cuda else None
     away: list[int] = []
     host: list[list[Tensor]] | None = []
     refused: list[str] = []
     if not layout.sharded:
-        lay_out(model)
         away = state_away(train, model, trained, group, room, float(tokens.lengths.mean()) * train.global_batch / group.size)
         host = lock_host_memory([trained.spans[index].count for index in away], group)
         if host is None:
@@ -108,7 +110,7 @@ def build(job: TrainJob, group: ProcessGroup, identity: str, alive: Alive) -> Co
         room = keep_rounded(model, room and room + bytes_away(train, trained, away))
     spread = train.context_parallel_size
     model.context = _context_group(model, spread, group)
-    model.transient_bytes = trained.transient
+    model.transient_bytes = trained.transient + shared_bytes()
     plan = Plan(
         tokens.lengths,
         tokens.targets,

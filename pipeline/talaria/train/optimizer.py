@@ -17,6 +17,7 @@ from talaria.train.distributed.gradients import Gradients, ReplicatedGradients
 from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.distributed.sharding import ReplicaLayout, device_memory
 from talaria.train.distributed.trained_parameters import TrainedParameters
+from talaria.train.distributed.transport import shared_bytes
 from talaria.train.kernels import linear
 from talaria.train.model.activation_memory import USABLE
 from talaria.train.model.causal_lm import CausalLM
@@ -93,7 +94,8 @@ def make_optimizer(
     device = params[0].device
 
     def room() -> int:
-        return int(_FILLED * memory) - torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+        taken = torch.cuda.memory_allocated(device) + shared_bytes() if device.type == "cuda" else int(_FILLED * memory)
+        return int(_FILLED * memory) - taken
 
     how |= {"device_room": room, "away": away or None}
     optimizer = OffloadedAdamW(params, trained.low_bits, _adamw_settings(train), dtype, **how)

@@ -10,6 +10,7 @@ import torch
 from talaria.runs.folder import OF_SOURCE, RunFolder
 from talaria.train.batching.dataloader import Prepared
 from talaria.train.distributed.process_group import ProcessGroup
+from talaria.train.distributed.transport import shared_bytes
 from talaria.train.telemetry import flops as metrics
 from talaria.train.telemetry.console import show_progress
 from talaria.train.telemetry.loss_spikes import SpikeDetector
@@ -47,7 +48,7 @@ class Reporter:
             "data_wait_seconds": round(waited, 6),
             "tokens_per_second": round(plan.tokens / seconds, 1),
             "mfu": round(flops / (seconds * self._peak * self.group.size), 5) if self._peak else None,
-            "memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            "memory_bytes": torch.cuda.max_memory_allocated(device) + shared_bytes() if device.type == "cuda" else None,
             **{f"{OF_SOURCE}{name}": loss for name, loss in outcome.by_source.items()},
             "rows_checksum": f"{outcome.rows:x}",
             "time": time.time(),

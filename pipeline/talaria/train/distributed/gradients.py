@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from talaria.train.distributed.process_group import ProcessGroup, reduce_scatter_all
+from talaria.train.distributed.process_group import ProcessGroup
+from talaria.train.distributed.transport import Transport
 from talaria.train.kernels.matmul import RunningTotal, accumulate_into
 from talaria.train.optim.adamw import local
 from talaria.train.optim.span import ParamSpan
@@ -53,8 +54,9 @@ class ReplicatedGradients:
         spans: Sequence[ParamSpan],
         dtype: torch.dtype,
         group: ProcessGroup,
+        transport: Transport,
     ) -> None:
-        self.group, self.spans = group, spans
+        self.group, self.spans, self.transport = group, spans, transport
         self.last = False
         self._shared = [[index for index in own if spans[index].partial] for own in groups]
         self._under_way: dict[int, Any] = {}
@@ -62,7 +64,7 @@ class ReplicatedGradients:
         forgets = [param.dtype != dtype and param.ndim >= 2 for param in params]
         # Stable, so that layers stay together; vectors last, so that matrices multiplied as one have their totals side by side.
         order = sorted(range(len(params)), key=lambda i: (not spans[i].partial, not forgets[i], params[i].ndim < 2))
-        self.flat = torch.zeros(sum(param.numel() for param in params), dtype=dtype, device=group.device)
+        self.flat = transport.shared(sum(param.numel() for param in params), dtype)
         pieces = self.flat.split([params[index].numel() for index in order])  # type: ignore[no-untyped-call]
         self._sums: list[Tensor] = [piece for _, piece in sorted(zip(order, pieces, strict=True), key=lambda pair: pair[0])]
         self._small = self.flat[sum(span.whole for span in spans if span.partial) :]
@@ -105,7 +107,8 @@ class ReplicatedGradients:
             self._totals[index].settled()
         sums = [(self._sums[index], self.spans[index]) for index in self._shared[number]]
         if sums:  # in place: a rank's stretch of the sum takes the place of its own addend
-            self._under_way[number] = reduce_scatter_all((total, total[span.start : span.stop]) for total, span in sums)
+            pairs = ((total, total[span.start : span.stop]) for total, span in sums)
+            self._under_way[number] = self.transport.scatter(pairs, add=False)
 
     def _when_done(self, number: int) -> Callable[..., None]:
         """Forward pre-hook of a layer. A fused one is one step of autograd: with its input's gradient its weights' are there."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from talaria.train.distributed.gradients import ReplicatedGradients, squared_norm_of
 from talaria.train.distributed.process_group import ProcessGroup
-from talaria.train.distributed.ring_transport import RingTransport, ring_transport
 from talaria.train.distributed.trained_parameters import TrainedParameters
+from talaria.train.distributed.transport import Transport
 from talaria.train.distributed.weight_gather import WeightGather
 from talaria.train.kernels.matmul import RunningTotal, accumulate_into
 from talaria.train.optim.span import ParamSpan
@@ -33,6 +33,7 @@ def parameters_in_a_ring(
     low_bits: list[Tensor | None],
     dtype: torch.dtype,
     group: ProcessGroup,
+    transport: Transport,
     bytes_each: tuple[int, int],
 ) -> TrainedParameters:
     """Put the matrices of `units`, alike, into a ring, and replicate the rest.
@@ -42,10 +43,10 @@ def parameters_in_a_ring(
     """
     params = [param for _, param in named]
     inside = [[index for index in own if params[index].ndim >= 2] for own in groups[:-1]]
-    ring = LayerRing(units, inside, params, spans, dtype, ring_transport(group))
+    ring = LayerRing(units, inside, params, spans, dtype, transport)
     rest = [index for index in range(len(params)) if index not in ring.owned]
     replicated = [params[index] for index in rest]
-    outside = ReplicatedGradients([], [range(len(rest))], replicated, [spans[index] for index in rest], dtype, group)
+    outside = ReplicatedGradients([], [range(len(rest))], replicated, [spans[index] for index in rest], dtype, group, transport)
     held, shared = bytes_each
     numbers, others = sum(params[index].numel() for index in ring.owned), sum(param.numel() for param in replicated)
     return TrainedParameters(
@@ -73,7 +74,7 @@ class LayerRing:
         params: Sequence[nn.Parameter],
         spans: Sequence[ParamSpan],
         dtype: torch.dtype,
-        transport: RingTransport,
+        transport: Transport,
     ) -> None:
         self.inside, self.spans, self.transport = inside, spans, transport
         first = params[inside[0][0]]
@@ -115,8 +116,7 @@ class LayerRing:
     def buffers(self) -> int:
         """Bytes of the places, and of what arrives from others to be added to one of them."""
         places = [[self._whole[index] for index in own] for own in self.inside[:_PLACES]]
-        whole = sum(weight.nbytes + total.nbytes for place in places for weight, total in place)
-        return whole + sum(total.nbytes for _, total in places[0])
+        return sum(weight.nbytes + total.nbytes for place in places for weight, total in place) + self.transport.landing
 
     def _register(self, number: int, unit: nn.Module) -> None:
         """A fused layer is one step of autograd: the hook of its output is called before it, that of its input after it."""
@@ -223,7 +223,7 @@ class RingGather(WeightGather):
     def __init__(
         self, model: nn.Module, ring: LayerRing, rest: Sequence[int], params: Sequence[nn.Parameter], spans: Sequence[ParamSpan]
     ) -> None:
-        super().__init__(model, [], [rest], params, spans)
+        super().__init__(model, [], [rest], params, spans, ring.transport)
         self.ring = ring
 
     def send(self, indices: Sequence[int]) -> None:

@@ -8,7 +8,7 @@ fused, alike and trained whole, else by PyTorch's fully_shard. Hybrid shards wit
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -25,6 +25,7 @@ from talaria.train.distributed.gradients import ReplicatedGradients, ShardedGrad
 from talaria.train.distributed.layer_ring import parameters_in_a_ring
 from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.distributed.trained_parameters import TrainedParameters
+from talaria.train.distributed.transport import Collectives, choose_transport
 from talaria.train.distributed.weight_gather import WeightGather
 from talaria.train.optim.bf16_masters import split_halves
 from talaria.train.optim.span import ParamSpan
@@ -106,11 +107,13 @@ def distribute(
     *,
     offloaded: bool = False,
     fused: bool = False,
+    lay_out: Callable[[], None] = lambda: None,
 ) -> TrainedParameters:
     """Lay the model, fp32 or under precision bf16 in bf16, out in place.
 
     `units`: modules that sharded ranks fetch, and replicated ranks add up, as a whole; `offloaded`: the optimiser's state will
-    not be on the device; `fused`: units add their gradients to totals themselves.
+    not be on the device; `fused`: units add their gradients to totals themselves; `lay_out`: orders whole weights in memory once
+    their dtype is final, before anything holds on to it.
     """
     whole = state_bytes(model, precision)  # over the shards; replicated ranks share the optimiser's part of it alone
     lowered = torch.bfloat16 if precision == "mixed" else None
@@ -136,15 +139,18 @@ def distribute(
     low_bits = [_lower(param, span) if lowered else None for param, span in zip(params, spans, strict=True)]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     groups = _by_unit(units, params)
+    transport = choose_transport(group) if any(span.partial for span in spans) else Collectives(group)
     if in_a_ring:
-        return parameters_in_a_ring(model, units, groups, named, spans, low_bits, dtype, group, STATE_BYTES[precision])
-    gather = WeightGather(model, units, groups, params, spans) if group.size > 1 else None
+        each = STATE_BYTES[precision]
+        return parameters_in_a_ring(model, units, groups, named, spans, low_bits, dtype, group, transport, each)
+    lay_out()
+    gather = WeightGather(model, units, groups, params, spans, transport) if group.size > 1 else None
     return TrainedParameters(
         named,
         low_bits,
         spans,
-        ReplicatedGradients(units, groups, params, spans, dtype, group),
-        state_bytes(model, precision, group.size, offloaded=offloaded),
+        ReplicatedGradients(units, groups, params, spans, dtype, group, transport),
+        state_bytes(model, precision, group.size, offloaded=offloaded) + transport.landing,
         gather=gather,
         groups=(groups[-1], *groups[:-1]),  # as the forward pass uses them: the embedding before the layers
     )

@@ -70,7 +70,7 @@ class CausalLM(nn.Module):
         self.context = ContextGroup()
         """The ranks that share a micro-batch's tokens while training."""
         self.transient_bytes = 0
-        """Bytes that a step allocates beside what it begins with and its activations."""
+        """Bytes of a step beside its activations that PyTorch's allocator does not count before it."""
         self._budget_bytes: int | None = None
         itemsize = 4 if options.precision == "fp32" else 2
         self.activations = ActivationMemory.of(self.core.config, fused=self.fused, itemsize=itemsize)
