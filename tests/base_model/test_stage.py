@@ -85,7 +85,7 @@ def test_another_seed_gives_other_weights_and_the_same_tokenizer(scratch: Path, 
 
 def test_transformers_opens_it(scratch: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
     model = AutoModelForCausalLM.from_pretrained(scratch)
     tokenizer = AutoTokenizer.from_pretrained(scratch)
@@ -98,6 +98,9 @@ def test_transformers_opens_it(scratch: Path) -> None:
     loss = model(ids, labels=ids).loss.item()
     assert abs(loss - np.log(512)) < 0.1  # knows nothing yet
     assert torch.isfinite(model(ids).logits).all()
+    ask = pipeline("text-generation", model=model, tokenizer=tokenizer, max_new_tokens=8)
+    answers = {str(ask("Hi", return_full_text=False)) for _ in range(3)}
+    assert len(answers) == 1, "a pipeline draws from the nearly even probabilities, unless it is told that the model is greedy"
     weights = load_file(scratch / "model.safetensors")
     assert set(weights) == {name for name in model.state_dict() if name != "lm_head.weight"}
     assert abs(weights["model.layers.0.mlp.up_proj.weight"].std() - 0.02) < 2e-3
@@ -191,6 +194,7 @@ def test_generation_settings_of_the_model_are_kept(scratch: Path, tmp_path: Path
     make(tmp_path / "out", source="local", path=str(folder))
     written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert written["temperature"] == 0.6
+    assert "do_sample" not in written
     assert len(written["eos_token_id"]) == 2
     assert 1 not in written["eos_token_id"]
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == 1

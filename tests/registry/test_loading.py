@@ -33,14 +33,20 @@ def champion(uri, settings, folders, monkeypatch) -> str:
 
 def test_mlflow_loads_a_version_as_a_pipeline_and_as_a_function(champion):
     import mlflow
+    import torch
 
     pipeline = mlflow.transformers.load_model(champion)
     assert pipeline(ASK["messages"])[0]["generated_text"][-1] == {"role": "assistant", "content": "green!"}
+    assert pipeline.model.generation_config.do_sample is False, "greedy, as it was evaluated"
     model = mlflow.pyfunc.load_model(champion)
     assert next(column.name for column in model.metadata.signature.inputs.inputs) == "messages"
     answer = model.predict(ASK)[0]
     assert answer["choices"][0]["message"]["content"] == "green!"
     assert answer["choices"][0]["finish_reason"] == "stop"
+    assert model.predict({**ASK, "temperature": 0.0})[0]["choices"] == answer["choices"]
+    torch.manual_seed(0)
+    drawn = [model.predict({**ASK, "temperature": 5.0, "max_tokens": 2})[0]["choices"] for _ in range(5)]
+    assert any(choices != drawn[0] for choices in drawn), "a request may ask for other answers"
 
 
 def test_a_version_that_was_moved_loads_and_stops_where_it_is_told(champion, uri, tmp_path):

@@ -20,6 +20,8 @@ from talaria.tokenization.tokenizer_folder import own_template, save, template_o
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja")
 """Weights as safetensors only: a pickle can run code on whoever loads it."""
+_SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p")
+"""Settings of generation_config.json that ask for answers drawn at random, or forbid it."""
 
 
 def model_files(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -70,7 +72,8 @@ def write_small_files(tokenizer: Path, base: Path, out_dir: Path) -> dict[str, A
 def describe(folder: Path) -> dict[str, Any]:
     """Check that model and tokenizer fit, make generation stop where an answer ends, and say what the folder holds.
 
-    A base model's own generation_config ends at <|endoftext|> only, so that a tuned one would never stop.
+    A base model's own generation_config ends at <|endoftext|> only, so that a tuned one would never stop. Where it says nothing
+    of sampling, greedy is written down: `generate` takes that for granted, and a pipeline of transformers, MLflow's too, draws.
     """
     config = read_json(folder / "config.json")
     tokenizer = open_hugging_face(folder / "tokenizer.json")
@@ -88,6 +91,8 @@ def describe(folder: Path) -> dict[str, Any]:
     generation["eos_token_id"] = [*ends, *(id for id in others if id is not None and id not in ends)]
     if end_of_text is not None:
         generation["pad_token_id"] = end_of_text
+    if all(generation.get(name) is None for name in _SAMPLING):
+        generation["do_sample"] = False
     path.write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
     return {
         "model_type": config["model_type"],
