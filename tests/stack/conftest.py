@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,14 @@ QUICK = {  # a small machine: fewer processes and threads
     "worker": {"OMP_NUM_THREADS": "1"},  # threads that wait for each other crawl where services start beside them
 }
 DEFAULT = ("mlflow", "api-server", "scheduler", "dag-processor", "triggerer", "worker")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sigterm_is_ctrl_c() -> Iterator[None]:
+    """Whoever stops the session leaves no service behind: fixtures are torn down as usual."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="session")

@@ -73,21 +73,21 @@ class Deployment:
     def train(self, name: str, **overrides: Any) -> str:
         return self.trigger("operator", "sft", config="tiny", set=SMALL | {"name": name, **overrides})
 
-    def finished(self, run_id: str, dag: str = "sft", timeout: float = 400) -> dict[str, str]:
+    def finished(self, run_id: str, dag: str = "sft", progress: Callable[[], object] = str) -> dict[str, str]:
         """Wait for the run to end in success and return its tasks' states."""
-        state = self.ended(run_id, dag, timeout)
+        state = self.ended(run_id, dag, progress)
         assert state == "success", self.report(run_id, dag)
         return {task["task_id"]: task["state"] for task in self.airflow("viewer").tasks(dag, run_id)}
 
-    def ended(self, run_id: str, dag: str = "sft", timeout: float = 400) -> str:
-        """Wait for the run to end and return its state."""
+    def ended(self, run_id: str, dag: str = "sft", progress: Callable[[], object] = str) -> str:
+        """Wait for the run to end, up to 400 s, or as long as `progress` changes in such a time, and return its state."""
         run: dict[str, Any] = {}
 
         def ended() -> bool:
             run.update(self.airflow("viewer").run(dag, run_id))
             return run["state"] in ("success", "failed")
 
-        self.until(ended, timeout, lambda: self.report(run_id, dag))
+        self.until(ended, 400, lambda: self.report(run_id, dag), progress=progress)
         return str(run["state"])
 
     def report(self, run_id: str, dag: str = "sft") -> str:
@@ -100,14 +100,27 @@ class Deployment:
         tails = [f"{path}:\n" + "\n".join(path.read_text(errors="replace").splitlines()[-15:]) for path in logs]
         return "\n".join([str(tasks), *tails])
 
-    def until(self, true: Callable[[], bool], timeout: float, describe: Callable[[], str] = str, every: float = 0.2) -> None:
-        """Ask until it is true. A service that does not answer just now is asked again."""
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            with contextlib.suppress(httpx.TransportError, httpx.HTTPStatusError):
-                if true():
-                    return
-            time.sleep(every)
+    def until(
+        self,
+        true: Callable[[], bool],
+        timeout: float,
+        describe: Callable[[], str] = str,
+        every: float = 0.2,
+        progress: Callable[[], object] = str,
+    ) -> None:
+        """Ask until it is true. A service that does not answer just now is asked again.
+
+        It gives up after a timeout in which what `progress` returns stays as it was: how busy the machine is decides nothing.
+        """
+        seen, now = None, progress()
+        while now != seen:
+            seen, deadline = now, time.monotonic() + timeout
+            while time.monotonic() < deadline:
+                with contextlib.suppress(httpx.TransportError, httpx.HTTPStatusError):
+                    if true():
+                        return
+                time.sleep(every)
+            now = progress()
         raise AssertionError(f"not in {timeout} s: {describe()}")
 
     def versions(self, model: str) -> list[dict[str, Any]]:
