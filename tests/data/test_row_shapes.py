@@ -332,6 +332,13 @@ def test_a_sharegpt_answer_taken_out_of_the_loss_stays_so(tmp_path: Path, off: R
         assert said(ours[1]) == [ASK, ANSWER]
 
 
+def test_a_weight_between_0_and_1_is_told_to_count_as_1(tmp_path: Path) -> None:
+    for turns in ([TURNS[0], TURNS[1] | {"weight": 0.1}], [ASK, ANSWER | {"weight": 0.1}]):
+        name = "messages" if turns[0] is ASK else "conversations"
+        _, facts = converted(lines(tmp_path / "a.jsonl", {name: turns}, {name: [turns[0], turns[1] | {"weight": 1}]}))
+        assert facts["not_carried"] == {"weight: neither 0 nor 1, and counts as 1": 1}
+
+
 def test_a_system_column_is_the_first_message_unless_there_is_one(tmp_path: Path) -> None:
     own = {"role": "system", "content": "Mine."}
     rows = [

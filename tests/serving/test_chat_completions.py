@@ -154,6 +154,15 @@ def test_other_paths_and_bodies_are_refused_in_the_same_shape(served: Running) -
         assert reply.json()["error"]["message"].endswith(".")
 
 
+def test_half_of_a_character_is_the_clients_mistake(served: Running) -> None:
+    asked = json.dumps(body(messages=[{"role": "user", "content": "a \ud800"}]))
+    reply = served.http.post("/v1/chat/completions", content=asked, headers={"content-type": "application/json"})
+    assert (reply.status_code, reply.json()["error"]["message"]) == (
+        400,
+        r"The body: \ud800 is half of a character and no text.",
+    )
+
+
 def test_models_are_listed(served: Running) -> None:
     assert [model.id for model in served.openai.models.list()] == ["model"]
     assert served.openai.models.retrieve("model").id == "model"

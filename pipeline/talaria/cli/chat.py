@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from talaria.common.errors import DataError
+from talaria.common.printable import require_characters
 from talaria.tokenization.chatml import ASSISTANT
 from talaria.tokenization.rendered.prompt import PromptEncoder, end_ids, prompt_encoder
 
@@ -72,10 +73,17 @@ class Talk:
         )
 
     def say(self, text: str, write: Callable[[str], None]) -> str:
-        """Send a message and stream the greedy answer to `write`, up to its end token or `max_new_tokens`."""
+        """Send a message and stream the greedy answer to `write`, up to its end token or `max_new_tokens`.
+
+        Raises DataError for what is no text.
+        """
         import torch
 
         self.messages.append({"role": "user", "content": text})
+        try:
+            require_characters(self.messages)
+        except ValueError as error:  # bytes of a terminal, a pipe or an argument that are not UTF-8
+            raise DataError(f"What was asked: {error}; write it in UTF-8.") from None
         ids = self.encode_prompt(self.messages)  # as in training: what looks like a control token is text
         prompt = torch.tensor([ids], device=self.model.device)
         streamer = _streamer(self.tokenizer, write)

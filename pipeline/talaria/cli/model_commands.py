@@ -183,7 +183,7 @@ def chat(
     model: Annotated[str, typer.Argument(help="Model folder, or models:/NAME@champion.")],
     prompt: Annotated[str | None, typer.Option(help="Answer this and exit.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 512,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
     store: StoreDir = DEFAULT_STORE,
 ) -> None:
     """Chat with a model."""

@@ -1,8 +1,10 @@
-"""Make text of unknown origin safe to show on a terminal."""
+"""Text of unknown origin: made safe to show on a terminal, or refused where it is no text."""
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
 _ACTS_ON_A_TERMINAL = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # C0 and C1: escape sequences begin with one of these
@@ -22,3 +24,14 @@ def printable(text: str, keep: str = "") -> str:
 
 def _escape(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode()
+
+
+def require_characters(value: Any) -> None:
+    r"""Raise ValueError, a sentence without its end, where a JSON value holds half of a surrogate pair: `"\ud800"` alone.
+
+    JSON can write it, and Python makes it of bytes that are not UTF-8; no tokenizer, file or database takes it.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{_escape(error.object[error.start])} is half of a character and no text") from None

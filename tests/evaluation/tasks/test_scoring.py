@@ -120,6 +120,7 @@ def test_a_function_of_ones_own_judges_where_the_deployment_allows_it(task, tmp_
         ('{"prompt": "p", "expected": "x", "judge": "rate"}', "task t: judge rate needs judge_model"),
         ('{"messages": [{"role": "assistant", "content": "a"}], "expected": "x"}', "messages ends with an answer"),
         ("{", "line 2: Expecting property name"),
+        (r'{"prompt": "a \ud800", "expected": "x"}', r"line 2: \ud800 is half of a character and no text"),
     ],
 )
 def test_a_line_that_cannot_be_used_is_named(tmp_path, line, says):

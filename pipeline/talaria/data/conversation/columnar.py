@@ -78,9 +78,8 @@ def odd_rows(table: pa.Table, plain: PlainTurns) -> npt.NDArray[np.bool_]:
     turns = conversations.flatten()
     role, text = _map_roles(pc.struct_field(turns, plain.role), plain.roles), pc.struct_field(turns, plain.text)
     odd = pc.or_(pc.or_(role.is_null(), text.is_null()), turns.is_null())
-    if not plain.keeps_switches:
-        for name in plain.switches:
-            odd = pc.or_(odd, pc.fill_null(_switched_off(pc.struct_field(turns, name), role), False))
+    for name in plain.switches:
+        odd = pc.or_(odd, pc.fill_null(_needs_a_look(pc.struct_field(turns, name), role, plain), False))
     found = to_numpy(conversations.is_null()).copy()
     lengths = to_numpy(pc.fill_null(pc.list_value_length(conversations), 0))
     found[np.repeat(np.arange(len(found)), lengths)[to_numpy(odd)]] = True
@@ -96,23 +95,24 @@ def add_messages(table: pa.Table, plain: PlainTurns) -> pa.Table:
     if role.null_count or content.null_count or conversations.null_count or turns.null_count:
         raise NeedsRows
     fields: dict[str, pa.Array] = {"role": role, "content": content}
-    if plain.keeps_switches:
-        fields |= {name: pc.struct_field(turns, name) for name in plain.switches}
-    elif any(_switches_off(pc.struct_field(turns, name), role) for name in plain.switches):
+    switches = {name: pc.struct_field(turns, name) for name in plain.switches}
+    if any(pc.any(_needs_a_look(switch, role, plain)).as_py() for switch in switches.values()):
         raise NeedsRows
+    if plain.keeps_switches:
+        fields |= switches
     if plain.column == MESSAGES:
         table = table.drop_columns([plain.column])
     structs = pa.StructArray.from_arrays(list(fields.values()), list(fields))
     return table.append_column(MESSAGES, pa.ListArray.from_arrays(list_offsets(conversations), structs))
 
 
-def _switches_off(switch: pa.Array, role: pa.Array) -> bool:
-    """Whether a switch takes an answer out of the loss."""
-    return bool(pc.any(_switched_off(switch, role)).as_py())
-
-
-def _switched_off(switch: pa.Array, role: pa.Array) -> pa.Array:
-    return pc.and_(pc.invert(switch.cast(pa.bool_())), pc.equal(role, scalar(ASSISTANT).cast(role.type)))
+def _needs_a_look(switch: pa.Array, role: pa.Array, plain: PlainTurns) -> pa.Array:
+    """bool[turns]: answers whose switch is neither 0 nor 1, or takes them out of the loss where it is not carried as it is."""
+    value = switch.cast(pa.float64())
+    odd = pc.not_equal(value, 1.0)
+    if plain.keeps_switches:
+        odd = pc.and_(odd, pc.not_equal(value, 0.0))
+    return pc.and_(odd, pc.equal(role, scalar(ASSISTANT).cast(role.type)))
 
 
 def column_of(table: pa.Table, name: str) -> pa.Array:

@@ -138,6 +138,8 @@ def _add(message: Message, name: str, value: Any, fields: TurnFields, extras: fr
     elif name in SWITCHES:
         if not isinstance(value, bool | int | float):
             raise Unusable(BAD_SWITCH, f"{where}: {name!r} is {kind_of(value)}, not a number or a boolean")
+        if value not in (0, 1) and message["role"] == ASSISTANT:
+            notes.not_carried.add(f"{name}: neither 0 nor 1, and counts as 1")
         if fields.keeps_switches or (message["role"] == ASSISTANT and not value):
             message[name] = SWITCHES[name](value)
     elif name in extras:

@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 from talaria.common.errors import DataError
 from talaria.common.files import digest, file_digest
+from talaria.common.printable import require_characters
 from talaria.config.evaluation_settings import TaskSettings, Verdicts
 from talaria.config.folder import config_folder
 from talaria.data.conversation.drop_reasons import Unusable
@@ -82,7 +83,9 @@ def _items(path: Path, task: TaskSettings) -> Iterator[TaskItem]:
         if not text.strip():
             continue
         try:
-            yield _item(json.loads(text), task)
+            line = json.loads(text)
+            require_characters(line)
+            yield _item(line, task)
         except (ValueError, Unusable, RecursionError) as error:
             raise DataError(f"{path}, line {number}: {str(error).rstrip('.')}.") from None
 

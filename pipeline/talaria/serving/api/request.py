@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from talaria.common.printable import require_characters
 from talaria.data.conversation.content import MESSAGE_ROLES, Message, Notes, TurnFields, message_of
 from talaria.data.conversation.drop_reasons import Unusable
 from talaria.data.conversation.tool_calls import tools_text
@@ -141,6 +142,10 @@ def parse(body: bytes) -> Ask:
         raise Refusal("The body is not JSON.") from None
     if not isinstance(given, dict):
         raise Refusal("The body should be a JSON object.")
+    try:
+        require_characters(given)
+    except ValueError as error:
+        raise Refusal(f"The body: {error}.") from None
     given = {name: value for name, value in given.items() if value is not None}
     caller = next((given.pop(name) for name in NAMES_THE_CALLER if isinstance(given.get(name), str)), None)
     _refuse_what_would_change_something(given)
