@@ -56,16 +56,17 @@ def test_everything_that_would_stop_a_run_is_told_at_once(tmp_path: Path) -> Non
                 "base": {"source": "local", "path": str(tmp_path / "nowhere")},
                 "tokenize": {"template": str(tmp_path / "absent.jinja")},
                 "convert": {"function": "own:code"},
-                "train": {"keep_best": True, "num_processes": 1000},
+                "train": {"keep_best": True, "num_processes": 1000, "report_to": ["wandb"]},
             }
         )
     )
     done = CliRunner().invoke(app, ["plan", str(tmp_path / "wrong.yaml"), "--store", str(tmp_path / "store")])
     assert isinstance(done.exception, UserError)
     told = str(done.exception)
-    assert told.startswith("6 things would stop this run. ")
+    assert told.startswith("7 things would stop this run. ")
     for part in ("absent.json", "nowhere", "absent.jinja", "convert.function", "train.keep_best", "train.num_processes is 1000"):
         assert part in told
+    assert "train.report_to: wandb needs the package wandb" in told
     assert not (tmp_path / "store").exists()
 
 
@@ -75,6 +76,12 @@ def test_a_run_is_refused_by_the_same_sentences_before_a_stage_begins(tmp_path: 
     done = CliRunner().invoke(app, ["run", str(wrong), "--store", str(tmp_path / "store")])
     assert str(done.exception).startswith("2 things would stop this run. gone: no such folder")
     assert not (tmp_path / "store" / "download").exists()
+
+
+def test_ranks_that_cannot_share_conversations_are_a_problem(tmp_path: Path) -> None:
+    train = {"num_processes": 3, "context_parallel_size": 2}
+    (problem,) = forecast(tiny_pipeline.config(train=train), Store(tmp_path), uri=None)["problems"]
+    assert problem.startswith("train.context_parallel_size is 2, but 3 ranks cannot be split into groups of so many;")
 
 
 def test_what_may_be_over_at_another_attempt_is_told_as_such(tmp_path: Path, mlflow_database: str) -> None:

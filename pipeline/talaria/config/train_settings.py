@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -18,6 +19,16 @@ class Lora(Section):
         description="Modules that get an adapter, as peft names them: all-linear, the ends of their names ([q_proj, v_proj]), or "
         "a regular expression of whole names.",
     )
+
+    @model_validator(mode="after")
+    def _targets_can_match(self) -> Lora:
+        if not self.targets or "" in list(self.targets):
+            raise ValueError("train.lora.targets is empty: name the modules that get an adapter, or leave it at all-linear")
+        try:
+            re.compile(self.targets if isinstance(self.targets, str) else "")
+        except re.error as error:
+            raise ValueError(f"train.lora.targets: {self.targets!r} is no regular expression ({error})") from None
+        return self
 
     @model_validator(mode="after")
     def _rank_is_said(self) -> Lora:
@@ -174,6 +185,12 @@ class Train(Section):
             )
         if "decay_fraction" in self.model_fields_set and "schedule" not in self.model_fields_set:
             raise ValueError("train.decay_fraction is read by train.schedule wsd only: set train.schedule")
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> Train:
+        if not self.trainable or "*" in self.freeze:
+            raise ValueError("train.trainable and train.freeze leave no parameter to train")
         return self
 
     @model_validator(mode="after")

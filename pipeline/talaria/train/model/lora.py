@@ -110,8 +110,5 @@ def _require_trainable(hf: nn.Module, targets: str | list[str]) -> None:
 
 def _matches(hf: nn.Module, target: str, *, whole_name: bool) -> Iterator[tuple[str, nn.Module]]:
     """The modules that peft would take for a regular expression, or for an entry of a list."""
-    try:
-        pattern = re.compile(target if whole_name else rf"(?:.*\.)?{re.escape(target)}")
-    except re.error as error:
-        raise ConfigError(f"train.lora.targets: {target!r} is no regular expression ({error}).") from None
+    pattern = re.compile(target if whole_name else rf"(?:.*\.)?{re.escape(target)}")
     return ((name, module) for name, module in hf.named_modules() if pattern.fullmatch(name))

@@ -15,6 +15,7 @@ from talaria.evaluation.tasks.checks import check_tasks
 from talaria.stages.table import STAGES, inputs_of, key_of, resolve
 from talaria.store.remote import RemoteError
 from talaria.store.store import Store
+from talaria.train.telemetry.mirrors import require_installed
 from talaria.workflow.forecast import base, disk, ranks, training
 
 Facts = dict[str, Any]
@@ -50,6 +51,8 @@ def forecast(config: Config, store: Store, *, uri: str | None, trains_here: bool
     stages, keys = _stages(config, store, problems, force)
     model = problems(lambda: base.look(config, store, keys)) or base.UNKNOWN
     problems(lambda: _require_settings_that_fit(config))
+    if trains_here:
+        problems(lambda: require_installed(config.train.report_to))
     problems(lambda: check_tasks(config.evaluate))
     where = problems(lambda: ranks.place(config, trains_here)) or ranks.NOWHERE
     trained = training.estimate(config, store, keys, stages, model, where)
