@@ -48,6 +48,12 @@ def test_it_finishes_beside_files_named_like_modules_and_a_prune(tmp_path: Path)
     assert facts["register"]["model"] == "tiny"
     assert facts["promote"]["version"] == facts["register"]["candidate"]
 
+    with contextlib.chdir(tmp_path):
+        again = CliRunner().invoke(app, ["run", str(TINY), *words])
+    shown = ["base", "held-out", "exact", "task", "task", "Model", "talaria"]
+    assert [line.split()[0] for line in again.stdout.splitlines()] == shown, again.output
+    assert again.stderr.count(" reused ") == 8
+
     # What `talaria plan` says of the same run now: all is there. Of a longer one: what it takes, by the speed of this one.
     plan = plan_of(tmp_path, *words)
     assert set(plan["stages"].values()) == {"reused"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,7 +45,24 @@ def run(
         with TrainingProgress() as shown:
             return launch.run(*args, on_line=shown.on_line, on_look=shown.on_look)
 
-    finish(run_all(load(config, set_), Store(store), force=force, on_line=say, train=train), as_json)
+    facts = run_all(load(config, set_), Store(store), force=force, on_line=say, train=train)
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        _show_result(facts)
+
+
+def _show_result(facts: Mapping[str, Any]) -> None:
+    """Print the scores beside the base model's, and what became of the model: progress has said the rest."""
+    from talaria.common.printable import printable
+    from talaria.evaluation.scores import scores
+
+    for name, base, tuned in [("", "base", "tuned"), *scores(facts["evaluate"])]:
+        print(f"{printable(name):20}  {base:>7}  {tuned:>7}".rstrip())
+    model, promoted = facts["register"]["model"], facts["promote"]
+    alias = "champion" if promoted["champion"] == promoted["version"] else "challenger"
+    print(f"Model {model} version {promoted['version']}, alias {alias}")
+    print(facts["register"]["model_url"] or f"talaria chat models:/{model}@{alias}")
 
 
 @app.command()

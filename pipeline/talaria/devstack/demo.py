@@ -19,6 +19,7 @@ from talaria.devstack.airflow_client import AirflowApi
 from talaria.devstack.follow_run import Follower, TaskView, failure, follow
 from talaria.devstack.installation import Home, Ports
 from talaria.devstack.services import say_where, up
+from talaria.evaluation.scores import scores
 
 DAG = "sft"
 CONFIG = "tiny"
@@ -91,8 +92,7 @@ def _wait_for_dag(api: AirflowApi, timeout: float = 120.0) -> None:
 
 
 def _summary(console: Console, tasks: list[TaskView], results: dict[str, Any]) -> None:
-    facts, registered, promoted = (results[name] for name in (EVALUATE, REGISTER, PROMOTE))
-    measured = facts["facts"]
+    registered, promoted = results[REGISTER], results[PROMOTE]
     table = Table.grid(padding=(0, 2))
     for task in tasks:
         if task.state == "success":
@@ -101,15 +101,9 @@ def _summary(console: Console, tasks: list[TaskView], results: dict[str, Any]) -
     alias = "champion" if promoted["champion"] == promoted["version"] else "challenger"
     results_table = Table.grid(padding=(0, 2))
     results_table.add_row("", "base", "tuned")
-    results_table.add_row("held-out loss", _number(measured["base_heldout_loss"]), _number(measured["heldout_loss"]))
-    results_table.add_row("exact match", _number(measured["base_exact_match"]), _number(measured["exact_match"]))
-    for name, score in measured.get("tasks", {}).items():
-        results_table.add_row(f"task {name}", _number(score["base"]), _number(score["tuned"]))
+    for row in scores(results[EVALUATE]["facts"]):
+        results_table.add_row(*row)
     console.print(results_table)
     verdict = f"Model {registered['model']} version {promoted['version']}, alias {alias}: {promoted['reason']}"
     console.print(verdict, markup=False, soft_wrap=True)
     console.print(f"Its page in MLflow: {registered['model_url']}", markup=False, soft_wrap=True)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

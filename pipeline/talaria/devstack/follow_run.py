@@ -68,6 +68,8 @@ class Follower:
             note = self.training() or ""
         elif state == "up_for_retry":
             note = "failed; will be tried again"
+        elif state == "skipped":
+            note = "not needed in this run"
         return TaskView(name, state, max(durations, default=None), note)
 
     def _was_reused(self, name: str) -> bool:

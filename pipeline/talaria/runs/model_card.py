@@ -151,7 +151,8 @@ def _data(facts: Facts) -> str:
     lines = []
     if revision := facts.tags.get("talaria.data.revision"):
         lines.append(f"- revision `{revision}`")
-    lines += [f"- {name}: {_counts(tokens[name])}" for name in ("conversations", "tokens", "supervised_tokens") if name in tokens]
+    counted = [name for name in ("conversations", "tokens", "supervised_tokens") if name in tokens]
+    lines += [f"- {name.replace('_', ' ')}: {_counts(tokens[name])}" for name in counted]
     for name, counts in (convert.get("sources") or {}).items():
         rows = f"{counts['train']:,} rows to train ({counts['chosen']:,} chosen), {counts['held_out']:,} held out"
         lines.append(f"- {name}: {rows}")

@@ -111,8 +111,8 @@ def _dataset(config: Config, known: Manifests, name: str, value: str, context: s
 
 def _source(config: Config, known: Manifests) -> Any:
     from mlflow.data.code_dataset_source import CodeDatasetSource
-    from mlflow.data.dataset_source_registry import resolve_dataset_source
     from mlflow.data.huggingface_dataset_source import HuggingFaceDatasetSource
+    from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # MLflow makes it at import
 
     if config.sources:
         return CodeDatasetSource({name: scrub(source.download.origin) for name, source in config.sources.items()})
@@ -120,7 +120,7 @@ def _source(config: Config, known: Manifests) -> Any:
     if download.source == "hub":
         return HuggingFaceDatasetSource(path=download.repo, revision=_data_revision(config, known), data_files=download.files)
     if download.source == "local":
-        return resolve_dataset_source(str(download.path))
+        return LocalArtifactDatasetSource(str(download.path))  # MLflow's resolve_dataset_source finds it twice, and warns
     settings = {name: str(getattr(download, name)) for name in ("rows", "tool_rows", "seed")}
     return CodeDatasetSource({"generator": "talaria sample"} | settings)
 
