@@ -55,11 +55,15 @@ def test_a_mistake_is_one_sentence_that_names_the_setting(override: str, sentenc
         ("download: {path: chats.jsonl}", "download.path is given, and download.source hub does not read it"),
         ("download: {source: local, path: chats.jsonl, rows: 100}", "to take the first rows of the data, set convert.rows"),
         ("sources: {a: {download: {rows: 100}}}", "sources.a.download: download.rows is the size of the generated sample"),
+        (
+            "sources: {a: {download: {source: sample}}}\npromote: {metrics: [{name: heldout_loss/a}]}",
+            "promote.metrics names heldout_loss/a, and the sources that hold something out are none.",
+        ),
         ("base: {path: smollm2}", "base.path is given, and base.source hub does not read it"),
         ("base: {tokenizer: qwen3}", "base.tokenizer is for random weights, and a model of base.source hub has its own"),
     ],
 )
-def test_what_the_source_does_not_read_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+def test_what_the_sources_do_not_have_or_read_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(ConfigError) as refused:
         settings.load(tmp_path / "mine.yaml")

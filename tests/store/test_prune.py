@@ -272,3 +272,13 @@ def test_the_command_says_what_is_damaged_and_mends_it(store: Store) -> None:
     refused = CliRunner().invoke(app.app, ["store", "prune", "--days", "-1", "--store", str(store.root)])
     assert refused.exit_code == 2
     assert json.dumps(sorted(entry.finished for entry in entries(store))) == "[false]"
+
+
+@pytest.mark.parametrize("command", ["ls", "prune", "verify"])
+def test_a_store_that_is_not_there_is_not_taken_for_an_empty_one(command: str, tmp_path: Path) -> None:
+    from talaria.cli import app, model_commands  # noqa: F401
+    from typer.testing import CliRunner
+
+    with pytest.raises(UserError, match="typo: there is no store; name it by --store or TALARIA_STORE"):
+        CliRunner().invoke(app.app, ["store", command, "--store", str(tmp_path / "typo")], catch_exceptions=False)
+    assert not (tmp_path / "typo").exists()

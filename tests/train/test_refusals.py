@@ -122,7 +122,7 @@ def test_targets_mean_what_peft_means_by_them(untied: Path) -> None:
         (r".*(q_proj|lm_head)", "matches lm_head, the head, which gets no adapter"),
         (r".*(q_proj|embed_tokens)", r"matches model\.embed_tokens, the embedding, which gets no adapter"),
         (["lm_head"], "the head"),
-        ("q_porj", "'q_porj' matches no module; the linear layers are .*q_proj"),
+        ("q_porj", "'q_porj' matches no module; the linear layers are down_proj, gate_proj, k_proj, o_proj, q_proj,"),
         (["q_proj", "v_porj"], "'v_porj' matches no module"),
         (r".*self_attn", "which is no linear layer"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from talaria.cli.app import (
 )
 from talaria.common.errors import UserError
 from talaria.common.printable import printable
+
+if TYPE_CHECKING:
+    from talaria.store.store import Store
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the registered model.")]
 store_app = typer.Typer(no_args_is_help=True, help="Look at the store, and free space in it.")
@@ -207,13 +210,20 @@ def report(
     finish(work(data, tokens, output), as_json)
 
 
+def _existing(folder: Path) -> Store:
+    from talaria.store.store import Store
+
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no store; name it by --store or TALARIA_STORE. `talaria run CONFIG` makes one.")
+    return Store(folder)
+
+
 @store_app.command("ls")
 def store_ls(store: StoreDir = DEFAULT_STORE) -> None:
     """List every output and working folder, with its size and the days since it was last used."""
     from talaria.store.prune import entries
-    from talaria.store.store import Store
 
-    for entry in entries(Store(store)):
+    for entry in entries(_existing(store)):
         state = "" if entry.finished else "  unfinished"
         print(f"{entry.stage:12} {entry.bytes / 1e6:12.1f} MB {entry.idle_days:7.1f} d  {entry.path}{state}")
 
@@ -227,12 +237,11 @@ def store_prune(
 ) -> None:
     """Delete outputs to free space. What runs need stays, and registered models, because the registry has its own hard links."""
     from talaria.store.prune import Entry, prune
-    from talaria.store.store import Store
 
     def on_kept(entry: Entry, why: str) -> None:
         say(f"kept {entry.path}: {why}")
 
-    gone = prune(Store(store), days, dry_run=dry_run, remote=remote, on_kept=on_kept)
+    gone = prune(_existing(store), days, dry_run=dry_run, remote=remote, on_kept=on_kept)
     for entry in gone:
         print(f"{'would remove' if dry_run else 'removed'} {entry.path}")
     say(f"{sum(entry.bytes for entry in gone) / 1e6:.1f} MB in {len(gone)} folders")
@@ -246,11 +255,10 @@ def store_verify(
     store: StoreDir = DEFAULT_STORE,
 ) -> None:
     """Check every file of every output against the digest in its manifest; exits 1 where one is damaged and not repaired."""
-    from talaria.store.store import Store
     from talaria.store.verify import verify
 
     damaged = 0
-    for damage in verify(Store(store), repair=repair):
+    for damage in verify(_existing(store), repair=repair):
         damaged += 1
         print(f"{damage.path}: {damage.what}" + (f"; now {damage.aside}" if damage.aside else ""))
     say(f"{damaged} outputs are damaged.")

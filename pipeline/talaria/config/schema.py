@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, model_validator
 
 from talaria.config.data_settings import Base, Convert, Download, Source, Tokenize
-from talaria.config.evaluation_settings import EXACT_MATCH, Evaluate, Promote
+from talaria.config.evaluation_settings import EXACT_MATCH, HELDOUT_LOSS, Evaluate, Promote
 from talaria.config.names import check_model, model_name
 from talaria.config.operation_settings import Alerts, Registry, Schedule, Serving, Watch
 from talaria.config.section import Section
@@ -111,7 +111,14 @@ class Config(Section):
         for metric in self.promote.metrics:
             if metric.name.startswith("task/") and metric.name.split("/")[1] not in names:
                 raise ValueError(f"promote.metrics names {metric.name}, and evaluate.tasks has {', '.join(names) or 'no task'}")
-            if metric.name.startswith(EXACT_MATCH) and not self.evaluate.prompts:
+            head, _, part = metric.name.partition("/")
+            held_out = [name for name, source in self.sources.items() if source.held_out]
+            if head == HELDOUT_LOSS and part and self.sources and part not in held_out:
+                raise ValueError(
+                    f"promote.metrics names {metric.name}, and the sources that hold something out are "
+                    f"{', '.join(held_out) or 'none'}"
+                )
+            if head == EXACT_MATCH and not self.evaluate.prompts:
                 raise ValueError(f"promote.metrics names {metric.name}, and evaluate.prompts is 0, so that no prompt is answered")
         return self
 

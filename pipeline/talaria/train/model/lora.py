@@ -91,14 +91,15 @@ def _as_peft_takes_it(targets: str | list[str]) -> str | list[str]:
 
 
 def _require_trainable(hf: nn.Module, targets: str | list[str]) -> None:
+    tables = {id(hf.get_input_embeddings()): "the embedding", id(hf.get_output_embeddings()): "the head"}  # type: ignore[operator]
     matched: dict[str, nn.Module] = {}
     for target in [targets] if isinstance(targets, str) else targets:
         found = dict(_matches(hf, target, whole_name=isinstance(targets, str)))
         if not found:
-            ends = sorted({name.rpartition(".")[2] for name, module in hf.named_modules() if isinstance(module, nn.Linear)})
+            linear = (name for name, module in hf.named_modules() if isinstance(module, nn.Linear) and id(module) not in tables)
+            ends = sorted({name.rpartition(".")[2] for name in linear})
             raise ConfigError(f"train.lora.targets: {target!r} matches no module; the linear layers are {', '.join(ends)}.")
         matched |= found
-    tables = {id(hf.get_input_embeddings()): "the embedding", id(hf.get_output_embeddings()): "the head"}  # type: ignore[operator]
     for name, module in matched.items():
         if id(module) in tables:
             raise ConfigError(f"train.lora.targets: matches {name}, {tables[id(module)]}, which gets no adapter; leave it out.")
