@@ -13,8 +13,8 @@ import pytest
 import torch
 from talaria.common.errors import ConfigError
 from talaria.config.load import parse
-from talaria.train import build
 from talaria.train import optimizer as made
+from talaria.train import placement
 from talaria.train.checkpoint.host_block import HostBlock
 from talaria.train.checkpoint.manager import CheckpointManager
 from talaria.train.checkpoint.writer_process import WriterProcess
@@ -124,7 +124,7 @@ def test_a_run_moves_between_host_and_device_and_is_the_same_to_the_bit(
     resident = job("resident", **SETTINGS, precision=precision)
     ranks.run(resident, 2)
     monkeypatch.setattr(
-        build, "state_away", lambda train, *_: [0, 4, 5] if (train.offload, precision) == ("auto", "mixed") else []
+        placement, "state_away", lambda train, *_: [0, 4, 5] if (train.offload, precision) == ("auto", "mixed") else []
     )
     moved = job("moved", **SETTINGS, precision=precision, offload="optimizer")
     stops = (("optimizer", 3), ("auto", 5), ("none", 6), ("auto", 7), ("optimizer", None))
@@ -143,7 +143,7 @@ def test_where_memory_cannot_be_page_locked_the_state_stays_and_the_run_says_so(
     job: Callable[..., TrainJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On one rank of two: both must go on alike."""
-    monkeypatch.setattr(build, "state_away", lambda *_: [0, 4])
+    monkeypatch.setattr(placement, "state_away", lambda *_: [0, 4])
 
     def before(rank: int) -> None:
         HostBlock.lock = lambda block, after=None: setattr(block, "refused", rank == 1)  # type: ignore[method-assign, assignment]
