@@ -12,7 +12,7 @@ from tests.stack.deployment import SMALL, Deployment
 RUNS = 50
 MODEL = "load"
 ON_THE_GPU = ["model.train", "model.evaluate", "registry.compare"]
-pytestmark = [pytest.mark.load, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.load, pytest.mark.timeout(7200)]
 
 
 def test_a_queue_of_runs_is_trained_in_order(deployment: Deployment) -> None:
@@ -20,7 +20,11 @@ def test_a_queue_of_runs_is_trained_in_order(deployment: Deployment) -> None:
     runs = deployment.trigger_all("operator", "sft", [{"config": "tiny", "set": chosen} for chosen in settings])
 
     viewer = deployment.airflow("viewer")
-    deployment.until(lambda: not viewer.unfinished_runs("sft"), 3000, lambda: str(viewer.unfinished_runs("sft")), every=2)
+
+    def left() -> list[str]:
+        return viewer.unfinished_runs("sft")
+
+    deployment.until(lambda: not left(), 600, lambda: str(left()), every=2, progress=lambda: len(left()))
     for run in runs:
         assert viewer.run("sft", run)["state"] == "success", deployment.report(run)
     check_order(runs, {run: viewer.tasks("sft", run) for run in runs})
