@@ -88,6 +88,21 @@ def test_a_benchmark_is_scored_by_question_beside_the_tasks(folder: Path, folder
     assert str(tmp_path) not in (out / "tasks.jsonl").read_text()
 
 
+@pytest.mark.parametrize("splits", ["test_split: test", "validation_split: test\nfewshot_split: test"])
+def test_the_examples_before_a_question_do_not_answer_it(folder: Path, splits: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """findings/lm_eval_fewshot_leak.sh: the harness alone would tell the answer."""
+    (folder / "colours.yaml").write_text(YAML.replace("test_split: test", splits))
+    chosen = BenchmarkSettings(name="colours", task="colours", folder=folder, few_shot=2)
+    monkeypatch.chdir(folder)
+    (task,) = manager(chosen).load(["colours"])["tasks"].values()
+    asked = [doc for _, doc in task.doc_iterator()]
+    assert len(asked) == len(QUESTIONS)
+    for doc in asked * 5:
+        prompt = str(task.fewshot_context(doc, 2))
+        assert prompt.count("Say") == 3
+        assert prompt.count(doc["text"]) == 1, prompt
+
+
 def test_a_metric_that_is_no_score_of_a_question_is_refused(folder: Path, folders: dict[str, Path], tmp_path: Path) -> None:
     for metric, named in (("bleu", "not a number from 0 to 1"), ("f1", "no metric 'f1'"), ("exact_match,strict", "no filter")):
         out = tmp_path / metric

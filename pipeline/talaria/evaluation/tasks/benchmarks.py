@@ -63,7 +63,29 @@ def manager(benchmark: BenchmarkSettings) -> Any:
     if benchmark.task not in known.all_tasks:
         where = folder or f"lm-evaluation-harness {version('lm_eval')}"
         raise DataError(f"benchmark {benchmark.name}: {where} has no task {benchmark.task!r}.")
+    load = known.load
+
+    def load_with_examples_apart(*args: Any, **options: Any) -> Any:
+        loaded = load(*args, **options)
+        for task in loaded["tasks"].values():
+            _keep_examples_apart(task)
+        return loaded
+
+    known.load = load_with_examples_apart
     return known
+
+
+def _keep_examples_apart(task: Any) -> None:
+    """Where a task's few-shot examples come from the split that is asked, have the harness leave out the asked question.
+
+    It does so only if the two names that it compares are equal (findings/lm_eval_fewshot_leak.sh).
+    """
+    config, shots = task.config, getattr(task, "fewshot_cfg", None)
+    if shots is None or (shots.split is None and shots.samples is not None):
+        return
+    asked = config.test_split or config.validation_split
+    if asked == (shots.split or config.training_split or config.validation_split or config.test_split):
+        config.test_split = shots.split = asked
 
 
 def questions(benchmark: BenchmarkSettings, tasks: Any) -> list[TaskItem]:
