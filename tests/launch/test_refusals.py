@@ -164,6 +164,17 @@ def test_talaria_run_refuses_before_it_makes_anything(inputs: dict[str, Path], t
     assert not any((tmp_path / "store").glob("download/*"))
 
 
+@pytest.mark.parametrize("name", ["config.json", "model", "checkpoints"])
+def test_a_folder_of_others_is_not_written_over(launches, no_ranks: None, name: str) -> None:
+    theirs = launches.output / name / "own" if "." not in name else launches.output / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    with pytest.raises(UserError, match=rf"{name} there is not of a training by Talaria, and would be replaced; choose another"):
+        launches.start()
+    assert theirs.read_text() == "mine"
+    assert [path.name for path in launches.output.iterdir() if not path.name.startswith(".")] == [name]
+
+
 def test_tokens_and_base_without_a_tokenizer(launches, no_ranks: None) -> None:
     shutil.rmtree(launches.root / "tokens" / "tokenizer")
     (launches.root / "model" / "tokenizer.json").unlink()

@@ -14,8 +14,8 @@ from pathlib import Path
 from talaria.common.errors import UserError
 from talaria.common.locks import Busy
 from talaria.config.schema import Config
-from talaria.runs.folder import RunFolder
-from talaria.runs.identity import being_read, noted_identity, run_identity
+from talaria.runs.folder import CHECKPOINTS, CONFIG, EXPORTS, MODEL, STATUS, RunFolder
+from talaria.runs.identity import DIGESTS, being_read, noted_identity, run_identity
 
 _FIRST = 0.3
 """Seconds that a launch waits for the digests before it starts ranks: with small inputs a refusal costs nothing."""
@@ -58,7 +58,8 @@ class InputCheck:
 
 @contextlib.contextmanager
 def checked_inputs(config: Config, tokens: Path, base: Path, output: Path) -> Iterator[InputCheck]:
-    """Begin to read the inputs, beside whatever follows."""
+    """Begin to read the inputs, beside whatever follows. Raises UserError for a folder with files of others."""
+    _refuse_foreign(output)
     inputs = config, tokens, base
     with contextlib.ExitStack() as held, ThreadPoolExecutor(1, thread_name_prefix="inputs") as pool:
         with contextlib.suppress(Busy):  # another machine's launch reads the same files of the same disk
@@ -66,3 +67,13 @@ def checked_inputs(config: Config, tokens: Path, base: Path, output: Path) -> It
         reading = pool.submit(run_identity, *inputs, output, reread=True)
         reading.add_done_callback(lambda _: held.close())
         yield InputCheck(inputs, output, reading)
+
+
+def _refuse_foreign(output: Path) -> None:
+    """Raise UserError where no training is, but a file that it would write over: in the base model's own folder, say."""
+    if (output / STATUS).exists() or (output / DIGESTS).exists():
+        return
+    if there := next((name for name in (CONFIG, MODEL, EXPORTS, CHECKPOINTS) if (output / name).exists()), None):
+        raise UserError(
+            f"{output}: {there} there is not of a training by Talaria, and would be replaced; choose another --output."
+        )
