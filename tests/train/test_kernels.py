@@ -8,7 +8,7 @@ import torch
 from talaria.train.distributed import sharding as parallel
 from talaria.train.distributed.process_group import ProcessGroup
 from talaria.train.distributed.sharding import ReplicaLayout
-from talaria.train.kernels import attention, cudnn_attention, linear
+from talaria.train.kernels import attention, cudnn_attention, graph_cache, linear
 from talaria.train.kernels import elementwise as kernels
 from talaria.train.kernels.matmul import (
     accumulate_into,
@@ -169,6 +169,39 @@ def test_fused_attention_equals_the_plain_one(kernel, window):
     want_grads = torch.autograd.grad(want, inputs, grad.float())
     for got, expected in zip(packed.backward(grad, q, k, v, out, lse, 0.1, window), want_grads, strict=True):
         assert_near(got, expected, torch.bfloat16)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="fused attention needs a GPU")
+def test_a_graph_read_from_disk_gives_the_same_numbers_to_the_bit(tmp_path, monkeypatch):
+    """Also after its file was cut off, and after it was given something that has the right digest and is no graph."""
+    if attention.choose("cuda", torch.bfloat16, 128)[0] is not attention.CUDNN:
+        pytest.skip("nvidia-cudnn-frontend is not installed or not for this GPU")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder, built = tmp_path / "talaria" / "attention", []
+    build = cudnn_attention._built
+    monkeypatch.setattr(cudnn_attention, "_built", lambda *args: built.append(args) or build(*args))
+    cu = torch.tensor([0, 1, 200, 777, 1000], dtype=torch.int32, device=DEVICE)
+    q, k, v, grad = (draw(1000, heads, 128, dtype=torch.bfloat16, seed=heads) for heads in (8, 2, 2, 8))
+
+    def numbers():
+        cudnn_attention._build.cache_clear()
+        built.clear()
+        packed = attention.PackedSequences(cu, 577, attention.CUDNN)
+        out, lse = packed.forward(q, k, v, 0.1, 100)
+        return [out, lse, *packed.backward(grad, q, k, v, out, lse, 0.1, 100)]
+
+    want = numbers()
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    assert len(built) == len(kept) == 2
+    assert all(map(torch.equal, numbers(), want))
+    assert not built
+    for path, content in kept.items():
+        path.write_bytes(content[:-1])
+    assert all(map(torch.equal, numbers(), want))
+    assert len(built) == 2
+    monkeypatch.setattr(graph_cache, "read", lambda key: ([["q", 1]], b"no graph"))
+    assert all(map(torch.equal, numbers(), want))
+    assert len(built) == 2
 
 
 def test_a_fixed_order_is_asked_for_where_the_kernel_is_launched_and_nowhere_else(monkeypatch):

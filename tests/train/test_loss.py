@@ -36,6 +36,25 @@ def test_equals_cross_entropy_on_full_logits(chunk, weighted):
         torch.testing.assert_close(g, w, rtol=1e-5, atol=1e-5)
 
 
+def test_chunks_are_nearly_equal_and_what_a_kernel_reads_of_them_is_aligned():
+    """An address of another multiple is another form of the kernel, which Triton would compile when it first comes."""
+    seen = []
+
+    def recorded(logits, targets, weights, want_grad):
+        seen.append((len(logits), targets.data_ptr() % 16, weights.data_ptr() % 16))
+        return torch.zeros(len(logits))
+
+    for rows in (1, 4096, 4097, 4210, 8190, 8192, 8193, 12287):
+        seen.clear()
+        hidden, weight, targets, weights = inputs(rows, torch.float32, True)
+        linear_cross_entropy(hidden, weight, targets, weights, loss=recorded)
+        sizes = [size for size, *_ in seen]
+        assert (sum(sizes), len(sizes)) == (rows, -(-rows // 4096))
+        assert max(sizes) <= 4096
+        assert max(sizes) - min(sizes) < 4 * len(sizes)
+        assert {place for _, *places in seen for place in places} == {0}
+
+
 def test_no_rows_give_zero_loss_and_zero_gradients():
     hidden, weight, targets, _ = inputs(0, torch.float32, False)
     loss = linear_cross_entropy(hidden, weight, targets)

@@ -67,6 +67,11 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def user_cache(name: str) -> Path:
+    """Return the folder of this user's cache for one kind of thing; it need not be there yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "talaria" / name
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """Read a small JSON file; empty when it is missing, or cut off by a writer that died."""
     try:

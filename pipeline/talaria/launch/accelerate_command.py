@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from talaria.common.errors import UserError
+from talaria.common.files import user_cache
 from talaria.config.train_settings import Train
 from talaria.process.supervisor import environment
 from talaria.runs.folder import CONFIG
@@ -120,7 +121,7 @@ def _environment(train: Train, machine: Machine, ranks: int, gpus: int) -> dict[
     env = {name: value for name, value in env.items() if name in KEPT or not OTHER_LAUNCHERS.fullmatch(name)}
     if machine.python == sys.executable and not _finds_bytecode():
         env.pop("PYTHONDONTWRITEBYTECODE", None)
-        env.setdefault("PYTHONPYCACHEPREFIX", str(_bytecode_cache()))
+        env.setdefault("PYTHONPYCACHEPREFIX", str(user_cache("bytecode")))
     env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(int(train.stop_grace + SLACK))  # else it kills ranks 30 s after SIGTERM
     if not gpus:
         env["ACCELERATE_USE_CPU"] = "true"
@@ -137,10 +138,6 @@ def _finds_bytecode() -> bool:
     if torch is None or not torch.cached or not torch.origin:
         return True
     return Path(torch.cached).exists() or not (sys.dont_write_bytecode or not os.access(Path(torch.origin).parent, os.W_OK))
-
-
-def _bytecode_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "talaria" / "bytecode"
 
 
 def _require_ranks_fit(ranks: int, gpus: int) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from talaria.common.errors import ConfigError
-from talaria.common.files import digest, read_object, write_atomically
+from talaria.common.files import digest, read_object, user_cache, write_atomically
 from talaria.config.evaluation_settings import JudgeModel, TaskSettings
 from talaria.evaluation.tasks.task_file import TaskItem
 from talaria.evaluation.tasks.verdicts import Verdict, failure
@@ -73,9 +73,8 @@ def api_key(settings: JudgeModel) -> str | None:
 
 def verdict_folder() -> Path:
     """Return the folder of kept verdicts."""
-    if chosen := os.environ.get(CACHE):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "talaria" / "verdicts"
+    chosen = os.environ.get(CACHE)
+    return Path(chosen) if chosen else user_cache("verdicts")
 
 
 @dataclass

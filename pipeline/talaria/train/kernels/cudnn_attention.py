@@ -3,20 +3,25 @@
 torch's way to it builds a graph anew at each call, 55 ms, and gives wrong gradients for packed input (torch 2.11). Here a
 graph is built once for each bucket of (conversations, longest conversation) and bound to the tensors of a call; where the
 conversations lie is data, not part of the graph. Building takes 0.07 s, for which Python stands still: a thread that knows what
-will come (`build_ahead`) does it before.
+will come (`build_ahead`) does it before, and what was built is kept on disk (graph_cache.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from talaria.common.files import file_digest
+from talaria.train.kernels import graph_cache
 
 LENGTHS = (512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 65536, 131072)
 """Buckets of the longest conversation. A block of rows that no conversation reaches costs 9 ns: few, but not too few."""
@@ -43,7 +48,7 @@ class AttentionShape:
 class Graph:
     """A built graph. It is run once a layer and pass, so what can be asked of the library once is not asked again."""
 
-    graph: Any
+    graph: Any = field(compare=False)
     names: tuple[tuple[str, int], ...]
     """Its inputs and outputs, and by which number the graph knows each."""
     workspace_bytes: int
@@ -199,7 +204,43 @@ def _library(device: torch.device, thread: int) -> tuple[Any, Any]:
         return cudnn, cudnn.create_handle()
 
 
+@cache
+def _surroundings(device: torch.device) -> dict[str, Any]:
+    """Return what decides a graph beside what is asked for, the source that describes it included."""
+    cudnn, _ = _library(device, threading.get_ident())
+    gpu = torch.cuda.get_device_properties(device)
+    return {
+        "cudnn": [cudnn.backend_version(), cudnn.__version__, torch.version.cuda],
+        "gpu": [gpu.name, gpu.major, gpu.minor, gpu.multi_processor_count],
+        "source": file_digest(Path(__file__)),
+    }
+
+
 def _graph(
+    shape: AttentionShape, count: int, longest: int, device: torch.device, describe: Callable[[Any, _Inputs], dict[str, Any]]
+) -> Graph:
+    """Read a graph from disk, or build it and leave it there."""
+    wanted = {"shape": asdict(shape), "conversations": count, "longest": longest, "pass": describe.__name__}
+    key = _surroundings(device) | wanted
+    with contextlib.suppress(Exception):  # whatever is wrong with what was kept: the graph is built then
+        if kept := graph_cache.read(key):
+            return _restored(*kept, device)
+    built = _built(shape, count, longest, device, describe)
+    with contextlib.suppress(Exception):  # a plan that cannot be written down
+        written = bytes(built.graph.serialize())
+        if _restored(built.names, written, device) == built:
+            graph_cache.keep(key, built.names, written)
+    return built
+
+
+def _restored(names: Iterable[tuple[str, int]], written: bytes, device: torch.device) -> Graph:
+    cudnn, handle = _library(device, threading.get_ident())
+    graph = cudnn.pygraph(handle=handle)
+    graph.deserialize(handle, list(written))
+    return Graph(graph, tuple((name, uid) for name, uid in names), max(1, graph.get_workspace_size()))
+
+
+def _built(
     shape: AttentionShape, count: int, longest: int, device: torch.device, describe: Callable[[Any, _Inputs], dict[str, Any]]
 ) -> Graph:
     cudnn, handle = _library(device, threading.get_ident())
