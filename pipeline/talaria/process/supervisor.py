@@ -215,12 +215,18 @@ def _clean(line: bytes) -> str:
 
 @contextlib.contextmanager
 def stopped_by_signals(stop: Stop) -> Iterator[None]:
-    """Let SIGTERM or the first Ctrl-C stop the command gracefully; the second Ctrl-C kills it. Main thread only."""
+    """Let SIGTERM or the first Ctrl-C stop the command gracefully; the second Ctrl-C kills it. Main thread only.
+
+    Where the command ended well all the same, the signal came too late for it and is for whatever follows: it is raised again.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    received: list[int] = []
+
     def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         again = number == signal.SIGINT and stop.requested
         (stop.kill if again else stop.request)()
 
@@ -230,3 +236,5 @@ def stopped_by_signals(stop: Stop) -> Iterator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+    if received:
+        signal.raise_signal(received[0])

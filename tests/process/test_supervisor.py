@@ -1,0 +1,26 @@
+"""A signal to whoever runs a command stops the command, and is not lost where the command has ended meanwhile."""
+
+import signal
+
+import pytest
+from talaria.process.supervisor import Stop, stopped_by_signals
+
+
+def interrupted(stop: Stop, error: type[Exception] | None = None) -> None:
+    with stopped_by_signals(stop):
+        signal.raise_signal(signal.SIGINT)
+        if error:
+            raise error
+
+
+def test_an_interrupt_that_comes_too_late_for_the_command_is_for_what_follows() -> None:
+    stop, former = Stop(), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(stop)
+    assert stop.requested
+    assert signal.getsignal(signal.SIGINT) is former
+
+
+def test_an_interrupt_that_stopped_the_command_is_told_by_the_command() -> None:
+    with pytest.raises(LookupError):
+        interrupted(Stop(), LookupError)
