@@ -26,6 +26,10 @@ def test_the_real_configuration_has_the_reference_arguments() -> None:
     ("override", "sentence"),
     [
         ("train.epoch=1", "tiny.yaml: unknown setting train.epoch; did you mean train.epochs?"),
+        ("train.learning_rate=1", "unknown setting train.learning_rate; did you mean train.lr?"),
+        ("learning_rate=1", "unknown setting learning_rate; did you mean train.lr?"),
+        ("train.flash_attention=1", "unknown setting train.flash_attention; see docs/configuration.md."),
+        ("Train.epochs=1", "unknown setting Train; did you mean train?"),
         ("train.lr=-1", "tiny.yaml: train.lr: should be greater than 0, got -1."),
         ("train.lora.rank=four", "train.lora.rank: should be a valid integer"),
         ("train=3", "tiny.yaml: train: should be"),
@@ -86,6 +90,9 @@ def test_overrides_from_a_form_and_from_the_command_line_mean_the_same() -> None
     ("text", "sentence"),
     [
         ("train: [1, 2", "not valid YAML at line"),
+        ("train.epochs: 3", "train.epochs is written as `train: {epochs: ...}` in a file."),
+        ("train.lora.rank: 3", "train.lora.rank is written as `train: {lora: {rank: ...}}` in a file."),
+        ("download: {source: local, path: ''}", "download.path: should be a path, got ''."),
         ("- a\n- b\n", "expected settings like 'name: my-run', found list."),
         ("", "expected settings like 'name: my-run', found NoneType."),
     ],

@@ -24,6 +24,23 @@ _SHOWN = reprlib.Repr()
 """Shows the value that a sentence quotes, of any size and depth, in a few words."""
 _SHOWN.maxstring = 80
 
+_ELSEWHERE = {
+    "learning_rate": "train.lr",
+    "num_train_epochs": "train.epochs",
+    "num_epochs": "train.epochs",
+    "batch_size": "train.global_batch",
+    "per_device_train_batch_size": "train.global_batch",
+    "gradient_accumulation_steps": "train.global_batch",
+    "max_seq_length": "tokenize.max_tokens",
+    "max_length": "tokenize.max_tokens",
+    "warmup_ratio": "train.warmup_fraction",
+    "max_grad_norm": "train.clip",
+    "lr_scheduler_type": "train.schedule",
+    "save_steps": "train.save_every",
+    "eval_steps": "train.eval_every",
+}
+"""Names that transformers and TRL give to settings of ours."""
+
 
 def load(path: str | Path, overrides: Mapping[str, Any] | Iterable[str] = ()) -> Config:
     """Read a YAML file and apply overrides (`{"train.lr": 1e-4}` or `["train.lr=1e-4"]`).
@@ -104,8 +121,7 @@ def sentence(error: ValidationError) -> str:
     if first["type"] == "invalid_key":
         return f"{_SHOWN.repr(first['input'])}: a setting's name is text."
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(dotted, [name for name, _, _ in documentation()], n=1)
-        return f"unknown setting {dotted}" + (f"; did you mean {near[0]}?" if near else "; see docs/configuration.md.")
+        return _unknown(dotted, first["loc"])
     reason = re.sub(r"^(Input|String|URL) should", "should", first["msg"].removeprefix("Value error, ").rstrip("."))
     also = f" (and {len(others)} more)" if others else ""
     if first["type"] == "missing":
@@ -118,6 +134,17 @@ def sentence(error: ValidationError) -> str:
         of_source = first["loc"][:1] == ("sources",) and len(first["loc"]) > 1
         return f"{dotted}: {reason}{also}." if of_source or reason.startswith("should") else f"{reason}{also}."
     return f"{dotted}: {reason}, got {_SHOWN.repr(first['input'])}{also}."
+
+
+def _unknown(dotted: str, loc: tuple[int | str, ...]) -> str:
+    known = [name for name, _, _ in documentation()]
+    if dotted in known:  # a file has its groups one below the other
+        group, _, rest = dotted.partition(".")
+        return f"{dotted} is written as `{group}: {{{rest.replace('.', ': {')}: ...}}{'}' * rest.count('.')}` in a file."
+    meant = _ELSEWHERE.get(str(loc[-1])) if loc[0] in ("train", loc[-1]) else None
+    groups = [name for name in Config.model_fields if name not in known]
+    near = [meant] if meant else difflib.get_close_matches(dotted.lower(), known + groups, n=1, cutoff=0.75)
+    return f"unknown setting {dotted}" + (f"; did you mean {near[0]}?" if near else "; see docs/configuration.md.")
 
 
 def documentation(model: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
