@@ -74,6 +74,15 @@ def test_what_the_sources_do_not_have_or_read_is_refused(tmp_path: Path, text: s
     assert sentence in str(refused.value)
 
 
+def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    tasks = "evaluate.tasks=[{name: a, file: ~/t.jsonl}]"
+    config = settings.load(CONFIGS / "tiny.yaml", ["base.source=local", "base.path=~/model", "download.path=~/x", tasks])
+    paths = (config.base.path, config.download.path, config.evaluate.tasks[0].file)
+    assert [str(path) for path in paths] == ["/home/me/model", "/home/me/x", "/home/me/t.jsonl"]
+    assert str(settings.load(CONFIGS / "tiny.yaml", ["base.path=~nobody-here/x"]).base.path) == "~nobody-here/x"
+
+
 def test_a_configuration_is_taken_as_it_was_written_down() -> None:
     config = settings.load(CONFIGS / "tiny.yaml")
     assert settings.parse(config.model_dump(mode="json"), "xcom") == config

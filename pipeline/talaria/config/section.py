@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -56,11 +57,14 @@ class Section(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _can_be_shown_and_opened(cls, value: Any) -> Any:
-        """Raise ValueError for text that no log can show, and for a path that no file system can hold."""
+        """Raise ValueError for text that no log can show, and for a path that no file system can hold; ~ is the home folder."""
         if isinstance(value, str | Path) and printable(str(value)) != str(value):
             raise ValueError("should be text without control characters")
         if isinstance(value, Path) and (len(str(value)) > 4095 or any(len(part.encode()) > 255 for part in value.parts)):
             raise ValueError("should be a path that a file system can hold: at most 255 bytes a name, 4,095 in all")
+        if isinstance(value, Path):
+            with contextlib.suppress(RuntimeError):  # a user whom this machine does not know
+                return value.expanduser()
         return value
 
     def key_fields(self) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def fill(config: Download, out_dir: Path, data: Path) -> Facts:
 def local_files(config: Download) -> list[tuple[str, Path]]:
     """(name in data/, path) of the files that `download.path` and `download.files` name."""
     assert config.path is not None, "the configuration asks for it"
-    root = config.path.expanduser()
+    root = config.path
     files = [file.path for file in find_files(root, config.files)]
     return [(path.name if root.is_file() else str(path.relative_to(root)), path) for path in files]
 

@@ -64,7 +64,7 @@ def _named(download: Download, setting: str) -> SourceFiles:
             f"{setting}: {download.origin} is not on this machine; fetch it with `talaria download CONFIG --output raw`, "
             "then `talaria check raw CONFIG`."
         )
-    return search(download.path.expanduser(), download.files)
+    return search(download.path, download.files)
 
 
 def look(found: SourceFiles, config: Config, tokenizer: str | None) -> Facts:

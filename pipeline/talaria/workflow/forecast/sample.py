@@ -58,7 +58,7 @@ def _raw(config: Config, store: Store, keys: Mapping[str, str], work: Path) -> t
         return None
     path = made.path / "data" if made else config.download.path
     assert path is not None  # the configuration has checked it
-    files = search(path) if made else search(path.expanduser(), config.download.files)
+    files = search(path) if made else search(path, config.download.files)
     samples = sample_files(files.files, work)
     written = write_messages(samples, work / MESSAGES, config.convert.model_copy(update={"on_bad_row": "drop"}))
     share = _share(files.files, samples)
