@@ -175,6 +175,13 @@ def test_a_folder_of_others_is_not_written_over(launches, no_ranks: None, name: 
     assert [path.name for path in launches.output.iterdir() if not path.name.startswith(".")] == [name]
 
 
+@pytest.mark.usefixtures("quick_launcher")
+def test_a_launch_that_was_killed_before_it_had_a_status_goes_on(launches) -> None:
+    launches.output.mkdir()
+    (launches.output / "config.json").write_text('{"name": "small", "train": {}}')
+    assert launches.start()["steps"] == 3
+
+
 def test_tokens_and_base_without_a_tokenizer(launches, no_ranks: None) -> None:
     shutil.rmtree(launches.root / "tokens" / "tokenizer")
     (launches.root / "model" / "tokenizer.json").unlink()

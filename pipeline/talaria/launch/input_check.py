@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from talaria.common.errors import UserError
+from talaria.common.files import read_object
 from talaria.common.locks import Busy
 from talaria.config.schema import Config
 from talaria.runs.folder import CHECKPOINTS, CONFIG, EXPORTS, MODEL, STATUS, RunFolder
@@ -71,7 +72,8 @@ def checked_inputs(config: Config, tokens: Path, base: Path, output: Path) -> It
 
 def _refuse_foreign(output: Path) -> None:
     """Raise UserError where no training is, but a file that it would write over: in the base model's own folder, say."""
-    if (output / STATUS).exists() or (output / DIGESTS).exists():
+    ours = "train" in read_object(output / CONFIG)  # a launch that was killed may have written no more
+    if ours or (output / STATUS).exists() or (output / DIGESTS).exists():
         return
     if there := next((name for name in (CONFIG, MODEL, EXPORTS, CHECKPOINTS) if (output / name).exists()), None):
         raise UserError(
