@@ -254,7 +254,7 @@ def test_a_row_that_cannot_be_converted_fails_with_the_command_lines_sentence(
 
     rows = [{"conversations": [{"from": role, "value": "Hello."}]} for role in ("human", "narrator")]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    local = {"download.source": "local", "download.path": str(tmp_path / "rows.json")}
+    local = {"download.source": "local", "download.path": str(tmp_path / "rows.json"), "download.rows": 6000}
     failed = run(dags, set=SMALL | local)
     assert failed.state == "failed"
     convert_task = failed.get_task_instance("data.convert")

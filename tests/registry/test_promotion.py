@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from talaria.cli.chat import resolve_model
-from talaria.common.errors import DataError
+from talaria.common.errors import DataError, UserError
 from talaria.config.evaluation_settings import Promote
 from talaria.registry.promotion.champion import champion, unchanged
 from talaria.registry.promotion.champion_loss import champion_beside
@@ -185,6 +185,11 @@ def test_rollback_brings_the_former_champion_back_and_says_who_and_why(models):
     assert models.rollback()["champion"] == 1  # and further back
     with pytest.raises(DataError, match="first champion"):
         models.rollback()
+
+
+def test_a_rollback_needs_a_reason():
+    with pytest.raises(UserError, match="the reason is blank; say why"):
+        rollback("small", reason=" ", who="ann", uri="sqlite:///nowhere.db")
 
 
 def test_a_retried_rollback_goes_back_once(models):

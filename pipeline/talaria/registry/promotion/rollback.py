@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from talaria.common.errors import DataError
+from talaria.common.errors import DataError, UserError
 from talaria.common.redact import scrub
 from talaria.registry.versions import (
     CHAMPION,
@@ -29,8 +29,10 @@ def rollback(model: str, *, reason: str, who: str, uri: str, request: str | None
     """Make the champion before this one champion again, and write on the version that leaves who, when, why.
 
     `request`: an id under which a repeated call (Airflow's retry) finds that it has been done.
-    Raises DataError where there is nothing to go back to.
+    Raises DataError where there is nothing to go back to, and UserError for a blank reason.
     """
+    if not reason.strip():
+        raise UserError(f"{model}: the reason is blank; say why, for it is written on the version.")
     client = connect(uri)
     with plain_errors(uri):
         leaving = _find_request(client, model, request) or _champion(client, model)
