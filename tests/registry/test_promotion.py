@@ -20,6 +20,7 @@ from talaria.registry.promotion.rollback import rollback
 from talaria.registry.register import register
 from talaria.registry.versions import add_entry, find_model, prune, search_versions, set_tags, tags_of
 from talaria.tracking.mlflow_client import connect
+from talaria.workflow.run_all import decide
 
 from tests.support import tiny_pipeline
 
@@ -102,6 +103,17 @@ def test_a_preview_says_what_would_be_decided_and_moves_nothing(models):
     assert seen[2]["reason"] == "Version 1 is the champion already."
     assert models.aliases() == {"champion": 1}
     assert "talaria.gate" not in models.tags(better)
+
+
+def test_without_airflow_a_version_that_needs_an_approval_waits_for_it(models):
+    models.promote(models.add(3.0))
+    better, worse, asks = models.add(2.0), models.add(3.5), PLAIN.model_copy(update={"approval": True})
+    waiting = decide(models.name, better, asks, models.uri)
+    assert (waiting["promoted"], waiting["champion"], models.aliases()) == (False, 1, {"champion": 1})
+    assert f"`talaria promote {models.name} {better} --config CONFIG`" in waiting["reason"]
+    assert not decide(models.name, worse, asks, models.uri).get("waits")  # there is nothing to decide
+    assert models.aliases() == {"champion": 1, "challenger": worse}
+    assert decide(models.name, better, PLAIN, models.uri)["promoted"]
 
 
 def test_a_rejection_is_written_on_the_version_and_holds_until_a_person_promotes_it(models):

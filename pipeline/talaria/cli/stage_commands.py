@@ -60,9 +60,10 @@ def _show_result(facts: Mapping[str, Any]) -> None:
     for name, base, tuned in [("", "base", "tuned"), *scores(facts["evaluate"])]:
         print(f"{printable(name):20}  {base:>7}  {tuned:>7}".rstrip())
     model, promoted = facts["register"]["model"], facts["promote"]
-    alias = "champion" if promoted["champion"] == promoted["version"] else "challenger"
-    print(f"Model {model} version {promoted['version']}, alias {alias}")
-    print(facts["register"]["model_url"] or f"talaria chat models:/{model}@{alias}")
+    version = promoted["version"]
+    refused = "waits for approval" if promoted.get("waits") else "not promoted"
+    print(f"Model {model} version {version}, {'alias champion' if promoted['champion'] == version else refused}")
+    print(facts["register"]["model_url"] or f"talaria chat models:/{model}/{version}")
 
 
 @app.command()

@@ -45,7 +45,7 @@ class Download(Section):
         if self.source != "sample" and self.rows != type(self).model_fields["rows"].default:
             raise ValueError(
                 "download.rows is the size of the generated sample (download.source sample): "
-                "to take the first rows of the data, set convert.rows"
+                f"leave it at {type(self).model_fields['rows'].default}; to take the first rows of the data, set convert.rows"
             )
         return self
 

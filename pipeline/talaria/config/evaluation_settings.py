@@ -150,7 +150,7 @@ class Promote(Section):
     regressions: Int | None = Field(
         None, ge=0, description="At most so many answers that the champion has right may be wrong; absent: any number."
     )
-    approval: bool = Field(False, description="Ask a person before the champion alias moves (Airflow only).")
+    approval: bool = Field(False, description="Ask a person before the champion alias moves; without Airflow the version waits.")
 
     @model_validator(mode="after")
     def _rules_do_not_mix(self) -> Promote:

@@ -9,6 +9,7 @@ from typing import Any
 
 from talaria.common.files import MANIFEST
 from talaria.common.locks import in_use
+from talaria.config.evaluation_settings import Promote
 from talaria.config.schema import Config
 from talaria.stages.run import run_stage
 from talaria.stages.table import STAGES
@@ -28,7 +29,6 @@ def run_all(
     Raises UserError, before anything is made, with a sentence for each thing that is certain to fail.
     `on_line` gets progress lines; `train` replaces the function of the stage `train`, to show its progress.
     """
-    from talaria.registry.promotion.promote import promote
     from talaria.registry.register import register
     from talaria.tracking.mlflow_client import tracking_uri
     from talaria.workflow.forecast.forecast import forecast, refuse
@@ -48,6 +48,20 @@ def run_all(
         on_line(
             f"register  {'reused' if registered['reused'] else 'done'}  {registered['model']} version {registered['candidate']}"
         )
-        promoted = promote(registered["model"], registered["candidate"], settings=config.promote, uri=uri)
+        promoted = decide(registered["model"], registered["candidate"], config.promote, uri)
         on_line(f"promote   {promoted['reason']}")
     return {name: output.facts for name, output in outputs.items()} | {"register": registered, "promote": promoted}
+
+
+def decide(model: str, version: int, settings: Promote, uri: str) -> dict[str, Any]:
+    """Let the gate decide, as `promote` does. Where a person is to be asked first, which only Airflow does, the version waits."""
+    from talaria.registry.promotion.promote import preview, promote
+
+    found = preview(model, version, settings=settings, uri=uri) if settings.approval else {}
+    if not found.get("promoted"):
+        return promote(model, version, settings=settings, uri=uri)
+    reason = (
+        f"Version {version} waits for a person, as promote.approval is set: "
+        f"`talaria promote {model} {version} --config CONFIG` makes it the champion. {found['reason']}"
+    )
+    return {**found, "promoted": False, "waits": True, "previous": found["champion"], "reason": reason}
