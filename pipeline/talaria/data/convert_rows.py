@@ -85,8 +85,7 @@ def message_steps(stream: Stream, shape: RowShape) -> Iterator[Step]:
         raise DataError(f"{stream.name}: holds no row with any column.")
     if not shape.fits(stream.columns):
         found = ", ".join(stream.columns)
-        turns = next((name for name, kind in stream.columns.items() if _holds_turns(kind)), None)
-        own = f" (convert.fields.messages={turns}, say)" if turns else ""
+        own = _example([name for name, kind in stream.columns.items() if _holds_turns(kind)])
         raise DataError(
             f"{stream.name}: no column 'conversations' or 'messages', and no pair like instruction and output, found {found}; "
             f"name the columns with convert.fields{own}, or make one with convert.function."
@@ -98,6 +97,13 @@ def message_steps(stream: Stream, shape: RowShape) -> Iterator[Step]:
         types = by_row.message_types(stream.columns, shape)
         open_shape = replace(shape, extras=frozenset(types.keys() - by_row.KNOWN.keys()))
         yield Step(stream, by_row.schema(stream.columns, types), partial(_by_rows, stream, open_shape, types))
+
+
+def _example(turns: list[str]) -> str:
+    """An example of convert.fields for the columns that hold turns; of prompt, chosen and rejected, the answer is in the second."""
+    first, *others = turns or [""]
+    wanted = f"completion={others[0]}" if first == "prompt" and others else f"messages={first}"
+    return f" (convert.fields.{wanted}, say)" if first else ""
 
 
 def _holds_turns(kind: pa.DataType) -> bool:
