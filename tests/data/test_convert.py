@@ -21,6 +21,7 @@ from talaria.data.synthetic.generator import generate, write_sample
 from tests.data.reference import our_rows, reference_rows
 
 Row = dict[str, Any]
+A_TURN = '[{"role": "user", "content": "a"}]'
 TURNS = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 ODD_ROWS: list[Row] = [
@@ -328,8 +329,8 @@ def test_a_column_of_one_late_row_is_there_and_all_bytes_are_the_slow_readers(
         ('[{"text": "hello"}]', "no column 'conversations' or 'messages', .* found text; name the columns with convert.fields"),
         ('[{"instruction": "a", "input": "b"}]', "found instruction, input"),
         ('{"data": [{"conversations": []}]}', "no column 'conversations'"),
-        ('[{"prompt": [{"role": "user"}], "chosen": [{"role": "assistant"}]}]', r"\(convert\.fields\.completion=chosen, say\)"),
-        ('[{"prompt": "a", "chosen": [{"role": "user"}]}]', r"\(convert\.fields\.messages=chosen, say\)"),
+        (f'[{{"prompt": {A_TURN}, "chosen": {A_TURN}}}]', r"\(convert\.fields\.completion=chosen, say\)"),
+        (f'[{{"prompt": "a", "chosen": {A_TURN}}}]', r"\(convert\.fields\.messages=chosen, say\)"),
     ],
 )
 def test_what_is_no_data_is_told_in_one_sentence(tmp_path: Path, text: str, message: str) -> None:

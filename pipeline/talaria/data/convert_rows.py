@@ -100,7 +100,7 @@ def message_steps(stream: Stream, shape: RowShape) -> Iterator[Step]:
 
 
 def _example(turns: list[str]) -> str:
-    """An example of convert.fields for the columns that hold turns; of prompt, chosen and rejected, the answer is in the second."""
+    """An example of convert.fields for columns that hold turns; of prompt, chosen and rejected, the answer is in the second."""
     first, *others = turns or [""]
     wanted = f"completion={others[0]}" if first == "prompt" and others else f"messages={first}"
     return f" (convert.fields.{wanted}, say)" if first else ""
