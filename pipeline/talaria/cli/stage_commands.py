@@ -47,7 +47,7 @@ def run(
 
     facts = run_all(load(config, set_), Store(store), force=force, on_line=say, train=train)
     if as_json:
-        print(json.dumps(facts))
+        finish(facts, as_json)
     else:
         _show_result(facts)
 
