@@ -59,6 +59,11 @@ def command(
     ranks = train.num_processes or max(gpus, 1)
     _require_ranks_fit(ranks, gpus)
     world = ranks * train.num_machines
+    if world % train.context_parallel_size:
+        raise UserError(
+            f"train.context_parallel_size is {train.context_parallel_size}, but {world} ranks cannot be split into groups of so "
+            "many; lower it, or leave it at 1."
+        )
     arguments = {
         "config_file": output / machine.own(ACCELERATE_CONFIG),
         "num_processes": world,

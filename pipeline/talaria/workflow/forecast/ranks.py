@@ -40,13 +40,7 @@ def place(config: Config, trains_here: bool) -> Place:
     gpus = gpu_count()
     anywhere = Path("/")
     command(train, anywhere, anywhere, anywhere, Machine(), gpus=gpus)  # refuses what this machine cannot start
-    ranks = (train.num_processes or max(gpus, 1)) * train.num_machines
-    if ranks % train.context_parallel_size:
-        raise UserError(
-            f"train.context_parallel_size is {train.context_parallel_size}, but {ranks} ranks cannot be split into groups of so "
-            "many; lower it, or leave it at 1."
-        )
-    return Place(ranks, gpus, _smallest_gpu(train.num_processes))
+    return Place((train.num_processes or max(gpus, 1)) * train.num_machines, gpus, _smallest_gpu(train.num_processes))
 
 
 def memory(config: Config, size: ModelSize | None, where: Place) -> dict[str, Any]:
